@@ -1,0 +1,12 @@
+"""Smooth Adversarial Training (Xie et al. 2020, arXiv:2006.14536) for TensorFlow 2 and Keras 3."""
+
+import keras as _keras
+
+if _keras.backend.backend() != "tensorflow":
+    raise ImportError(
+        f"keras_sat needs Keras' TensorFlow backend: set KERAS_BACKEND=tensorflow. Received: {_keras.backend.backend()}"
+    )
+
+from keras_sat import activations, attacks, losses, models, training  # noqa: E402
+
+__all__ = ["activations", "attacks", "losses", "models", "training"]

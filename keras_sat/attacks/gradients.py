@@ -1,0 +1,44 @@
+"""The only place that opens a tape for the gradient of an input."""
+
+import tensorflow as tf
+
+
+def logits(logits_fn, images):
+    """Returns logits_fn(images) as float32, checked to be [batch, classes]."""
+    outputs = logits_fn(images)
+    if not tf.is_tensor(outputs) or outputs.shape.rank != 2:
+        shape = getattr(outputs, "shape", type(outputs).__name__)
+        raise ValueError(f"logits_fn must return one tensor of shape [batch, classes]. Received: {shape}")
+    return tf.cast(outputs, tf.float32)
+
+
+def value_and_gradient(logits_fn, loss, images, labels):
+    """Differentiates the loss of each example by its own image.
+
+    The losses are added up, not averaged: an example's gradient does not depend on the batch it is in, and does not
+    underflow in float16. Nothing but the images is watched, so no gradient of a weight is computed.
+
+    Args:
+        logits_fn: maps images to logits [batch, classes].
+        loss: maps labels and logits to losses [batch], as those of `keras_sat.losses`.
+        images: float32 [batch, height, width, channels].
+        labels: int [batch].
+
+    Returns:
+        losses [batch], logits [batch, classes], gradients of the shape of `images`; all float32.
+
+    Raises:
+        ValueError: if the logits do not depend on the images.
+    """
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(images)
+        outputs = logits(logits_fn, images)
+        losses = loss(labels, outputs)
+        total = tf.reduce_sum(losses)
+    gradients = tape.gradient(total, images)
+    if gradients is None:
+        raise ValueError(
+            "The logits have no gradient with respect to the images: logits_fn must stay in TensorFlow (no NumPy, no "
+            "rounding to integers) from the images to the logits."
+        )
+    return losses, outputs, gradients

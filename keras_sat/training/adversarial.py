@@ -1,0 +1,127 @@
+"""Adversarial training through Keras' own compile and fit."""
+
+import dataclasses
+
+import keras
+import tensorflow as tf
+
+from keras_sat import activations
+
+
+class AdversarialModel(keras.Model):
+    """Trains a Keras classifier on adversarial examples made from each batch.
+
+        model = keras_sat.models.ResNet20(activation="silu", classes=10)
+        trainer = AdversarialModel(model, PGD(LinfBall(8), steps=2))
+        trainer.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+        trainer.fit(train_dataset, validation_data=test_dataset)
+
+    `train_step` perturbs the batch and hands it to Keras' own step, so loss and metrics in the logs of training are
+    those on the adversarial images. `evaluate` reports them on the clean images, and `robust_accuracy`: the share of
+    examples classified correctly both clean and under `evaluation_attack`. `predict` and calls are clean inference.
+    The attack ascends its loss for the hard label, whatever the training loss does (label smoothing, say).
+
+    The noise of the attack is drawn from `seed`, the optimizer's iterations and the replica: the same seed gives the
+    same run, a resumed run goes on as the uninterrupted one, and no two replicas draw the same.
+
+    Args:
+        model: a built Keras classifier from images [batch, height, width, channels] to logits [batch, classes]; from
+            this package, keras.applications or anywhere else. Its weights are the ones trained; it is what is saved
+            and exported (`.model`).
+        attack: makes the training examples, such as `PGD(LinfBall(4), steps=1, clean_start=0.2)`, the paper's.
+        evaluation_attack: used by `evaluate` and for validation; default: `attack`, never from a clean start.
+        attack_batch_norm: how the model runs while it is attacked in training: "frozen", the paper's, in inference
+            mode; or "batch", in training mode (statistics of the batch, dropout live), without any update. The
+            evaluation attack always sees inference mode.
+        seed: of the attack's noise.
+
+    Labels are integers [batch] or [batch, 1], or one-hot [batch, classes]. Sample weights weigh the loss and the
+    metrics, not the attack.
+
+    Raises:
+        ValueError: for a model that is not built or ends in a softmax, or an unknown `attack_batch_norm`.
+    """
+
+    def __init__(self, model, attack, evaluation_attack=None, attack_batch_norm="frozen", seed=0, **kwargs):
+        _check_classifier(model)
+        if attack_batch_norm not in ("frozen", "batch"):
+            raise ValueError(f'attack_batch_norm must be "frozen" or "batch". Received: {attack_batch_norm!r}')
+        # The policy is the model's, for the loss scaling that Keras derives from it. The images are not cast to it
+        # here: in bfloat16, 256 levels of gray would become 128. The model's own layers cast.
+        super().__init__(dtype=model.dtype_policy, autocast=False, **kwargs)
+        self.model = model
+        self.attack = attack
+        self.evaluation_attack = evaluation_attack or _without_clean_start(attack)
+        self.attack_batch_norm = attack_batch_norm
+        self.seed = seed
+        self.robust_accuracy = keras.metrics.Mean(name="robust_accuracy")
+        self.built = True
+
+    def call(self, inputs, training=False):
+        return self.model(inputs, training=training)
+
+    def train_step(self, data):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        with activations.training_attack():
+            logits_fn = self._batch_statistics if self.attack_batch_norm == "batch" else self._inference
+            adversarial = self.attack(logits_fn, x, hard_labels(y), self._replica_seed(self.optimizer.iterations))
+        logs = super().train_step((adversarial, y, sample_weight))
+        return {name: value for name, value in logs.items() if name != self.robust_accuracy.name}
+
+    def test_step(self, data):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        labels = hard_labels(y)
+        adversarial = self.evaluation_attack(self._inference, x, labels, self._replica_seed(-1))
+        robust = self._is_correct(x, labels) & self._is_correct(adversarial, labels)
+        self.robust_accuracy.update_state(robust, sample_weight)
+        return super().test_step(data)
+
+    def save(self, filepath, **kwargs):
+        """Saves the classifier, `.model`: the trainer around it is code, not weights."""
+        return self.model.save(filepath, **kwargs)
+
+    def _inference(self, images):
+        return self.model(images, training=False)
+
+    def _batch_statistics(self, images):
+        with keras.StatelessScope():  # swallows the updates of the moving statistics
+            return self.model(images, training=True)
+
+    def _is_correct(self, images, labels):
+        return tf.argmax(self._inference(images), axis=-1, output_type=tf.int32) == labels
+
+    def _replica_seed(self, step):
+        seed = tf.stack([tf.cast(self.seed, tf.int32), tf.cast(step, tf.int32)])
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        return tf.random.experimental.stateless_fold_in(seed, replica)
+
+
+def hard_labels(y):
+    """Returns int32 labels [batch] from integer labels [batch] or [batch, 1], or one-hot ones [batch, classes]."""
+    if y is None or not hasattr(y, "shape") or y.shape.rank not in (1, 2):
+        raise ValueError(
+            "Adversarial training needs labels: integers [batch] or one-hot [batch, classes], as in fit(x, y) or a "
+            f"dataset of (images, labels). Received: {getattr(y, 'shape', y)}"
+        )
+    if y.shape.rank == 2:
+        y = tf.argmax(y, axis=-1) if y.shape[-1] != 1 else y[:, 0]
+    return tf.cast(y, tf.int32)
+
+
+def _without_clean_start(attack):
+    return dataclasses.replace(attack, clean_start=0.0) if hasattr(attack, "clean_start") else attack
+
+
+def _check_classifier(model):
+    if not isinstance(model, keras.Model) or not model.built:
+        raise ValueError(
+            "model must be a built Keras classifier; build a subclassed one by calling it on a batch of images. "
+            f"Received: {model!r}"
+        )
+    last = model.layers[-1] if model.layers else model
+    ends_in_softmax = isinstance(last, keras.layers.Softmax)
+    if ends_in_softmax or getattr(last, "activation", None) in (keras.activations.softmax, keras.activations.sigmoid):
+        raise ValueError(
+            f"{model.name} ends in probabilities ({last.name}): a softmax hides the gradient from an attack. Build it "
+            "with classifier_activation=None and train it with a loss from_logits=True."
+        )
