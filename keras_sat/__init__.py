@@ -7,6 +7,17 @@ if _keras.backend.backend() != "tensorflow":
         f"keras_sat needs Keras' TensorFlow backend: set KERAS_BACKEND=tensorflow. Received: {_keras.backend.backend()}"
     )
 
-from keras_sat import activations, attacks, losses, models, training  # noqa: E402
+from keras_sat import activations, attacks, data, evaluation, export, losses, models, training  # noqa: E402
+from keras_sat.version import __version__  # noqa: E402
 
-__all__ = ["activations", "attacks", "losses", "models", "training"]
+__all__ = [
+    "__version__",
+    "activations",
+    "attacks",
+    "data",
+    "evaluation",
+    "export",
+    "losses",
+    "models",
+    "training",
+]

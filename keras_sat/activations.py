@@ -37,7 +37,9 @@ class GELU(keras.layers.Layer):
         self.approximate = approximate
 
     def call(self, inputs):
-        return keras.ops.gelu(inputs, approximate=self.approximate)
+        # x^3 leaves the range of float16 at |x| = 41, where its gradient would be NaN.
+        x = _at_least_float32(inputs)
+        return keras.ops.cast(keras.ops.gelu(x, approximate=self.approximate), inputs.dtype)
 
     def get_config(self):
         return {**super().get_config(), "approximate": self.approximate}
@@ -83,7 +85,7 @@ class SmoothReLU(keras.layers.Layer):
 
     def call(self, inputs):
         # beta |x| leaves the range of float16 at |x| = 164, and the logarithm needs more digits than bfloat16 has.
-        x = keras.ops.cast(inputs, "float32") if self.compute_dtype in ("float16", "bfloat16") else inputs
+        x = _at_least_float32(inputs)
         beta = self.beta if self.root_beta is None else keras.ops.square(self.root_beta)
         return keras.ops.cast(keras.ops.relu(x - keras.ops.log1p(keras.ops.abs(x) * beta) / beta), inputs.dtype)
 
@@ -130,6 +132,10 @@ def _relu_with_softplus_gradient(inputs, alpha):
         return tf.nn.relu(x), lambda upstream: upstream * tf.sigmoid(alpha * x)
 
     return relu(inputs)
+
+
+def _at_least_float32(x):
+    return keras.ops.cast(x, "float32") if x.dtype in ("float16", "bfloat16") else x
 
 
 def _positive(name, value):

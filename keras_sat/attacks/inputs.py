@@ -1,5 +1,7 @@
 """What every attack does before its first step: converts and checks its inputs, and compiles its loop once."""
 
+import warnings
+
 import tensorflow as tf
 
 
@@ -53,8 +55,14 @@ def _check_values(images, bounds):
         raise ValueError("images must be finite. Received: NaN or infinite values")
     if low < bounds[0] or high > bounds[1]:
         raise ValueError(
-            f"images must lie within the attack's bounds {bounds}; another range is said by the ball, "
+            f"images must lie within the bounds of the attack, {bounds}; another range is said by the ball, "
             f"as in LinfBall(4 / 255, bounds=(0, 1)). Received values in [{low:g}, {high:g}]"
+        )
+    if 0 < high <= 1 < bounds[1] / 2:
+        warnings.warn(
+            f"The images reach from {low:g} to {high:g}, the attack's bounds are {bounds}. For images in 0..1 give the "
+            "ball that range: LinfBall(4 / 255, bounds=(0, 1)).",
+            stacklevel=4,
         )
 
 
@@ -80,5 +88,5 @@ def _check_logits(logits_fn, images, labels):
 def _assert_in_bounds(images, bounds):
     """Returns the op that fails unless all images are within the bounds (a NaN is not). XLA leaves it out."""
     inside = tf.reduce_all((images >= bounds[0]) & (images <= bounds[1]))
-    message = f"keras_sat: images must lie within the attack's bounds {bounds}. Received values from, to:"
+    message = f"keras_sat: images must lie within the bounds of the attack, {bounds}. Received values from, to:"
     return tf.debugging.Assert(inside, [message, tf.reduce_min(images), tf.reduce_max(images)])

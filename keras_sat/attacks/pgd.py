@@ -66,6 +66,20 @@ class PGD:
         """The length of a step, in the images' unit."""
         return self.ball.default_step_size(self.steps) if self.step_size is None else self.step_size
 
+    def __str__(self):
+        return f"PGD-{self.steps}"
+
+    def settings(self):
+        """Returns the configuration as plain values for a report: what another tool needs to run the same attack."""
+        return {
+            **dataclasses.asdict(self.ball),
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "ball"},
+            "attack": type(self).__name__,
+            "norm": self.ball.norm,
+            "step_size": self.resolved_step_size,
+            "loss": self.loss.__name__,
+        }
+
     def __call__(self, logits_fn, images, labels, seed=0):
         """Returns adversarial images.
 
@@ -89,7 +103,7 @@ class PGD:
         """The attack itself, on float32 images, int labels and a seed of shape [2] that were checked."""
         worst, worst_score = None, None
         for restart in range(self.restarts):
-            restart_seed = tf.random.experimental.stateless_fold_in(seed, restart)
+            restart_seed = tf.random.experimental.stateless_fold_in(seed, restart, alg=threats.RNG)
             points, score = self._one_start(logits_fn, images, labels, restart_seed)
             if self.restarts == 1:
                 return points
@@ -127,11 +141,11 @@ class PGD:
     def _start(self, images, seed):
         if not self.random_start:
             return images
-        noise_seed, coin_seed = tf.unstack(tf.random.split(seed, 2))
+        noise_seed, coin_seed = tf.unstack(tf.random.split(seed, 2, alg=threats.RNG))
         noisy = self.ball.sample(noise_seed, images)
         if self.clean_start == 0:
             return noisy
-        return tf.where(tf.random.stateless_uniform([], coin_seed) < self.clean_start, images, noisy)
+        return tf.where(tf.random.stateless_uniform([], coin_seed, alg=threats.RNG) < self.clean_start, images, noisy)
 
     def _score(self, labels, outputs):
         margin = losses.margin(labels, outputs)

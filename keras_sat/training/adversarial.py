@@ -6,6 +6,8 @@ import keras
 import tensorflow as tf
 
 from keras_sat import activations
+from keras_sat.attacks import threats
+from keras_sat.models import classifier
 
 
 class AdversarialModel(keras.Model):
@@ -43,7 +45,7 @@ class AdversarialModel(keras.Model):
     """
 
     def __init__(self, model, attack, evaluation_attack=None, attack_batch_norm="frozen", seed=0, **kwargs):
-        _check_classifier(model)
+        classifier.check(model)
         if attack_batch_norm not in ("frozen", "batch"):
             raise ValueError(f'attack_batch_norm must be "frozen" or "batch". Received: {attack_batch_norm!r}')
         # The policy is the model's, for the loss scaling that Keras derives from it. The images are not cast to it
@@ -93,7 +95,7 @@ class AdversarialModel(keras.Model):
     def _replica_seed(self, step):
         seed = tf.stack([tf.cast(self.seed, tf.int32), tf.cast(step, tf.int32)])
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        return tf.random.experimental.stateless_fold_in(seed, replica)
+        return tf.random.experimental.stateless_fold_in(seed, replica, alg=threats.RNG)
 
 
 def hard_labels(y):
@@ -110,18 +112,3 @@ def hard_labels(y):
 
 def _without_clean_start(attack):
     return dataclasses.replace(attack, clean_start=0.0) if hasattr(attack, "clean_start") else attack
-
-
-def _check_classifier(model):
-    if not isinstance(model, keras.Model) or not model.built:
-        raise ValueError(
-            "model must be a built Keras classifier; build a subclassed one by calling it on a batch of images. "
-            f"Received: {model!r}"
-        )
-    last = model.layers[-1] if model.layers else model
-    ends_in_softmax = isinstance(last, keras.layers.Softmax)
-    if ends_in_softmax or getattr(last, "activation", None) in (keras.activations.softmax, keras.activations.sigmoid):
-        raise ValueError(
-            f"{model.name} ends in probabilities ({last.name}): a softmax hides the gradient from an attack. Build it "
-            "with classifier_activation=None and train it with a loss from_logits=True."
-        )

@@ -1,0 +1,231 @@
+"""The command `keras-sat`. Flags and printing live here alone; what they ask for is done by the package."""
+
+import argparse
+import dataclasses
+import json
+import os
+import shlex
+import sys
+import time
+import types
+import typing
+
+from absl import app, logging
+from absl.flags import argparse_flags
+
+QUICKSTART = "keras-sat-quickstart"
+
+
+class _Parser(argparse_flags.ArgumentParser):
+    """Says what is wrong with the flags in one line."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _parse(argv):
+    parser = _Parser(prog="keras-sat", description="Smooth adversarial training: train, evaluate and export.")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        summary = command.__doc__.splitlines()[0]
+        sub = commands.add_parser(name, help=summary, description=command.__doc__, inherited_absl_flags=None)
+        sub.set_defaults(run=command)
+        if name in argv[1:2]:  # the flags of `train` are known only once Keras is imported, which takes seconds
+            FLAGS[name](sub)
+    return parser.parse_args(argv[1:])
+
+
+def _quickstart_flags(parser):
+    parser.add_argument("--output", help=f"folder to write; default: {QUICKSTART}, numbered where it exists")
+
+
+def _train_flags(parser):
+    from keras_sat.run import Run
+
+    parser.add_argument("--output", required=True, help="folder to write; must hold no run yet")
+    for field in dataclasses.fields(Run):
+        text = field.metadata["help"].replace("%", "%%")
+        if field.default is not None:
+            text += f" (default: {field.default})"
+        parser.add_argument(f"--{field.name}", default=field.default, type=_flag_type(field), help=text)
+
+
+def _flag_type(field):
+    if field.name == "activation":
+        return _activation
+    kinds = typing.get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
+    return kinds[0]
+
+
+def _activation(text):
+    if not text.startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not a name and not JSON: {text!r} ({error})") from error
+
+
+def _evaluate_flags(parser):
+    parser.add_argument("folder", help="a run's folder, written by `keras-sat train`")
+    parser.add_argument("--attack", default="pgd-50", help="fgsm or pgd-STEPS, several with commas (default: pgd-50)")
+    parser.add_argument("--epsilon", type=float, help="in pixels 0..255; default: the run's")
+    parser.add_argument("--split", help="of the run's dataset, such as test[:500]; default: all of test")
+    parser.add_argument("--batch_size", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def _export_flags(parser):
+    parser.add_argument("folder", help="a run's folder, written by `keras-sat train`")
+    parser.add_argument("--to", help="folder to write; default: saved_model in the run's folder")
+
+
+def _list_flags(parser):
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def quickstart(args):
+    """Trains, attacks, evaluates and exports a small network on real images, within three minutes on two cores."""
+    from keras_sat import attacks, evaluation, export, files
+    from keras_sat.run import Run, train
+
+    start = time.perf_counter()
+    folder = args.output or _free(QUICKSTART)
+    run = Run()
+    print(f"Training {run.model} ({run.activation}) on PGD-{run.steps} examples of {run.dataset}, epsilon {run.epsilon}.")
+    print("accuracy and loss are those on the adversarial images; val_... on up to 500 test images.\n", flush=True)
+    model, finished = train(run, folder)
+    if not finished:
+        return _interrupted(folder)
+    print("\nAttacking the whole test split with PGD-50.", flush=True)
+    dataset = run.load_data(run.evaluation_split(), batch_size=200)
+    report = evaluation.evaluate(model, dataset, attacks.PGD(run.ball(), steps=50), seed=run.seed)
+    report.to_json(os.path.join(folder, "report.json"))
+    files.write_text(os.path.join(folder, "report.txt"), report.table() + "\n")
+    export.export_saved_model(model, os.path.join(folder, "saved_model"))
+    print(f"\n{report.table()}\n\nAll of it took {time.perf_counter() - start:.0f} seconds. It lies in {folder}/:")
+    print(_WHERE.format(here=shlex.quote(folder)))
+    return 0
+
+
+_WHERE = """\
+    report.txt, report.json   these figures, and all that is needed to repeat them
+    model.weights.h5          the weights
+    run.json, logs/           the configuration; the training's curves for TensorBoard
+    saved_model/              for TF Serving, or tf.saved_model.load
+
+What to do next:
+    keras-sat evaluate {here} --attack=fgsm,pgd-10,pgd-200
+    keras-sat train --activation=relu --output=runs/relu        does it pay to be smooth?
+    keras-sat train --help                                      your dataset, network and epsilon
+    tensorboard --logdir={here}/logs"""
+
+
+def train(args):
+    """Trains a network adversarially and writes its folder: weights, run.json and TensorBoard logs."""
+    from keras_sat import run as run_lib
+
+    config = run_lib.Run(**{field.name: getattr(args, field.name) for field in dataclasses.fields(run_lib.Run)})
+    _, finished = run_lib.train(config, args.output)
+    if not finished:
+        return _interrupted(args.output)
+    print(f"Trained. Next: keras-sat evaluate {shlex.quote(args.output)}")
+    return 0
+
+
+def evaluate(args):
+    """Measures the clean and robust accuracy of a trained network; writes report.json into its folder."""
+    from keras_sat import evaluation
+    from keras_sat import run as run_lib
+
+    run, model = run_lib.load(args.folder)
+    attacks = dict(_attack(name, run.ball(args.epsilon)) for name in args.attack.split(","))
+    dataset = run.load_data(args.split or run.evaluation_split(), batch_size=args.batch_size)
+    report = evaluation.evaluate(model, dataset, attacks, seed=args.seed)
+    path = os.path.join(args.folder, "report.json")
+    report.to_json(path)
+    print(f"\n{report.table()}\n\nWritten to {path}")
+    return 0
+
+
+def export(args):
+    """Writes a trained network as a SavedModel for TF Serving."""
+    from keras_sat import export as export_lib
+    from keras_sat import run as run_lib
+
+    _, model = run_lib.load(args.folder)
+    path = args.to or os.path.join(args.folder, "saved_model")
+    export_lib.export_saved_model(model, path)
+    print(f"Written to {path}")
+    return 0
+
+
+def list_(args):
+    """Lists the networks, activations, embedded datasets and attacks."""
+    from keras_sat import activations, data, models
+
+    known = {
+        "models": list(models.BUILDERS),
+        "activations": activations.names(),
+        "datasets": data.names(),
+        "attacks": ["fgsm", "pgd-STEPS"],
+    }
+    if args.json:
+        print(json.dumps(known, indent=2))
+    else:
+        print("\n".join(f"{kind:<12} {', '.join(names)}" for kind, names in known.items()))
+    return 0
+
+
+COMMANDS = {"quickstart": quickstart, "train": train, "evaluate": evaluate, "export": export, "list": list_}
+FLAGS = {
+    "quickstart": _quickstart_flags,
+    "train": _train_flags,
+    "evaluate": _evaluate_flags,
+    "export": _export_flags,
+    "list": _list_flags,
+}
+
+
+def _attack(name, ball):
+    """Returns an attack's name in the report and the attack, from a flag such as "pgd-50"."""
+    from keras_sat import attacks
+
+    if name == "fgsm":
+        return "FGSM", attacks.FGSM(ball)
+    kind, _, steps = name.partition("-")
+    if kind != "pgd" or not steps.isdigit() or int(steps) < 1:
+        raise ValueError(f"attack must be fgsm or pgd-STEPS, such as pgd-50. Received: {name!r}")
+    attack = attacks.PGD(ball, steps=int(steps))
+    return str(attack), attack
+
+
+def _free(folder):
+    """Returns the first of folder, folder-2, folder-3, ... that does not exist."""
+    number, candidate = 1, folder
+    while os.path.exists(candidate):
+        number += 1
+        candidate = f"{folder}-{number}"
+    return candidate
+
+
+def _interrupted(folder):
+    print(f"\nkeras-sat: interrupted; what was trained so far lies in {folder}", file=sys.stderr)
+    return 130
+
+
+def _main(args):
+    logging.set_verbosity(logging.WARNING)  # TFDS tells every folder that it looks into
+    try:
+        return args.run(args)
+    except KeyboardInterrupt:
+        print("\nkeras-sat: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"keras-sat: {error}", file=sys.stderr)
+        return 1
+
+
+def main():
+    """Runs the command line; the exit status is 0, 1 for bad input, 2 for bad flags, 130 for Ctrl-C."""
+    app.run(_main, flags_parser=_parse)

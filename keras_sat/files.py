@@ -1,0 +1,36 @@
+"""Writing without halves: beside, then renamed."""
+
+import contextlib
+import json
+import os
+import shutil
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Yields a path beside `path` to write a file or a folder to; at the end it takes the place of the file `path`.
+
+    After an exception `path` is as it was, and nothing else is left.
+    """
+    folder, name = os.path.split(os.path.abspath(path))
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f".{os.getpid()}-{name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        if os.path.isdir(temporary):
+            shutil.rmtree(temporary)
+        elif os.path.exists(temporary):
+            os.remove(temporary)
+
+
+def write_text(path, text):
+    """Writes `text` to the file `path`."""
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def write_json(path, value):
+    """Writes `value` as indented JSON to the file `path`."""
+    write_text(path, json.dumps(value, indent=2) + "\n")

@@ -1,0 +1,255 @@
+import dataclasses
+import gc
+import weakref
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_sat import losses
+from keras_sat.attacks import FGSM, PGD, L2Ball, LinfBall
+
+# Small, for logits of a few units: cross entropy has no gradient where float32 rounds a probability to 1.
+WEIGHTS = np.random.default_rng(3).normal(0, 1e-3, size=(12, 2)).astype(np.float32)
+
+
+def linear(images):
+    return tf.reshape(images, (-1, 12)) @ WEIGHTS
+
+
+def grey(n=5):
+    return np.full((n, 2, 2, 3), 128, np.uint8), np.zeros(n, int)
+
+
+CONTRACT = {
+    "pgd": PGD(LinfBall(8), steps=3),
+    "pgd-l2": PGD(L2Ball(60), steps=3),
+    "pgd-worst": PGD(LinfBall(8), steps=3, keep="worst"),
+    "pgd-l2-worst": PGD(L2Ball(60), steps=3, keep="worst", restarts=2),
+    "pgd-restarts": PGD(LinfBall(8), steps=2, restarts=3),
+    "pgd-targeted": PGD(LinfBall(8), steps=3, targeted=True),
+    "pgd-margin": PGD(LinfBall(8), steps=3, loss=losses.margin),
+    "pgd-clean-start": PGD(LinfBall(8), steps=2, clean_start=0.5),
+    "fgsm": FGSM(LinfBall(8)),
+    "fgsm-l2": FGSM(L2Ball(60)),
+    "epsilon-0": PGD(LinfBall(0), steps=2),
+}
+every_attack = pytest.mark.parametrize("attack", CONTRACT.values(), ids=CONTRACT)
+
+
+@every_attack
+def test_in_the_ball_and_in_the_bounds(attack, tiny_model, images, labels):
+    images[0], images[1] = 0, 255  # at the bounds
+    adversarial = attack(tiny_model(), images, labels, seed=1).numpy()
+    assert adversarial.dtype == np.float32
+    delta = (adversarial.astype(float) - images).reshape(len(images), -1)
+    size = np.abs(delta).max(1) if attack.ball.norm == "linf" else np.linalg.norm(delta, axis=1)
+    assert size.max() <= attack.ball.epsilon + 1e-5
+    assert adversarial.min() >= 0
+    assert adversarial.max() <= 255
+
+
+@every_attack
+def test_same_seed_same_bytes_and_graph_equals_eager(attack, tiny_model, images, labels):
+    model = tiny_model()
+    first, second = (attack(model, images, labels, seed=5).numpy() for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    graph = tf.function(lambda x, y, seed: attack(model, x, y, seed=seed))
+    np.testing.assert_allclose(graph(tf.constant(images), tf.constant(labels), 5), first, atol=1e-3)
+    if attack.random_start and attack.ball.epsilon:
+        assert np.any(attack(model, images, labels, seed=6).numpy() != first)
+
+
+@every_attack
+def test_weights_and_batch_norm_statistics_are_untouched(attack, tiny_model, images, labels):
+    model = tiny_model()
+    before = model.get_weights()
+    attack(model, images, labels)
+    for old, new in zip(before, model.get_weights()):
+        np.testing.assert_array_equal(old, new)
+
+
+@pytest.mark.parametrize("attack", [CONTRACT["pgd"], CONTRACT["pgd-l2-worst"]], ids=["linf", "l2"])
+def test_runs_under_xla(attack, tiny_model, images, labels):
+    model = tiny_model()
+    compiled = tf.function(lambda x, y: attack(model, x, y, seed=5), jit_compile=True)
+    eager = attack(model, images, labels, seed=5).numpy()
+    differs = np.abs(compiled(tf.constant(images), tf.constant(labels)) - eager) > 1e-2
+    assert np.mean(differs) < 0.01  # a sign may differ where a gradient is at rounding level
+
+
+def test_closed_form_on_a_linear_model():
+    images, labels = grey()
+    ascent = (WEIGHTS[:, 1] - WEIGHTS[:, 0]).reshape(2, 2, 3)
+    linf = PGD(LinfBall(8), steps=40)(linear, images, labels, seed=1)
+    np.testing.assert_allclose(linf, images + 8 * np.sign(ascent), atol=1e-5)
+    l2 = PGD(L2Ball(8), steps=40)(linear, images, labels, seed=1)
+    np.testing.assert_allclose(l2, images + 8 * ascent / np.linalg.norm(ascent) + 0 * images, atol=1e-3)
+    target = PGD(LinfBall(8), steps=40, targeted=True)(linear, images, labels, seed=1)
+    np.testing.assert_allclose(target, images - 8 * np.sign(ascent), atol=1e-5)
+
+
+def test_fgsm_is_one_step_of_epsilon_from_the_image():
+    images, labels = grey()
+    sign = np.sign(WEIGHTS[:, 1] - WEIGHTS[:, 0]).reshape(2, 2, 3)
+    np.testing.assert_allclose(FGSM(LinfBall(3))(linear, images, labels), images + 3 * sign)
+    assert FGSM(LinfBall(3)) == PGD(LinfBall(3), steps=1, step_size=3, random_start=False)
+    assert FGSM(LinfBall(3), random_start=True).random_start
+
+
+def test_clean_start_is_one_coin_for_the_batch():
+    """With step size ~0 what comes out is the start: all of the batch clean, or none of it."""
+    attack = PGD(LinfBall(8), steps=1, step_size=1e-30, clean_start=0.2)
+    images, labels = grey()
+    clean = [np.mean(attack(linear, images, labels, seed).numpy() == images) for seed in range(300)]
+    assert set(clean) == {0.0, 1.0}
+    assert 0.1 < np.mean(clean) < 0.3  # 300 coins: 0.2 within four standard deviations
+
+
+def test_the_random_start_is_clipped_only_after_the_first_gradient():
+    """The release's order: a black image's noise is half negative when the first gradient is taken."""
+    seen = []
+
+    def watch(images):
+        if not tf.inside_function() or images.shape[0] == 1:
+            return linear(images)
+        tf.py_function(lambda x: seen.append(float(tf.reduce_min(x))), [images], [])
+        return linear(images)
+
+    PGD(LinfBall(8), steps=2)(watch, np.zeros((5, 2, 2, 3)), np.zeros(5, int), seed=0)
+    assert seen[0] < -1
+    assert seen[1] == 0
+
+
+def bumpy(images):
+    """Correct at first; wrong in a narrow band around 132, correct again beyond it."""
+    x = tf.reduce_mean(images, axis=(1, 2, 3))
+    band = tf.abs(x - 132) < 0.5
+    return tf.stack([tf.zeros_like(x), 0.01 * x + tf.where(band, 1.0, -3.0)], axis=1)
+
+
+def test_keep_worst_keeps_a_misclassified_iterate():
+    images, labels = grey()
+    last = PGD(LinfBall(8), steps=8, step_size=1.0, random_start=False)
+    worst = dataclasses.replace(last, keep="worst")
+    assert np.all(tf.argmax(bumpy(last(bumpy, images, labels)), -1) == 0)
+    assert np.all(tf.argmax(bumpy(worst(bumpy, images, labels)), -1) == 1)
+
+
+def test_restarts_keep_the_worst_of_each_example(tiny_model, images, labels):
+    model = tiny_model()
+    one, many = (PGD(LinfBall(30), steps=2, restarts=restarts) for restarts in (1, 8))
+    margins = [losses.margin(labels, model(attack(model, images, labels, seed=0))) for attack in (one, many)]
+    assert np.all(margins[1] >= margins[0] - 1e-5)
+    assert np.any(margins[1] > margins[0] + 1e-5)
+
+
+def test_more_steps_are_stronger(tiny_model, images):
+    model = tiny_model()
+    labels = np.argmax(model(images), -1)
+    loss = [
+        float(tf.reduce_mean(losses.cross_entropy(labels, model(PGD(LinfBall(20), steps=k)(model, images, labels)))))
+        for k in (1, 10)
+    ]
+    assert loss[1] > loss[0] > float(tf.reduce_mean(losses.cross_entropy(labels, model(images))))
+
+
+def test_no_retracing_over_batches_seeds_and_partial_batches():
+    traces = []
+
+    def counted(images):
+        if tf.inside_function():
+            traces.append(images.shape)
+        return linear(images)
+
+    attack = PGD(LinfBall(8), steps=2)
+    attack(counted, *grey(5), seed=0)
+    once = len(traces)
+    attack(counted, *grey(3), seed=1)  # the first other size is traced once more, for any size
+    twice = len(traces)
+    for seed, n in enumerate((5, 4, 2, 1, 7)):
+        attack(counted, *grey(n), seed=seed)
+    assert len(traces) == twice <= 2 * once
+
+
+def test_a_model_is_released_after_an_attack(tiny_model, images, labels):
+    model = tiny_model()
+    PGD(LinfBall(8), steps=1)(model, images, labels)
+    reference = weakref.ref(model)
+    del model
+    keras.backend.clear_session()
+    gc.collect()
+    assert reference() is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps must be an integer >= 1"),
+        ({"steps": 2.5}, "steps must be an integer >= 1"),
+        ({"restarts": 0}, "restarts"),
+        ({"step_size": 0}, "step_size"),
+        ({"step_size": float("nan")}, "step_size"),
+        ({"clean_start": 1.5}, "probability"),
+        ({"keep": "best"}, "last.*worst.*best"),
+        ({"ball": 4}, "LinfBall"),
+    ],
+)
+def test_bad_configurations(options, message):
+    with pytest.raises(ValueError, match=message):
+        PGD(**{"ball": LinfBall(4), **options})
+
+
+BAD_INPUTS = {
+    "scaled otherwise": (lambda x, y: (x / 127.5 - 1, y), r"\(0.0, 255.0\).*Received values in \[-1, 1\]"),
+    "not finite": (lambda x, y: (np.where(x > 200, np.nan, x), y), "finite"),
+    "labels outside": (lambda x, y: (x, y + 4), r"labels must lie in 0..3. Received values in \[4, 7\]"),
+    "one-hot labels": (lambda x, y: (x, np.eye(4)[y]), "tf.argmax"),
+    "no batch axis": (lambda x, y: (x[0], y[:1]), r"\[batch, height, width, channels\]"),
+    "other numbers": (lambda x, y: (x, y[:3]), "8 and 3"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "message"), BAD_INPUTS.values(), ids=BAD_INPUTS)
+def test_bad_inputs(spoil, message, tiny_model, images):
+    labels = np.arange(8) % 4
+    with pytest.raises(ValueError, match=message):
+        PGD(LinfBall(4))(tiny_model(), *spoil(images, labels))
+
+
+def test_images_in_0_to_1_are_warned_about(tiny_model, images, labels):
+    with pytest.warns(UserWarning, match=r"bounds=\(0, 1\)"):
+        PGD(LinfBall(4), steps=1)(tiny_model(), images / 255, labels)
+
+
+def test_out_of_bounds_is_an_error_in_a_graph_too(tiny_model, images, labels):
+    model = tiny_model()
+    attack = tf.function(lambda x: PGD(LinfBall(4), steps=1)(model, x, labels))
+    with pytest.raises(tf.errors.InvalidArgumentError, match="within the bounds of the attack"):
+        attack(tf.cast(images, tf.float32) + 300)
+
+
+def test_probabilities_are_refused(tiny_model, images, labels):
+    model = keras.Sequential([tiny_model(), keras.layers.Softmax()])
+    with pytest.raises(ValueError, match="softmax hides the gradient"):
+        PGD(LinfBall(4))(model, images, labels)
+
+
+def test_settings_say_all_that_is_needed_to_repeat_it():
+    attack = PGD(LinfBall(4), steps=3, loss=losses.margin)
+    assert attack.settings() == {
+        "attack": "PGD",
+        "norm": "linf",
+        "epsilon": 4,
+        "bounds": (0.0, 255.0),
+        "steps": 3,
+        "step_size": 4 / 3,
+        "random_start": True,
+        "clean_start": 0.0,
+        "restarts": 1,
+        "targeted": False,
+        "keep": "last",
+        "loss": "margin",
+    }
+    assert str(attack) == "PGD-3"

@@ -1,0 +1,34 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+# Two replicas on any machine; must be said before TensorFlow starts.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+
+
+@pytest.fixture
+def tiny_model():
+    """Returns a function that builds a convolutional classifier of 8 x 8 x 3 pixels into 4 classes."""
+
+    def build(activation="silu", batch_norm=True, seed=0):
+        keras.utils.set_random_seed(seed)
+        layers = [keras.Input((8, 8, 3)), keras.layers.Rescaling(2 / 255, -1.0, dtype="float32")]
+        layers += [keras.layers.Conv2D(8, 3, strides=2, padding="same")]
+        layers += [keras.layers.BatchNormalization(synchronized=True)] if batch_norm else []
+        layers += [keras.layers.Activation(activation), keras.layers.Flatten(), keras.layers.Dense(4, dtype="float32")]
+        return keras.Sequential(layers)
+
+    return build
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3)).astype(np.uint8)
+
+
+@pytest.fixture
+def labels():
+    return np.random.default_rng(1).integers(0, 4, 8)
