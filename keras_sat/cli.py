@@ -47,14 +47,16 @@ def _train_flags(parser):
         text = field.metadata["help"].replace("%", "%%")
         if field.default is not None:
             text += f" (default: {field.default})"
-        parser.add_argument(f"--{field.name}", default=field.default, type=_flag_type(field), help=text)
+        parser.add_argument(f"--{field.name}", default=field.default, help=text, **_flag_kind(field))
 
 
-def _flag_type(field):
+def _flag_kind(field):
+    if field.type is bool:
+        return {"action": argparse.BooleanOptionalAction}
     if field.name == "activation":
-        return _activation
+        return {"type": _activation}
     kinds = typing.get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
-    return kinds[0]
+    return {"type": kinds[0]}
 
 
 def _activation(text):
@@ -215,7 +217,7 @@ def _interrupted(folder):
 
 
 def _main(args):
-    logging.set_verbosity(logging.WARNING)  # TFDS tells every folder that it looks into
+    logging.set_verbosity(logging.ERROR)  # TFDS tells where it looks, and warns of its own code
     try:
         return args.run(args)
     except KeyboardInterrupt:

@@ -16,7 +16,7 @@ def names():
     return sorted(entry.name for entry in os.scandir(EMBEDDED) if entry.is_dir())
 
 
-def load(name, split, batch_size, image_size=None, training=False, data_dir=None, seed=0):
+def load(name, split, batch_size, image_size=None, training=False, data_dir=None, seed=0, augment=True):
     """Returns batches of (images, labels) of a classification dataset.
 
     `fashion_mnist_mini` is embedded: 10,000 training and 2,000 test images, 28 x 28 x 1, of Fashion-MNIST (Zalando SE,
@@ -28,10 +28,11 @@ def load(name, split, batch_size, image_size=None, training=False, data_dir=None
         batch_size: images in a batch.
         image_size: height and width to resize to (bilinear, antialiased; float32 pixels), or None to keep the images
             as they are (uint8).
-        training: shuffles, anew each epoch; images up to 64 pixels are padded by an eighth, cropped and (where a mirror
-            image is of the same class) flipped at random; the last, partial batch is dropped.
+        training: shuffles, anew each epoch, and augments; the last, partial batch is dropped.
         data_dir: TFDS' folder of prepared datasets; None is TFDS' own.
         seed: of shuffling and augmentation.
+        augment: in training, pads images of up to 64 pixels by an eighth, crops and (where a mirror image is of the same
+            class) flips them at random.
 
     Returns:
         A tf.data.Dataset of images [batch, height, width, channels], uint8 or float32 in 0..255, and int64 labels
@@ -52,6 +53,7 @@ def load(name, split, batch_size, image_size=None, training=False, data_dir=None
         dataset = dataset.map(lambda image, label: (_resize(image, image_size), label), tf.data.AUTOTUNE)
     if training:
         dataset = dataset.shuffle(_shuffle_buffer(dataset), seed=seed, reshuffle_each_iteration=True)
+    if training and augment and max(dataset.element_spec[0].shape) <= LARGEST_SMALL_IMAGE:
         dataset = _augment(dataset, flip=builder.name not in WITHOUT_FLIP, seed=seed)
     dataset = dataset.batch(batch_size, drop_remainder=training, num_parallel_calls=tf.data.AUTOTUNE)
     if dataset.cardinality() == 0:
@@ -62,6 +64,14 @@ def load(name, split, batch_size, image_size=None, training=False, data_dir=None
 def info(name, data_dir=None):
     """Returns TFDS' DatasetInfo of a dataset: `.features["label"].names`, `.splits["test"].num_examples`, `.license`."""
     return _builder(name, data_dir).info
+
+
+def shape_and_classes(name, image_size=None, data_dir=None):
+    """Returns the shape (height, width, channels) of the images that `load` gives, and the number of classes."""
+    about = info(name, data_dir)
+    image, label = (about.features[key] for key in _keys(about))
+    shape = image.shape if image_size is None else (image_size, image_size, image.shape[-1])
+    return shape, label.num_classes
 
 
 def _builder(name, data_dir):
@@ -82,21 +92,29 @@ def _builder(name, data_dir):
     return builder
 
 
+def _keys(info):
+    """Returns the names of the image and of the label among a dataset's features."""
+    keys = info.supervised_keys or ("image", "label")
+    if len(keys) != 2 or not set(keys) <= set(info.features):
+        raise ValueError(f"{info.name} has no (image, label) pairs to classify; its features are {list(info.features)}.")
+    return keys
+
+
 def _read(builder, split, training, seed):
     import tensorflow_datasets as tfds
 
-    if not builder.info.supervised_keys:
-        raise ValueError(f"The dataset {builder.name!r} has no (image, label) pairs to classify.")
+    image, label = _keys(builder.info)
     try:
-        return builder.as_dataset(
-            split=split,
-            as_supervised=True,
-            shuffle_files=training,
-            read_config=tfds.ReadConfig(shuffle_seed=seed, try_autocache=False),
-        )
+        builder.info.splits[split]
     except (ValueError, KeyError, AssertionError) as error:
         known = ", ".join(builder.info.splits)
         raise ValueError(f"{builder.name} has no split {split!r}; it has {known}, and slices such as test[:500].") from error
+    dataset = builder.as_dataset(
+        split=split,
+        shuffle_files=training and not builder.info.disable_shuffling,
+        read_config=tfds.ReadConfig(shuffle_seed=seed, try_autocache=False),
+    )
+    return dataset.map(lambda example: (example[image], example[label]), tf.data.AUTOTUNE)
 
 
 def _resize(image, size):
@@ -112,8 +130,6 @@ def _shuffle_buffer(dataset):
 
 def _augment(dataset, flip, seed):
     height, width, channels = dataset.element_spec[0].shape
-    if max(height, width) > LARGEST_SMALL_IMAGE:
-        return dataset
     pad = max(height, width) // 8
 
     def augment(example, random):

@@ -35,12 +35,13 @@ class Run:
     dataset: str = _flag("fashion_mnist_mini", "embedded, or any prepared TFDS classification dataset")
     data_dir: str | None = _flag(None, "folder of prepared TFDS datasets; default: TFDS' own")
     image_size: int | None = _flag(None, "resize the images to this height and width; default: as they are")
+    augment: bool = _flag(False, "crop and flip small images at random: for long trainings; costs accuracy in short ones")
     norm: str = _flag("linf", "of the attack: linf or l2")
     epsilon: float = _flag(25.5, "radius of the attack, in pixels 0..255")
     steps: int = _flag(2, "gradient steps of the training attack")
-    epochs: int = _flag(7, "passes over the training split")
+    epochs: int = _flag(8, "passes over the training split")
     batch_size: int = _flag(100, "images in a batch, over all devices")
-    learning_rate: float = _flag(0.003, "peak of AdamW's warm-up and cosine decay")
+    learning_rate: float = _flag(0.008, "peak of AdamW's warm-up and cosine decay")
     weight_decay: float = _flag(0.001, "AdamW's, on convolution and dense kernels only")
     precision: str = _flag("float32", ", ".join(PRECISIONS))
     strategy: str = _flag("auto", "auto, none or mirrored (every GPU of this machine)")
@@ -65,7 +66,14 @@ class Run:
     def load_data(self, split, batch_size=None, training=False):
         """Returns the run's dataset as `keras_sat.data.load` does."""
         return data.load(
-            self.dataset, split, batch_size or self.batch_size, self.image_size, training, self.data_dir, self.seed
+            self.dataset,
+            split,
+            batch_size or self.batch_size,
+            image_size=self.image_size,
+            training=training,
+            data_dir=self.data_dir,
+            seed=self.seed,
+            augment=self.augment,
         )
 
     def evaluation_split(self):
@@ -74,12 +82,8 @@ class Run:
 
     def build(self):
         """Returns the untrained network for the dataset's images and classes."""
-        info = data.info(self.dataset, self.data_dir)
-        height, width, channels = info.features[info.supervised_keys[0]].shape
-        size = (height, width) if self.image_size is None else (self.image_size, self.image_size)
-        classes = info.features[info.supervised_keys[1]].num_classes
-        builder = models.BUILDERS[self.model]
-        return builder(input_shape=(*size, channels), classes=classes, activation=self.activation)
+        shape, classes = data.shape_and_classes(self.dataset, self.image_size, self.data_dir)
+        return models.BUILDERS[self.model](input_shape=shape, classes=classes, activation=self.activation)
 
 
 def _expect(name, value, is_valid, expected):

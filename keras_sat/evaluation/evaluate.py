@@ -1,7 +1,5 @@
 """Measures clean and robust accuracy."""
 
-import time
-
 import keras
 import tensorflow as tf
 
@@ -34,7 +32,7 @@ def evaluate(model, dataset, attacks, *, seed=0, batch_size=128, progress=True):
         dataset = tf.data.Dataset.from_tensor_slices(tuple(dataset)).batch(batch_size)
     predict = tf.function(lambda images: tf.argmax(model(images), -1, tf.int32), autograph=False, reduce_retracing=True)
     tallies = {name: report.Tally() for name in ("clean", *attacks)}
-    bar = _progress_bar(dataset) if progress else None
+    bar = _progress_bar(dataset, list(tallies)) if progress else None
     for index, (images, labels) in enumerate(dataset):
         labels = tf.cast(labels, tf.int32)
         with tallies["clean"].timed(len(labels)) as tally:
@@ -76,6 +74,7 @@ def _named(attacks):
     return named
 
 
-def _progress_bar(dataset):
-    cardinality = int(dataset.cardinality())
-    return keras.utils.Progbar(cardinality if cardinality > 0 else None, unit_name="batch", stateful_metrics=None)
+def _progress_bar(dataset, names):
+    batches = int(dataset.cardinality())
+    # "Stateful": shown as they are, for they are means already.
+    return keras.utils.Progbar(batches if batches > 0 else None, unit_name="batch", stateful_metrics=names)

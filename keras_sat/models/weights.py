@@ -1,6 +1,7 @@
 """Weights for the builders: what `weights=` means."""
 
 import os
+import warnings
 
 
 def load(model, weights):
@@ -17,8 +18,10 @@ def load(model, weights):
     if not os.path.isfile(path):
         raise ValueError(f"There is no weights file at {path}")
     try:
-        model.load_weights(path)
-    except (ValueError, OSError, KeyError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # Keras only warns of layers that the file does not have
+            model.load_weights(path)
+    except (ValueError, OSError, KeyError, UserWarning) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{path} is damaged or does not fit {model.name}: was it saved with the same network, activation, classes "

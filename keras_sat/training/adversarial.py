@@ -100,11 +100,13 @@ class AdversarialModel(keras.Model):
 
 def hard_labels(y):
     """Returns int32 labels [batch] from integer labels [batch] or [batch, 1], or one-hot ones [batch, classes]."""
-    if y is None or not hasattr(y, "shape") or y.shape.rank not in (1, 2):
+    shape = getattr(y, "shape", None)
+    if shape is None or len(shape) not in (1, 2):
         raise ValueError(
             "Adversarial training needs labels: integers [batch] or one-hot [batch, classes], as in fit(x, y) or a "
-            f"dataset of (images, labels). Received: {getattr(y, 'shape', y)}"
+            f"dataset of (images, labels). Received: {shape or y}"
         )
+    y = tf.convert_to_tensor(y)
     if y.shape.rank == 2:
         y = tf.argmax(y, axis=-1) if y.shape[-1] != 1 else y[:, 0]
     return tf.cast(y, tf.int32)

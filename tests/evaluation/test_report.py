@@ -1,0 +1,53 @@
+import json
+import os
+
+import pytest
+
+from keras_sat.evaluation import AttackResult, RobustnessReport
+from keras_sat.evaluation.report import Tally, wilson
+
+
+def report():
+    settings = {"norm": "linf", "epsilon": 25.5}
+    rows = [AttackResult.of("clean", Tally(2000, 1503, 0.3), {}), AttackResult.of("PGD-50", Tally(2000, 1111, 9), settings)]
+    return RobustnessReport(rows, {"seed": 0})
+
+
+@pytest.mark.parametrize(
+    ("correct", "n", "low", "high"),
+    [  # Newcombe 1998, Statistics in Medicine 17:857, table I, method 3
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_interval(correct, n, low, high):
+    assert wilson(correct, n) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilson_at_the_ends():
+    assert wilson(20, 20) == pytest.approx((1 - 0.1611, 1.0), abs=5e-5)
+
+
+def test_table():
+    assert report().table().splitlines() == [
+        "attack  norm  epsilon  images  accuracy  95 % interval  seconds",
+        "clean   -     -        2000    75.1 %    73.2 .. 77.0   0.3",
+        "PGD-50  linf  25.5     2000    55.5 %    53.4 .. 57.7   9.0",
+    ]
+
+
+def test_json_holds_it_all(tmp_path):
+    text = report().to_json(tmp_path / "report.json")
+    assert (tmp_path / "report.json").read_text() == text
+    rows = json.loads(text)["results"]
+    assert rows[1]["correct"] == 1111
+    assert rows[1]["settings"]["epsilon"] == 25.5
+    assert os.listdir(tmp_path) == ["report.json"]
+
+
+def test_rows_by_name():
+    assert report()["PGD-50"].accuracy == 1111 / 2000
+    with pytest.raises(KeyError, match="it has.*clean"):
+        report()["PGD-5"]

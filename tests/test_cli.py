@@ -1,0 +1,115 @@
+"""The command as a user runs it: in processes of its own."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import tensorflow as tf
+
+COMMAND = os.path.join(os.path.dirname(sys.executable), "keras-sat")
+SHORT = ("--epochs=1", "--steps=1", "--batch_size=500")
+
+
+def run(*arguments, cwd=None):
+    return subprocess.run([COMMAND, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder trained with flags, strategy and precision among them."""
+    path = tmp_path_factory.mktemp("runs") / "gelu"
+    spec = '--activation={"name": "gelu", "approximate": false}'
+    done = run("train", f"--output={path}", spec, *SHORT, "--strategy=mirrored", "--epsilon=10")
+    assert done.returncode == 0, done.stderr
+    assert f"keras-sat evaluate {path}" in done.stdout
+    return path
+
+
+def test_train_writes_what_evaluate_and_export_read(folder):
+    record = json.loads((folder / "run.json").read_text())
+    assert record["activation"] == {"name": "gelu", "approximate": False}
+    assert (record["epsilon"], record["strategy"], record["finished"]) == (10, "mirrored", True)
+
+    done = run("evaluate", folder, "--attack=fgsm,pgd-3", "--split=test[:200]")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"PGD-3 +linf +10 +200 +\d", done.stdout)
+    report = json.loads((folder / "report.json").read_text())
+    assert [row["name"] for row in report["results"]] == ["clean", "FGSM", "PGD-3"]
+
+    done = run("export", folder)
+    assert done.returncode == 0, done.stderr
+    loaded = tf.saved_model.load(folder / "saved_model")
+    assert loaded.signatures["serving_default"](images=tf.zeros((1, 28, 28, 1)))["logits"].shape == (1, 10)
+    again = run("export", folder)
+    assert again.returncode == 1
+    assert "exists" in again.stderr
+
+
+def test_ctrl_c_leaves_what_was_trained(tmp_path):
+    command = [COMMAND, "train", f"--output={tmp_path / 'run'}", "--epochs=1000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if "val_loss" in line:  # the first epoch is done
+            break
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert error.strip().endswith(f"interrupted; what was trained so far lies in {tmp_path / 'run'}")
+    assert "Traceback" not in error
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["finished"] is False
+    assert record["iterations"] > 100
+    done = run("evaluate", tmp_path / "run", "--attack=fgsm", "--split=test[:100]")
+    assert done.returncode == 0, done.stderr
+
+
+def test_list():
+    known = json.loads(run("list", "--json").stdout)
+    assert "ResNet50" in known["models"]
+    assert "smooth_relu" in known["activations"]
+    assert known["datasets"] == ["fashion_mnist_mini"]
+    text = run("list").stdout
+    assert all(name in text for names in known.values() for name in names)
+
+
+TIRED = {
+    "no command": ((), 2, "required"),
+    "a misspelt command": (("tran",), 2, "invalid choice: 'tran'"),
+    "a misspelt flag": (("train", "--output=x", "--epoch_s=3"), 2, "--epoch_s=3"),
+    "no output": (("train",), 2, "--output"),
+    "not a number": (("train", "--output=x", "--epsilon=big"), 2, "epsilon"),
+    "not JSON": (("train", "--output=x", "--activation={gelu}"), 2, "not JSON"),
+    "out of range": (("train", "--output=x", "--epochs=0"), 1, "epochs must be at least 1"),
+    "an unknown activation": (("train", "--output=x", "--activation=swich"), 1, "Known are"),
+    "an unknown dataset": (("train", "--output=x", "--dataset=cifr10"), 1, "no dataset 'cifr10'"),
+    "an unknown strategy": (("train", "--output=x", "--strategy=tpus"), 1, "strategy must be"),
+    "a missing folder": (("evaluate", "nowhere"), 1, "no folder nowhere"),
+    "an empty folder": (("export", "."), 1, "run.json is missing"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "status", "message"), TIRED.values(), ids=TIRED)
+def test_bad_input_is_one_clear_line(arguments, status, message, tmp_path):
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == status
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert done.stdout == ""
+    assert os.listdir(tmp_path) == []
+
+
+def test_unreadable_weights_and_unknown_attacks(folder, tmp_path):
+    done = run("evaluate", folder, "--attack=pgd-fifty")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "pgd-50" in done.stderr
+    (tmp_path / "run.json").write_bytes((folder / "run.json").read_bytes())
+    (tmp_path / "model.weights.h5").write_bytes(b"<html>")
+    done = run("evaluate", tmp_path)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "model.weights.h5 is damaged" in done.stderr

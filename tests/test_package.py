@@ -1,0 +1,98 @@
+"""What holds for the package as a whole."""
+
+import ast
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+PACKAGE = ROOT / "keras_sat"
+
+# What a module may import of the package: the layers below its own, and its own.
+LAYERS = [
+    ("version", "files", "activations", "losses", "data"),
+    ("attacks", "models"),
+    ("training", "evaluation", "export"),
+    ("run",),
+    ("cli",),
+]
+BESIDE = {"attacks": {"attacks"}, "models": {"models"}, "export": {"export", "training"}}
+
+
+def layer(module):
+    return next(number for number, names in enumerate(LAYERS) if module in names)
+
+
+def imported(path):
+    """Returns the modules of the package that a file imports, by their first name in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "keras_sat":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("keras_sat."):
+            found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("keras_sat.")}
+    return found - {"__version__"}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_one_way(path):
+    module = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if module == "__init__":
+        return
+    beside = BESIDE.get(module, {module})
+    for name in imported(path):
+        assert name in beside or layer(name) < layer(module), f"{module} imports {name}"
+
+
+def test_there_is_one_tape_for_input_gradients():
+    opening = [path.name for path in PACKAGE.rglob("*.py") if "GradientTape(" in path.read_text()]
+    assert opening == ["gradients.py"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, unpacked: what a user gets, apart from this checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", f"--wheel-dir={folder}"]
+    copy = folder / "source"  # setuptools would leave its build folder in the checkout
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "keras-sat-quickstart*"))
+    subprocess.run([*build, str(copy)], check=True, capture_output=True)
+    (path,) = folder.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(folder / "site")
+    return folder / "site"
+
+
+def test_the_wheel_works_with_its_data(wheel):
+    code = """
+import keras_sat
+images, labels = next(iter(keras_sat.data.load("fashion_mnist_mini", "test", 5)))
+print(keras_sat.__file__, images.shape)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(wheel)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=wheel, env=environment, capture_output=True, text=True, check=True)
+    assert str(wheel) in done.stdout
+    assert "(5, 28, 28, 1)" in done.stdout
+    assert "keras-sat = keras_sat_command:main" in next(wheel.glob("*.dist-info/entry_points.txt")).read_text()
+
+
+def test_importing_the_package_imports_nothing_heavy_beyond_keras():
+    code = "import sys, keras; before = set(sys.modules); import keras_sat; print(*(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    new = {name.split(".")[0] for name in done.stdout.split()}
+    assert "keras_sat" in new
+    assert not new & {"tensorflow_datasets", "matplotlib", "pandas", "tensorboard", "absl.app"}
+
+
+def test_another_backend_is_refused():
+    code = "import keras; keras.backend.backend = lambda: 'jax'; import keras_sat"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "KERAS_BACKEND=tensorflow. Received: jax" in done.stderr

@@ -1,0 +1,300 @@
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_sat
+from keras_sat.attacks import PGD, LinfBall
+from keras_sat.training import AdversarialModel
+
+FROM_IMAGE = PGD(LinfBall(8), steps=2, random_start=False)
+RANDOM = PGD(LinfBall(8), steps=2)
+
+
+def compiled(model, attack=FROM_IMAGE, jit_compile=False, loss=None, optimizer=None, **options):
+    trainer = AdversarialModel(model, attack, **options)
+    trainer.compile(
+        optimizer or keras.optimizers.SGD(0.1),
+        loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        jit_compile=jit_compile,
+    )
+    return trainer
+
+
+def batches(images, labels, batch_size=8):
+    return tf.data.Dataset.from_tensor_slices((images, labels)).batch(batch_size, drop_remainder=True)
+
+
+def weights(model):
+    return np.concatenate([np.ravel(weight) for weight in model.get_weights()])
+
+
+def test_a_step_is_keras_own_step_on_the_adversarial_batch(tiny_model, images, labels):
+    model, reference = tiny_model(), tiny_model()
+    trainer = compiled(model)
+    logs = trainer.train_on_batch(images, labels, return_dict=True)
+    reference.compile(
+        keras.optimizers.SGD(0.1),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        jit_compile=False,
+    )
+    expected = reference.train_on_batch(FROM_IMAGE(tiny_model(), images, labels), labels, return_dict=True)
+    np.testing.assert_allclose(weights(model), weights(reference), atol=1e-5)
+    assert logs.keys() == expected.keys() == {"loss", "accuracy"}
+    assert logs["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+
+
+def test_evaluate_reports_clean_and_robust_accuracy(tiny_model, images):
+    model = tiny_model()
+    labels = np.argmax(model(images), -1)
+    labels[:2] = (labels[:2] + 1) % 4  # two are wrong as they are
+    attack = PGD(LinfBall(40), steps=10)
+    result = compiled(model, RANDOM, evaluation_attack=attack).evaluate(images, labels, verbose=0, return_dict=True)
+    assert result.keys() == {"loss", "accuracy", "robust_accuracy"}
+    assert result["accuracy"] == pytest.approx(6 / 8)
+    assert result["robust_accuracy"] < 6 / 8
+    harmless = compiled(model, RANDOM, evaluation_attack=PGD(LinfBall(0), steps=1))
+    assert harmless.evaluate(images, labels, verbose=0, return_dict=True)["robust_accuracy"] == pytest.approx(6 / 8)
+
+
+def test_the_default_evaluation_attack_never_starts_clean(tiny_model):
+    attack = PGD(LinfBall(4), steps=1, clean_start=0.2)
+    assert AdversarialModel(tiny_model(), attack).evaluation_attack == dataclasses.replace(attack, clean_start=0.0)
+
+
+@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed:UserWarning")
+def test_fit_takes_datasets_and_arrays_and_predict_is_clean(tiny_model, images, labels):
+    trainer = compiled(tiny_model(), RANDOM)
+    history = trainer.fit(batches(images, labels), validation_data=(images, labels), epochs=2, verbose=0).history
+    assert set(history) == {"loss", "accuracy", "val_loss", "val_accuracy", "val_robust_accuracy"}
+    trainer.fit(images, labels, batch_size=4, verbose=0)
+    np.testing.assert_allclose(trainer.predict(images, verbose=0), trainer.model(images), atol=1e-4)
+
+
+def test_integer_and_one_hot_labels_give_the_same_step(tiny_model, images, labels):
+    results = []
+    one_hot = keras.losses.CategoricalCrossentropy(from_logits=True)
+    for y, loss in ((labels, None), (labels[:, None], None), (np.eye(4)[labels], one_hot)):
+        model = tiny_model()
+        compiled(model, loss=loss).train_on_batch(images, y)
+        results.append(weights(model))
+    np.testing.assert_allclose(results[1], results[0], atol=1e-6)
+    np.testing.assert_allclose(results[2], results[0], atol=1e-6)
+
+
+def test_label_smoothing_is_not_seen_by_the_attack(tiny_model, images, labels):
+    """At smoothing 1 the loss of the label has no gradient at all; the examples are as strong as ever."""
+    seen = []
+
+    class Recording(AdversarialModel):
+        def call(self, inputs, training=False):
+            if training:
+                seen.append(inputs)
+            return super().call(inputs, training=training)
+
+    trainer = Recording(tiny_model(), FROM_IMAGE)
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=1.0)
+    trainer.compile("sgd", loss, run_eagerly=True)
+    trainer.train_on_batch(images, np.eye(4)[labels])
+    np.testing.assert_allclose(seen[0], FROM_IMAGE(tiny_model(), images, labels), atol=1e-3)
+
+
+def test_examples_of_weight_zero_do_not_count(tiny_model, images, labels):
+    results = []
+    for spoilt in (labels, (labels + [0, 0, 0, 0, 1, 1, 1, 1]) % 4):
+        model = tiny_model(batch_norm=False)
+        weight = np.array([1, 1, 1, 1, 0, 0, 0, 0], np.float32)
+        trainer = compiled(model)
+        trainer.fit(images, spoilt, sample_weight=weight, batch_size=8, shuffle=False, verbose=0)
+        robust = trainer.evaluate(images, spoilt, sample_weight=weight, verbose=0, return_dict=True)["robust_accuracy"]
+        results.append([*weights(model), robust])
+    np.testing.assert_allclose(results[0], results[1], atol=1e-6)
+
+
+def moving_mean(model):
+    return next(w for w in model.weights if w.path.endswith("moving_mean")).numpy()
+
+
+@pytest.mark.parametrize("mode", ["frozen", "batch"])
+def test_batch_norm_statistics_move_once_a_step_and_by_the_adversarial_batch(mode, tiny_model, images, labels):
+    model = tiny_model()
+    adversarial = []
+
+    class Recording(AdversarialModel):
+        def call(self, inputs, training=False):
+            if training:
+                adversarial.append(inputs)
+            return super().call(inputs, training=training)
+
+    trainer = Recording(model, FROM_IMAGE, attack_batch_norm=mode)
+    trainer.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), run_eagerly=True)
+    before, convolution = moving_mean(model), keras.Sequential([keras.Input((8, 8, 3)), *model.layers[:2]])
+    features = []
+    initial = [w.numpy() for w in convolution.weights]
+    trainer.train_on_batch(images, labels)
+    after = moving_mean(model)
+    convolution.set_weights(initial)
+    features = convolution(adversarial[0])
+    momentum = model.layers[2].momentum
+    np.testing.assert_allclose(after, momentum * before + (1 - momentum) * np.mean(features, (0, 1, 2)), atol=1e-5)
+
+
+def test_batch_mode_attacks_through_the_statistics_of_the_batch(tiny_model, images, labels):
+    model = tiny_model()
+    trainer = compiled(model, attack_batch_norm="batch")
+    images = tf.cast(images, tf.float32)
+    before = weights(model)
+    np.testing.assert_allclose(trainer._batch_statistics(images), model(images, training=True), atol=1e-5)
+    assert not np.array_equal(weights(model), before)  # that call did update
+    before = weights(model)
+    trainer._batch_statistics(images)
+    np.testing.assert_array_equal(weights(model), before)
+    assert not np.allclose(trainer._batch_statistics(images), model(images), atol=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["frozen", "batch"])
+def test_jit_compiled_step_agrees(mode, tiny_model, images, labels):
+    results = []
+    for jit in (False, True):
+        model = tiny_model()
+        compiled(model, jit_compile=jit, attack_batch_norm=mode).fit(images, labels, batch_size=8, verbose=0)
+        results.append(weights(model))
+    np.testing.assert_allclose(results[0], results[1], atol=1e-3)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision(policy, images, labels):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = keras_sat.models.ResNet8(input_shape=(8, 8, 3), classes=4)
+    finally:
+        keras.config.set_dtype_policy(before)
+    trainer = compiled(model, RANDOM)
+    assert isinstance(trainer.optimizer, keras.optimizers.LossScaleOptimizer) == (policy == "mixed_float16")
+    history = trainer.fit(images, labels, epochs=8, batch_size=8, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    assert history["loss"][-1] < history["loss"][0]
+    # The network sees quarters of a grey level at 255: bfloat16 images would not.
+    bright = np.full((1, 8, 8, 3), 255, np.float32)
+    assert np.any(trainer.predict(bright, verbose=0) != trainer.predict(bright - 0.25, verbose=0))
+
+
+def mirrored():
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+def test_two_replicas_equal_one(tiny_model, images, labels):
+    images, labels = np.tile(images, (4, 1, 1, 1)), np.tile(labels, 4)
+    images[8:] = 255 - images[8:]
+    data = batches(images, labels, 16)
+    one, two = tiny_model(), None
+    alone = compiled(one)
+    history = alone.fit(data, epochs=3, shuffle=False, verbose=0).history
+    with mirrored().scope():
+        two = tiny_model()
+        trainer = compiled(two)
+    replicated = trainer.fit(data, epochs=3, shuffle=False, verbose=0).history
+    np.testing.assert_allclose(weights(two), weights(one), atol=1e-4)
+    np.testing.assert_allclose(replicated["loss"], history["loss"], rtol=1e-3)
+    np.testing.assert_allclose(replicated["accuracy"], history["accuracy"], atol=1e-6)
+    ours, theirs = (t.evaluate(data, verbose=0, return_dict=True) for t in (trainer, alone))
+    assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+def test_replicas_draw_different_noise(tiny_model, images):
+    images = np.tile(images[:1], (2, 1, 1, 1)).astype(np.float32)
+    strategy = mirrored()
+    with strategy.scope():
+        trainer = compiled(tiny_model(), RANDOM)
+    noise = strategy.run(lambda: trainer.attack.ball.sample(trainer._replica_seed(7), images[:1]))
+    first, second = strategy.experimental_local_results(noise)
+    assert np.mean(np.isclose(first, second)) < 0.1
+    again = strategy.experimental_local_results(
+        strategy.run(lambda: trainer.attack.ball.sample(trainer._replica_seed(7), images[:1]))
+    )
+    np.testing.assert_array_equal(first, again[0])
+
+
+def test_same_seed_same_run_and_every_step_its_own_noise(tiny_model, images, labels):
+    def run(seed):
+        model = tiny_model()
+        compiled(model, RANDOM, seed=seed).fit(batches(images, labels), epochs=3, shuffle=False, verbose=0)
+        return weights(model)
+
+    np.testing.assert_array_equal(run(1), run(1))
+    assert np.any(run(1) != run(2))
+    trainer = compiled(tiny_model(), RANDOM)
+    assert np.any(trainer._replica_seed(0) != trainer._replica_seed(1))
+
+
+@pytest.mark.parametrize("place", ["attacker", "optimizer", "both"])
+def test_ablation_reaches_the_gradient_it_is_meant_for(place, images, labels):
+    def step(spec):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((8, 8, 3))
+        x = keras.layers.Rescaling(2 / 255, -1.0)(inputs)
+        x = keras_sat.activations.layer(spec)(keras.layers.Conv2D(8, 3)(x))
+        model = keras.Model(inputs, keras.layers.Dense(4)(keras.layers.Flatten()(x)))
+        trainer = compiled(model, PGD(LinfBall(8), steps=1, random_start=False))
+        with keras_sat.activations.training_attack():
+            images_ = trainer.attack(lambda x: model(x), images, labels).numpy()
+        trainer.train_on_batch(images, labels)
+        return images_, weights(model)
+
+    relu_images, relu_weights = step("relu")
+    images_, weights_ = step({"name": "relu", "smooth_backward": place})
+    assert np.array_equal(images_, relu_images) == (place == "optimizer")
+    assert not np.allclose(weights_, relu_weights, atol=1e-6)
+
+
+def test_keras_applications_train_too(images, labels):
+    model = keras.applications.MobileNetV2((32, 32, 3), weights=None, classes=4, classifier_activation=None, alpha=0.35)
+    images = np.repeat(np.repeat(images, 4, 1), 4, 2) / np.float32(127.5) - 1
+    trainer = compiled(model, PGD(LinfBall(8 / 127.5, bounds=(-1, 1)), steps=1))
+    result = trainer.fit(images, labels, batch_size=8, verbose=0, validation_data=(images, labels)).history
+    assert 0 <= result["val_robust_accuracy"][0] <= result["val_accuracy"][0] <= 1
+
+
+def test_what_is_saved_is_the_classifier(tiny_model, images, tmp_path):
+    model = tiny_model()
+    compiled(model).save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(loaded(images), model(images), atol=1e-6)
+
+
+def test_refusals(tiny_model, images):
+    softmax = keras.Sequential([tiny_model(), keras.layers.Dense(4, activation="softmax")])
+    for model in (softmax, keras.Sequential([tiny_model(), keras.layers.Softmax()]), keras.Sequential([softmax])):
+        model.build((None, 8, 8, 3))
+        with pytest.raises(ValueError, match="ends in probabilities"):
+            AdversarialModel(model, RANDOM)
+    with pytest.raises(ValueError, match="built Keras classifier"):
+        AdversarialModel(keras.Sequential([keras.layers.Dense(3)]), RANDOM)
+    with pytest.raises(ValueError, match="built Keras classifier"):
+        AdversarialModel(lambda x: x, RANDOM)
+    with pytest.raises(ValueError, match='"frozen" or "batch"'):
+        AdversarialModel(tiny_model(), RANDOM, attack_batch_norm="eval")
+    with pytest.raises(ValueError, match="needs labels"):
+        compiled(tiny_model()).fit(images, verbose=0)
+
+
+def test_training_beats_an_undefended_network_by_far():
+    """Real images, a real network: two epochs of each."""
+    data = keras_sat.data.load("fashion_mnist_mini", "train", 100, training=True, augment=False)
+    test = keras_sat.data.load("fashion_mnist_mini", "test[:500]", 100)
+    robust = {}
+    for name, attack in (("undefended", PGD(LinfBall(0), steps=1)), ("defended", PGD(LinfBall(25.5), steps=2))):
+        keras.utils.set_random_seed(0)
+        model = keras_sat.models.ResNet8(input_shape=(28, 28, 1), classes=10)
+        trainer = compiled(model, attack, optimizer=keras.optimizers.AdamW(0.004))
+        trainer.fit(data, epochs=2, shuffle=False, verbose=0)
+        report = keras_sat.evaluation.evaluate(model, test, PGD(LinfBall(25.5), steps=10), progress=False)
+        robust[name] = report["PGD-10"].accuracy
+        print(report.table())
+    assert robust["undefended"] < 0.25
+    assert robust["defended"] > robust["undefended"] + 0.2
