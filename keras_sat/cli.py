@@ -88,7 +88,7 @@ def _list_flags(parser):
 
 def quickstart(args):
     """Trains, attacks, evaluates and exports a small network on real images, within three minutes on two cores."""
-    from keras_sat import attacks, evaluation, export, files
+    from keras_sat import attacks, export, files
     from keras_sat.run import Run, train
 
     start = time.perf_counter()
@@ -100,9 +100,7 @@ def quickstart(args):
     if not finished:
         return _interrupted(folder)
     print("\nAttacking the whole test split with PGD-50.", flush=True)
-    dataset = run.load_data(run.evaluation_split(), batch_size=200)
-    report = evaluation.evaluate(model, dataset, attacks.PGD(run.ball(), steps=50), seed=run.seed)
-    report.to_json(os.path.join(folder, "report.json"))
+    report = _report(folder, run, model, attacks.PGD(run.ball(), steps=50), run.evaluation_split(), 200, run.seed)
     files.write_text(os.path.join(folder, "report.txt"), report.table() + "\n")
     export.export_saved_model(model, os.path.join(folder, "saved_model"))
     print(f"\n{report.table()}\n\nAll of it took {time.perf_counter() - start:.0f} seconds. It lies in {folder}/:")
@@ -137,16 +135,13 @@ def train(args):
 
 def evaluate(args):
     """Measures the clean and robust accuracy of a trained network; writes report.json into its folder."""
-    from keras_sat import evaluation
     from keras_sat import run as run_lib
 
     run, model = run_lib.load(args.folder)
     attacks = dict(_attack(name, run.ball(args.epsilon)) for name in args.attack.split(","))
-    dataset = run.load_data(args.split or run.evaluation_split(), batch_size=args.batch_size)
-    report = evaluation.evaluate(model, dataset, attacks, seed=args.seed)
-    path = os.path.join(args.folder, "report.json")
-    report.to_json(path)
-    print(f"\n{report.table()}\n\nWritten to {path}")
+    split = args.split or run.evaluation_split()
+    report = _report(args.folder, run, model, attacks, split, args.batch_size, args.seed)
+    print(f"\n{report.table()}\n\nWritten to {os.path.join(args.folder, 'report.json')}")
     return 0
 
 
@@ -200,6 +195,16 @@ def _attack(name, ball):
         raise ValueError(f"attack must be fgsm or pgd-STEPS, such as pgd-50. Received: {name!r}")
     attack = attacks.PGD(ball, steps=int(steps))
     return str(attack), attack
+
+
+def _report(folder, run, model, attacks, split, batch_size, seed):
+    """Evaluates, and writes report.json with what was evaluated."""
+    from keras_sat import evaluation
+
+    report = evaluation.evaluate(model, run.load_data(split, batch_size), attacks, seed=seed)
+    report.context.update(dataset=run.dataset, split=split, batch_size=batch_size, run=os.path.abspath(folder))
+    report.to_json(os.path.join(folder, "report.json"))
+    return report
 
 
 def _free(folder):

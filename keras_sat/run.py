@@ -128,7 +128,7 @@ def train(run, folder):
     with files.replacing(_weights(folder)) as temporary:
         trainer.model.save_weights(temporary)
     record = {**dataclasses.asdict(run), "attack_batch_norm": trainer.attack_batch_norm, "finished": finished}
-    record |= {"iterations": int(trainer.optimizer.iterations), "history": history.history}
+    record |= {"iterations": int(trainer.optimizer.iterations.numpy()), "history": history.history}
     files.write_json(_json(folder), record | {"versions": report.versions()})
     return trainer.model, finished
 

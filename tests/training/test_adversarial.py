@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import keras_sat
 from keras_sat.attacks import PGD, LinfBall
-from keras_sat.training import AdversarialModel
+from keras_sat.training import AdversarialModel, distribution
 
 FROM_IMAGE = PGD(LinfBall(8), steps=2, random_start=False)
 RANDOM = PGD(LinfBall(8), steps=2)
@@ -184,10 +184,6 @@ def test_mixed_precision(policy, images, labels):
     assert np.any(trainer.predict(bright, verbose=0) != trainer.predict(bright - 0.25, verbose=0))
 
 
-def mirrored():
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-
-
 def test_two_replicas_equal_one(tiny_model, images, labels):
     images, labels = np.tile(images, (4, 1, 1, 1)), np.tile(labels, 4)
     images[8:] = 255 - images[8:]
@@ -195,7 +191,7 @@ def test_two_replicas_equal_one(tiny_model, images, labels):
     one, two = tiny_model(), None
     alone = compiled(one)
     history = alone.fit(data, epochs=3, shuffle=False, verbose=0).history
-    with mirrored().scope():
+    with distribution.strategy("mirrored").scope():
         two = tiny_model()
         trainer = compiled(two)
     replicated = trainer.fit(data, epochs=3, shuffle=False, verbose=0).history
@@ -208,7 +204,7 @@ def test_two_replicas_equal_one(tiny_model, images, labels):
 
 def test_replicas_draw_different_noise(tiny_model, images):
     images = np.tile(images[:1], (2, 1, 1, 1)).astype(np.float32)
-    strategy = mirrored()
+    strategy = distribution.strategy("mirrored")
     with strategy.scope():
         trainer = compiled(tiny_model(), RANDOM)
     noise = strategy.run(lambda: trainer.attack.ball.sample(trainer._replica_seed(7), images[:1]))
@@ -258,6 +254,24 @@ def test_keras_applications_train_too(images, labels):
     trainer = compiled(model, PGD(LinfBall(8 / 127.5, bounds=(-1, 1)), steps=1))
     result = trainer.fit(images, labels, batch_size=8, verbose=0, validation_data=(images, labels)).history
     assert 0 <= result["val_robust_accuracy"][0] <= result["val_accuracy"][0] <= 1
+
+
+def test_nothing_is_jit_compiled_on_a_cpu_unasked(tiny_model):
+    trainer = AdversarialModel(tiny_model(), RANDOM)
+    trainer.compile("sgd", "sparse_categorical_crossentropy")
+    assert trainer.jit_compile is False
+
+
+def test_several_steps_per_execution(tiny_model, images, labels):
+    results = []
+    for steps in (1, 2):
+        model = tiny_model()
+        trainer = AdversarialModel(model, RANDOM)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        trainer.compile("sgd", loss, steps_per_execution=steps)
+        trainer.fit(batches(images, labels, 2), epochs=1, shuffle=False, verbose=0)
+        results.append(weights(model))
+    np.testing.assert_allclose(results[0], results[1], atol=1e-6)
 
 
 def test_what_is_saved_is_the_classifier(tiny_model, images, tmp_path):

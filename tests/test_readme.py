@@ -1,0 +1,36 @@
+"""What the README says works: its Python runs, its commands parse, its two make targets exist."""
+
+import pathlib
+import re
+import shlex
+
+import pytest
+
+from keras_sat import cli
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+COMMANDS = re.findall(r"^ *(keras-sat .*?)(?: #.*)?$", README, re.MULTILINE)
+
+
+def test_there_is_something_to_check():
+    assert len(PYTHON) >= 2
+    assert len(COMMANDS) >= 4
+
+
+@pytest.mark.parametrize("code", PYTHON, ids=range(len(PYTHON)))
+def test_python_runs(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_parse(command):
+    assert callable(cli._parse(shlex.split(command)).run)
+
+
+def test_make_targets():
+    targets = re.findall(r"^make (\w+)", README, re.MULTILINE)
+    assert targets == ["quickstart", "test"]
+    assert all(re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE) for target in targets)
