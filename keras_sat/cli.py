@@ -94,7 +94,9 @@ def quickstart(args):
     start = time.perf_counter()
     folder = args.output or _free(QUICKSTART)
     run = Run()
-    print(f"Training {run.model} ({run.activation}) on PGD-{run.steps} examples of {run.dataset}, epsilon {run.epsilon}.")
+    print(
+        f"Training {run.model} ({run.activation}) on PGD-{run.steps} examples of {run.dataset}, epsilon {run.epsilon}."
+    )
     print("accuracy and loss are those on the adversarial images; val_... on up to 500 test images.\n", flush=True)
     model, finished = train(run, folder)
     if not finished:

@@ -31,8 +31,8 @@ def load(name, split, batch_size, image_size=None, training=False, data_dir=None
         training: shuffles, anew each epoch, and augments; the last, partial batch is dropped.
         data_dir: TFDS' folder of prepared datasets; None is TFDS' own.
         seed: of shuffling and augmentation.
-        augment: in training, pads images of up to 64 pixels by an eighth, crops and (where a mirror image is of the same
-            class) flips them at random.
+        augment: in training, pads images of up to 64 pixels by an eighth, crops them at random and, where a mirror
+            image is of the same class, flips them at random.
 
     Returns:
         A tf.data.Dataset of images [batch, height, width, channels], uint8 or float32 in 0..255, and int64 labels
@@ -62,7 +62,7 @@ def load(name, split, batch_size, image_size=None, training=False, data_dir=None
 
 
 def info(name, data_dir=None):
-    """Returns TFDS' DatasetInfo of a dataset: `.features["label"].names`, `.splits["test"].num_examples`, `.license`."""
+    """Returns TFDS' DatasetInfo of a dataset: `.features["label"].names`, `.splits["test"].num_examples`, ..."""
     return _builder(name, data_dir).info
 
 
@@ -96,7 +96,9 @@ def _keys(info):
     """Returns the names of the image and of the label among a dataset's features."""
     keys = info.supervised_keys or ("image", "label")
     if len(keys) != 2 or not set(keys) <= set(info.features):
-        raise ValueError(f"{info.name} has no (image, label) pairs to classify; its features are {list(info.features)}.")
+        raise ValueError(
+            f"{info.name} has no (image, label) pairs to classify; its features are {list(info.features)}."
+        )
     return keys
 
 
@@ -108,7 +110,9 @@ def _read(builder, split, training, seed):
         builder.info.splits[split]
     except (ValueError, KeyError, AssertionError) as error:
         known = ", ".join(builder.info.splits)
-        raise ValueError(f"{builder.name} has no split {split!r}; it has {known}, and slices such as test[:500].") from error
+        raise ValueError(
+            f"{builder.name} has no split {split!r}; it has {known}, and slices such as test[:500]."
+        ) from error
     dataset = builder.as_dataset(
         split=split,
         shuffle_files=training and not builder.info.disable_shuffling,

@@ -14,8 +14,8 @@ def export_saved_model(model, path):
 
     Two signatures, which differ in the type of `images` [batch, height, width, channels], pixels in the model's range
     (0..255 for the models of this package): `serving_default` takes float32, to which TensorFlow also converts NumPy's
-    uint8 and JSON's numbers; `serving_uint8` takes uint8 tensors, a quarter of the bytes on the wire. Both return float32
-    `logits` and `probabilities`, [batch, classes].
+    uint8 and JSON's numbers; `serving_uint8` takes uint8 tensors, a quarter of the bytes on the wire. Both return
+    float32 `logits` and `probabilities`, [batch, classes].
 
     Args:
         model: a built Keras classifier that returns logits, or an `AdversarialModel`, of which `.model` is exported.

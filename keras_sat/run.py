@@ -24,7 +24,7 @@ def _flag(default, help):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Configuration of a run; the defaults are the quickstart's. The fields' help is what `keras-sat train --help` says.
+    """Configuration of a run; the defaults are the quickstart's. `keras-sat train --help` explains the fields.
 
     Raises:
         ValueError: for a value out of its range, with what was expected.
@@ -35,7 +35,9 @@ class Run:
     dataset: str = _flag("fashion_mnist_mini", "embedded, or any prepared TFDS classification dataset")
     data_dir: str | None = _flag(None, "folder of prepared TFDS datasets; default: TFDS' own")
     image_size: int | None = _flag(None, "resize the images to this height and width; default: as they are")
-    augment: bool = _flag(False, "crop and flip small images at random: for long trainings; costs accuracy in short ones")
+    augment: bool = _flag(
+        False, "crop and flip small images at random: for long trainings; costs accuracy in short ones"
+    )
     norm: str = _flag("linf", "of the attack: linf or l2")
     epsilon: float = _flag(25.5, "radius of the attack, in pixels 0..255")
     steps: int = _flag(2, "gradient steps of the training attack")

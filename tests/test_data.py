@@ -77,7 +77,10 @@ def test_image_size():
 def prepared(tmp_path):
     """A folder with two datasets that someone prepared: images of one size, and of several."""
     rng = np.random.default_rng(0)
-    for name, sizes, shape in (("squares", [(32, 32)] * 6, (32, 32, 3)), ("photos", [(40, 30), (20, 50)] * 3, (None, None, 3))):
+    for name, sizes, shape in (
+        ("squares", [(32, 32)] * 6, (32, 32, 3)),
+        ("photos", [(40, 30), (20, 50)] * 3, (None, None, 3)),
+    ):
         examples = [
             (index, {"image": rng.integers(0, 256, (*size, 3)).astype(np.uint8), "label": index % 2})
             for index, size in enumerate(sizes)

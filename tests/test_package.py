@@ -60,7 +60,16 @@ def test_there_is_one_tape_for_input_gradients():
 def wheel(tmp_path_factory):
     """The wheel, unpacked: what a user gets, apart from this checkout."""
     folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", f"--wheel-dir={folder}"]
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        f"--wheel-dir={folder}",
+    ]
     copy = folder / "source"  # setuptools would leave its build folder in the checkout
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "keras-sat-quickstart*"))
     subprocess.run([*build, str(copy)], check=True, capture_output=True)
@@ -77,7 +86,9 @@ images, labels = next(iter(keras_sat.data.load("fashion_mnist_mini", "test", 5))
 print(keras_sat.__file__, images.shape)
 """
     environment = {**os.environ, "PYTHONPATH": str(wheel)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=wheel, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=wheel, env=environment, capture_output=True, text=True, check=True
+    )
     assert str(wheel) in done.stdout
     assert "(5, 28, 28, 1)" in done.stdout
     assert "keras-sat = keras_sat_command:main" in next(wheel.glob("*.dist-info/entry_points.txt")).read_text()

@@ -85,7 +85,7 @@ class PGD:
 
         Args:
             logits_fn: a Keras model or a function, maps images to logits [batch, classes]. Pass the same object for
-                every batch: the loop is compiled once for each.
+                every batch, not a lambda or a bound method made anew: the loop is compiled once for each object.
             images: [batch, height, width, channels], uint8 or float, within the ball's bounds.
             labels: int [batch], in 0..classes-1.
             seed: an int, or an int tensor of shape [2]: the same seed gives the same images.

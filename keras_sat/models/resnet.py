@@ -12,46 +12,22 @@ from keras_sat.models import weights as weights_lib
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What tells one ResNet from another: the block, how many of it a stage has, and the filters of each stage."""
+    """What tells one ResNet from another: the block, how many of it a stage has, the filters of a stage, the stem."""
 
     block: Callable
     stage_sizes: tuple
     filters: tuple = (64, 128, 256, 512)
     input_shape: tuple = (224, 224, 3)
-    stem_strides: int = 1  # of the 3x3 stem for small images
-
-    @property
-    def has_imagenet_stem(self):
-        return self.input_shape[0] == 224
-
-
-def _resnext(base_width):
-    return functools.partial(blocks.bottleneck, groups=32, base_width=base_width)
-
-
-_SMALL = {"filters": (16, 32, 64), "input_shape": (32, 32, 3)}
-SPECS = {
-    "ResNet50": Spec(blocks.bottleneck, (3, 4, 6, 3)),
-    "ResNet101": Spec(blocks.bottleneck, (3, 4, 23, 3)),
-    "ResNet152": Spec(blocks.bottleneck, (3, 8, 36, 3)),
-    "ResNeXt50_32x4d": Spec(_resnext(4), (3, 4, 6, 3)),
-    "ResNeXt50_32x8d": Spec(_resnext(8), (3, 4, 6, 3)),
-    "ResNeXt152_32x8d": Spec(_resnext(8), (3, 8, 36, 3)),
-    "ResNet8": Spec(blocks.basic, (1, 1, 1), stem_strides=2, **_SMALL),
-    "ResNet18": Spec(blocks.basic, (2, 2, 2, 2), input_shape=(32, 32, 3)),
-    "ResNet20": Spec(blocks.basic, (3, 3, 3), **_SMALL),
-}
-
-
-def _stem(x, spec, activation):
-    if not spec.has_imagenet_stem:
-        return blocks.conv_bn(x, spec.filters[0], 3, strides=spec.stem_strides, activation=activation, name="conv0")
-    x = blocks.conv_bn(x, spec.filters[0], 7, strides=2, activation=activation, name="conv0")
-    return keras.layers.MaxPooling2D(3, 2, padding="same", name="pool0")(x)
+    stem_size: int = 7
+    stem_strides: int = 2
+    max_pool: bool = True
 
 
 def _trunk(x, spec, activation):
-    x = _stem(blocks.rescale(x), spec, activation)
+    size, strides = spec.stem_size, spec.stem_strides
+    x = blocks.conv_bn(blocks.rescale(x), spec.filters[0], size, strides=strides, activation=activation, name="conv0")
+    if spec.max_pool:
+        x = keras.layers.MaxPooling2D(3, 2, padding="same", name="pool0")(x)
     for group, (size, filters) in enumerate(zip(spec.stage_sizes, spec.filters)):
         for index in range(size):
             strides = 2 if group > 0 and index == 0 else 1
@@ -95,7 +71,9 @@ def _check_head(pooling, classes, classifier_activation):
     if not (isinstance(classes, int) and classes >= 1):
         raise ValueError(f"classes must be an integer >= 1. Received: {classes!r}")
     if classifier_activation not in (None, "softmax"):
-        raise ValueError(f'classifier_activation must be None (logits) or "softmax". Received: {classifier_activation!r}')
+        raise ValueError(
+            f'classifier_activation must be None (logits) or "softmax". Received: {classifier_activation!r}'
+        )
 
 
 def _builder(name, spec):
@@ -146,12 +124,17 @@ _DOC = """Builds {name} with `activation` at every nonlinearity, the one after e
         ValueError: for arguments that fit no network, or weights that do not fit this one.
     """
 
-ResNet50 = _builder("ResNet50", SPECS["ResNet50"])
-ResNet101 = _builder("ResNet101", SPECS["ResNet101"])
-ResNet152 = _builder("ResNet152", SPECS["ResNet152"])
-ResNeXt50_32x4d = _builder("ResNeXt50_32x4d", SPECS["ResNeXt50_32x4d"])
-ResNeXt50_32x8d = _builder("ResNeXt50_32x8d", SPECS["ResNeXt50_32x8d"])
-ResNeXt152_32x8d = _builder("ResNeXt152_32x8d", SPECS["ResNeXt152_32x8d"])
-ResNet8 = _builder("ResNet8", SPECS["ResNet8"])
-ResNet18 = _builder("ResNet18", SPECS["ResNet18"])
-ResNet20 = _builder("ResNet20", SPECS["ResNet20"])
+ResNet50 = _builder("ResNet50", Spec(blocks.bottleneck, (3, 4, 6, 3)))
+ResNet101 = _builder("ResNet101", Spec(blocks.bottleneck, (3, 4, 23, 3)))
+ResNet152 = _builder("ResNet152", Spec(blocks.bottleneck, (3, 8, 36, 3)))
+
+_BLOCK_32X4D = functools.partial(blocks.bottleneck, groups=32, base_width=4)
+_BLOCK_32X8D = functools.partial(blocks.bottleneck, groups=32, base_width=8)
+ResNeXt50_32x4d = _builder("ResNeXt50_32x4d", Spec(_BLOCK_32X4D, (3, 4, 6, 3)))
+ResNeXt50_32x8d = _builder("ResNeXt50_32x8d", Spec(_BLOCK_32X8D, (3, 4, 6, 3)))
+ResNeXt152_32x8d = _builder("ResNeXt152_32x8d", Spec(_BLOCK_32X8D, (3, 8, 36, 3)))
+
+_small = functools.partial(Spec, blocks.basic, input_shape=(32, 32, 3), stem_size=3, stem_strides=1, max_pool=False)
+ResNet8 = _builder("ResNet8", _small(stage_sizes=(1, 1, 1), filters=(16, 32, 64), stem_strides=2))
+ResNet18 = _builder("ResNet18", _small(stage_sizes=(2, 2, 2, 2)))
+ResNet20 = _builder("ResNet20", _small(stage_sizes=(3, 3, 3), filters=(16, 32, 64)))

@@ -1,6 +1,7 @@
 """Adversarial training through Keras' own compile and fit."""
 
 import dataclasses
+import functools
 
 import keras
 import tensorflow as tf
@@ -24,7 +25,8 @@ class AdversarialModel(keras.Model):
     The attack ascends its loss for the hard label, whatever the training loss does (label smoothing, say).
 
     The noise of the attack is drawn from `seed`, the optimizer's iterations and the replica: the same seed gives the
-    same run, a resumed run goes on as the uninterrupted one, and no two replicas draw the same.
+    same run, a resumed run goes on as the uninterrupted one, and no two replicas draw the same. `evaluate` draws the
+    same noise at each call.
 
     Args:
         model: a built Keras classifier from images [batch, height, width, channels] to logits [batch, classes]; from
@@ -56,6 +58,9 @@ class AdversarialModel(keras.Model):
         self.evaluation_attack = evaluation_attack or _without_clean_start(attack)
         self.attack_batch_norm = attack_batch_norm
         self.seed = seed
+        # Kept, not made at each step: an attack that runs eagerly compiles its loop once for each of these objects.
+        self._inference = functools.partial(model, training=False)
+        self._attacked = self._batch_statistics if attack_batch_norm == "batch" else self._inference
         self.robust_accuracy = keras.metrics.Mean(name="robust_accuracy")
         self.built = True
 
@@ -65,8 +70,7 @@ class AdversarialModel(keras.Model):
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         with activations.training_attack():
-            logits_fn = self._batch_statistics if self.attack_batch_norm == "batch" else self._inference
-            adversarial = self.attack(logits_fn, x, hard_labels(y), self._replica_seed(self.optimizer.iterations))
+            adversarial = self.attack(self._attacked, x, hard_labels(y), self._replica_seed(self.optimizer.iterations))
         logs = super().train_step((adversarial, y, sample_weight))
         return {name: value for name, value in logs.items() if name != self.robust_accuracy.name}
 
@@ -81,9 +85,6 @@ class AdversarialModel(keras.Model):
     def save(self, filepath, **kwargs):
         """Saves the classifier, `.model`: the trainer around it is code, not weights."""
         return self.model.save(filepath, **kwargs)
-
-    def _inference(self, images):
-        return self.model(images, training=False)
 
     def _batch_statistics(self, images):
         with keras.StatelessScope():  # swallows the updates of the moving statistics

@@ -10,8 +10,7 @@ def strategy(name="auto"):
 
     Args:
         name: "none": one device; "mirrored": one replica for each GPU of this machine (or for each logical CPU device,
-            where there is no GPU), the same object at each call; "auto": "mirrored" on a machine with several GPUs, else
-            "none".
+            where there is no GPU), the same object at each call; "auto": "mirrored" with several GPUs, else "none".
 
     Raises:
         ValueError: for an unknown name.

@@ -45,7 +45,9 @@ def test_same_seed_same_figures(tiny_model):
     model = tiny_model()
     images = np.random.default_rng(5).integers(0, 256, (64, 8, 8, 3)).astype(np.uint8)
     attack = PGD(LinfBall(3), steps=1, step_size=1e-6)  # noise alone decides
-    counts = [evaluate(model, data(model, images), attack, seed=s, progress=False)["PGD-1"].correct for s in (0, 0, 1, 2)]
+    counts = [
+        evaluate(model, data(model, images), attack, seed=s, progress=False)["PGD-1"].correct for s in (0, 0, 1, 2)
+    ]
     assert counts[0] == counts[1]
     assert len(set(counts)) > 1
 

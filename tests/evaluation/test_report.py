@@ -9,7 +9,10 @@ from keras_sat.evaluation.report import Tally, wilson
 
 def report():
     settings = {"norm": "linf", "epsilon": 25.5}
-    rows = [AttackResult.of("clean", Tally(2000, 1503, 0.3), {}), AttackResult.of("PGD-50", Tally(2000, 1111, 9), settings)]
+    rows = [
+        AttackResult.of("clean", Tally(2000, 1503, 0.3), {}),
+        AttackResult.of("PGD-50", Tally(2000, 1111, 9), settings),
+    ]
     return RobustnessReport(rows, {"seed": 0})
 
 

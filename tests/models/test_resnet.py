@@ -5,8 +5,8 @@ import pytest
 from keras_sat import activations, models
 
 # Trainable parameters at 1000 classes and 224 x 224 x 3; those of the small ones at 10 classes and 32 x 32 x 3.
-# ResNet-50/101/152 and ResNeXt-50 32x4d: He et al., Xie et al. (and torchvision); ResNet-18 and -20 for small images: the
-# CIFAR networks with projection shortcuts; the others: added up over the variables of the authors' release.
+# ResNet-50/101/152 and ResNeXt-50 32x4d: He et al., Xie et al. (and torchvision); ResNet-18 and -20 for small images:
+# the CIFAR networks with projection shortcuts; the others: added up over the variables of the authors' release.
 PARAMETERS = {
     "ResNet50": 25_557_032,
     "ResNet101": 44_549_160,
@@ -29,7 +29,9 @@ def test_parameter_counts_are_the_published_ones(name):
     assert sum(int(np.prod(weight.shape)) for weight in build(name).trainable_weights) == PARAMETERS[name]
 
 
-@pytest.mark.parametrize(("name", "sites"), [("ResNet50", 49), ("ResNeXt50_32x4d", 49), ("ResNet18", 17), ("ResNet20", 19)])
+@pytest.mark.parametrize(
+    ("name", "sites"), [("ResNet50", 49), ("ResNeXt50_32x4d", 49), ("ResNet18", 17), ("ResNet20", 19)]
+)
 def test_every_nonlinearity_follows_the_activation(name, sites):
     model = build(name, activation={"name": "parametric_softplus", "alpha": 3})
     chosen = [layer for layer in model.layers if isinstance(layer, activations.ParametricSoftplus)]
