@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import shlex
+import shutil
 import sys
 import time
 import types
@@ -106,7 +107,7 @@ def quickstart(args):
     files.write_text(os.path.join(folder, "report.txt"), report.table() + "\n")
     export.export_saved_model(model, os.path.join(folder, "saved_model"))
     print(f"\n{report.table()}\n\nAll of it took {time.perf_counter() - start:.0f} seconds. It lies in {folder}/:")
-    print(_WHERE.format(here=shlex.quote(folder)))
+    print(_WHERE.format(here=shlex.quote(folder), bin=_bin()))
     return 0
 
 
@@ -117,10 +118,15 @@ _WHERE = """\
     saved_model/              for TF Serving, or tf.saved_model.load
 
 What to do next:
-    keras-sat evaluate {here} --attack=fgsm,pgd-10,pgd-200
-    keras-sat train --activation=relu --output=runs/relu        does it pay to be smooth?
-    keras-sat train --help                                      your dataset, network and epsilon
-    tensorboard --logdir={here}/logs"""
+    {bin}keras-sat evaluate {here} --attack=fgsm,pgd-10,pgd-200
+    {bin}keras-sat train --activation=relu --output=runs/relu     (does it pay to be smooth?)
+    {bin}keras-sat train --help                                   (your dataset, network and epsilon)
+    {bin}tensorboard --logdir={here}/logs"""
+
+
+def _bin():
+    """Returns what to put before a command of this environment: nothing where it is on the path."""
+    return "" if shutil.which("keras-sat") else os.path.relpath(os.path.dirname(sys.argv[0])) + os.sep
 
 
 def train(args):
@@ -131,7 +137,7 @@ def train(args):
     _, finished = run_lib.train(config, args.output)
     if not finished:
         return _interrupted(args.output)
-    print(f"Trained. Next: keras-sat evaluate {shlex.quote(args.output)}")
+    print(f"Trained. Next: {_bin()}keras-sat evaluate {shlex.quote(args.output)}")
     return 0
 
 

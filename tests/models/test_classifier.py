@@ -1,0 +1,34 @@
+import keras
+import pytest
+
+from keras_sat import models
+from keras_sat.models import classifier
+
+
+def test_logits_are_accepted(tiny_model):
+    classifier.check(tiny_model())
+    classifier.check(models.ResNet8())
+    classifier.check(keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Rescaling(0.5)]))
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        keras.layers.Dense(3, activation="softmax"),
+        keras.layers.Dense(3, activation="sigmoid"),
+        keras.layers.Activation("softmax"),
+        keras.layers.Softmax(),
+        keras.Sequential([keras.Input((3,)), keras.layers.Softmax()]),
+    ],
+    ids=["dense", "sigmoid", "activation", "layer", "nested"],
+)
+def test_probabilities_are_refused(last):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), last])
+    with pytest.raises(ValueError, match="ends in probabilities"):
+        classifier.check(model)
+
+
+def test_what_is_no_built_model_is_refused():
+    for model in (keras.Sequential([keras.layers.Dense(3)]), keras.layers.Dense(3), lambda x: x):
+        with pytest.raises(ValueError, match="must be a built Keras classifier"):
+            classifier.check(model)
