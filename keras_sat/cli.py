@@ -83,6 +83,14 @@ def _export_flags(parser):
     parser.add_argument("--to", help="folder to write; default: saved_model in the run's folder")
 
 
+def _convert_flags(parser):
+    parser.add_argument("--from", dest="prefix", required=True, help="path of the bundle, without .index or .data-...")
+    parser.add_argument("--model", required=True, help="network: see `keras-sat list`")
+    parser.add_argument("--activation", default="silu", type=_activation, help="the checkpoint's (default: silu)")
+    parser.add_argument("--ema", action="store_true", help="take the moving averages, as for EfficientNet-L1-Enhanced")
+    parser.add_argument("--to", required=True, help="file to write, FILE.weights.h5")
+
+
 def _list_flags(parser):
     parser.add_argument("--json", action="store_true", help="as JSON")
 
@@ -165,6 +173,22 @@ def export(args):
     return 0
 
 
+def convert(args):
+    """Converts a checkpoint of the SAT authors' release to a .weights.h5 file of a network of this package."""
+    from keras_sat import files, models
+
+    if args.model not in models.BUILDERS:
+        raise ValueError(f"model must be one of {', '.join(models.BUILDERS)}. Received: {args.model!r}")
+    if not args.to.endswith(".weights.h5"):
+        raise ValueError(f"--to must end in .weights.h5. Received: {args.to!r}")
+    model = models.BUILDERS[args.model](input_shape=(None, None, 3), activation=args.activation)
+    models.release.load(model, args.prefix, args.ema)
+    with files.replacing(args.to) as temporary:
+        model.save_weights(temporary)
+    print(f"Written to {args.to}")
+    return 0
+
+
 def list_(args):
     """Lists the networks, activations, embedded datasets and attacks."""
     from keras_sat import activations, data, models
@@ -182,12 +206,20 @@ def list_(args):
     return 0
 
 
-COMMANDS = {"quickstart": quickstart, "train": train, "evaluate": evaluate, "export": export, "list": list_}
+COMMANDS = {
+    "quickstart": quickstart,
+    "train": train,
+    "evaluate": evaluate,
+    "export": export,
+    "convert": convert,
+    "list": list_,
+}
 FLAGS = {
     "quickstart": _quickstart_flags,
     "train": _train_flags,
     "evaluate": _evaluate_flags,
     "export": _export_flags,
+    "convert": _convert_flags,
     "list": _list_flags,
 }
 

@@ -8,8 +8,11 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import tensorflow as tf
+
+from keras_sat import models
 
 COMMAND = os.path.join(os.path.dirname(sys.executable), "keras-sat")
 SHORT = ("--epochs=1", "--steps=1", "--batch_size=500")
@@ -70,6 +73,29 @@ def test_ctrl_c_leaves_what_was_trained(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def test_convert(tmp_path):
+    source = models.EfficientNetB0(input_shape=(None, None, 3))
+    names = models.release._names(source)
+    tf.raw_ops.SaveV2(
+        prefix=str(tmp_path / "model"),
+        tensor_names=list(names),
+        shape_and_slices=[""] * len(names),
+        tensors=[variable.numpy() for variable in names.values()],
+    )
+    to = tmp_path / "out" / "b0.weights.h5"
+    done = run("convert", f"--from={tmp_path / 'model'}", "--model=EfficientNetB0", f"--to={to}")
+    assert done.returncode == 0, done.stderr
+    converted = models.EfficientNetB0(input_shape=(None, None, 3), weights=to)
+    for one, other in zip(source.get_weights(), converted.get_weights()):
+        np.testing.assert_array_equal(one, other)
+    done = run(
+        "convert", f"--from={tmp_path / 'model'}", "--model=EfficientNetB1", f"--to={tmp_path / 'b1.weights.h5'}"
+    )
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "missing" in done.stderr
+    assert not (tmp_path / "b1.weights.h5").exists()
+
+
 def test_list():
     known = json.loads(run("list", "--json").stdout)
     assert "ResNet50" in known["models"]
@@ -90,6 +116,11 @@ TIRED = {
     "an unknown activation": (("train", "--output=x", "--activation=swich"), 1, "Known are"),
     "an unknown dataset": (("train", "--output=x", "--dataset=cifr10"), 1, "no dataset 'cifr10'"),
     "an unknown strategy": (("train", "--output=x", "--strategy=tpus"), 1, "strategy must be"),
+    "no such checkpoint": (
+        ("convert", "--from=none", "--model=ResNet8", "--to=x.weights.h5"),
+        1,
+        "no readable checkpoint",
+    ),
     "a missing folder": (("evaluate", "nowhere"), 1, "no folder nowhere"),
     "an empty folder": (("export", "."), 1, "run.json is missing"),
 }

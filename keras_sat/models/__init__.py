@@ -1,5 +1,19 @@
 """Classifiers whose every nonlinearity follows `activation=`."""
 
+from keras_sat.models import release
+from keras_sat.models.efficientnet import (
+    EfficientNetB0,
+    EfficientNetB1,
+    EfficientNetB2,
+    EfficientNetB3,
+    EfficientNetB4,
+    EfficientNetB5,
+    EfficientNetB6,
+    EfficientNetB7,
+    EfficientNetB8,
+    EfficientNetL1,
+    EfficientNetL2,
+)
 from keras_sat.models.resnet import (
     ResNet8,
     ResNet18,
@@ -12,19 +26,21 @@ from keras_sat.models.resnet import (
     ResNeXt152_32x8d,
 )
 
-BUILDERS = {
-    builder.__name__: builder
-    for builder in (
-        ResNet8,
-        ResNet18,
-        ResNet20,
-        ResNet50,
-        ResNet101,
-        ResNet152,
-        ResNeXt50_32x4d,
-        ResNeXt50_32x8d,
-        ResNeXt152_32x8d,
-    )
-}
+_RESNETS = (ResNet8, ResNet18, ResNet20, ResNet50, ResNet101, ResNet152)
+_RESNEXTS = (ResNeXt50_32x4d, ResNeXt50_32x8d, ResNeXt152_32x8d)
+_EFFICIENTNETS = (
+    EfficientNetB0,
+    EfficientNetB1,
+    EfficientNetB2,
+    EfficientNetB3,
+    EfficientNetB4,
+    EfficientNetB5,
+    EfficientNetB6,
+    EfficientNetB7,
+    EfficientNetB8,
+    EfficientNetL1,
+    EfficientNetL2,
+)
+BUILDERS = {builder.__name__: builder for builder in (*_RESNETS, *_RESNEXTS, *_EFFICIENTNETS)}
 
-__all__ = ["BUILDERS", *BUILDERS]
+__all__ = ["BUILDERS", "release", *BUILDERS]

@@ -7,6 +7,11 @@ from keras_sat import activations
 
 # The fused kernel of the release's TensorFlow clamps its epsilon 1e-5 to this; SAT weights were trained with it.
 BATCH_NORM_EPSILON = 1.001e-5
+SE_RATIO = 0.25  # of the filters that enter the block
+
+
+def _kernel_initializer():
+    return keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
 
 
 def rescale(x):
@@ -25,18 +30,23 @@ def batch_norm(x, name, zero_gamma=False):
     )(x)
 
 
-def conv(x, filters, size, strides=1, groups=1, name=None):
-    """Convolution without bias. With a stride, the padding is fixed: the same at every image size, as the release's."""
-    if strides > 1 and size > 1:
+def conv(x, filters, size, strides=1, groups=1, fixed_padding=True, name=None):
+    """Convolution without bias.
+
+    With a stride, `fixed_padding` pads alike at every image size, as the release's ResNets do; without it the padding
+    is TensorFlow's SAME, as in EfficientNet.
+    """
+    fixed = fixed_padding and strides > 1
+    if fixed and size > 1:
         x = keras.layers.ZeroPadding2D(size // 2, name=f"{name}_pad")(x)
     return keras.layers.Conv2D(
         filters,
         size,
         strides,
-        padding="valid" if strides > 1 else "same",
+        padding="valid" if fixed else "same",
         groups=groups,
         use_bias=False,
-        kernel_initializer=keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal"),
+        kernel_initializer=_kernel_initializer(),
         name=name,
     )(x)
 
@@ -67,3 +77,48 @@ def _add_shortcut(x, y, strides, activation, name):
     if x.shape[-1] != y.shape[-1]:
         x = conv_bn(x, y.shape[-1], 1, strides=strides, name=f"{name}_convshortcut")
     return activations.layer(activation, f"{name}_act")(keras.layers.Add(name=f"{name}_add")([x, y]))
+
+
+def mbconv(x, filters, size, strides, expansion, activation, drop_rate, name):
+    """Mobile inverted bottleneck with squeeze-and-excite (Tan and Le, arXiv:1905.11946).
+
+    Args:
+        x: Keras tensor.
+        filters: of the output.
+        size, strides: of the depthwise convolution.
+        expansion: of the filters by a 1x1 convolution before it; 1 leaves that convolution out.
+        activation: at every site but the squeeze-and-excite gate, which is a sigmoid.
+        drop_rate: probability with which, in training, an example skips the block (stochastic depth).
+        name: of the block's layers.
+    """
+    y, entering = x, x.shape[-1]
+    if expansion != 1:
+        y = conv_bn(y, entering * expansion, 1, activation=activation, name=f"{name}_expand")
+    y = keras.layers.DepthwiseConv2D(
+        size,
+        strides,
+        padding="same",
+        use_bias=False,
+        depthwise_initializer=_kernel_initializer(),
+        name=f"{name}_depthwise",
+    )(y)
+    y = activations.layer(activation, f"{name}_depthwise_act")(batch_norm(y, f"{name}_depthwise_bn"))
+    y = squeeze_excite(y, max(1, int(entering * SE_RATIO)), activation, f"{name}_se")
+    y = conv_bn(y, filters, 1, name=f"{name}_project")
+    if strides > 1 or entering != filters:
+        return y
+    if drop_rate > 0:
+        y = keras.layers.Dropout(drop_rate, noise_shape=(None, 1, 1, 1), name=f"{name}_drop")(y)
+    return keras.layers.Add(name=f"{name}_add")([x, y])
+
+
+def squeeze_excite(x, filters, activation, name):
+    """Scales the channels of x by a gate computed from their means (Hu et al., arXiv:1709.01507)."""
+    gate = keras.layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}_squeeze")(x)
+    for site, width, function in (
+        ("reduce", filters, activations.layer(activation, f"{name}_act")),
+        ("excite", x.shape[-1], keras.layers.Activation("sigmoid", name=f"{name}_gate")),
+    ):
+        gate = keras.layers.Conv2D(width, 1, kernel_initializer=_kernel_initializer(), name=f"{name}_{site}")(gate)
+        gate = function(gate)
+    return keras.layers.Multiply(name=f"{name}_scale")([x, gate])

@@ -26,7 +26,9 @@ def build(name, **options):
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameter_counts_are_the_published_ones(name):
-    assert sum(int(np.prod(weight.shape)) for weight in build(name).trainable_weights) == PARAMETERS[name]
+    with keras.StatelessScope(initialize_variables=False):
+        model = build(name)
+    assert sum(int(np.prod(weight.shape)) for weight in model.trainable_weights) == PARAMETERS[name]
 
 
 @pytest.mark.parametrize(
@@ -124,3 +126,15 @@ def test_signature_and_help():
     assert models.ResNet50.__name__ == "ResNet50"
     assert "ResNet50" in models.ResNet50.__doc__
     assert models.ResNet8(name="mine").name == "mine"
+
+
+def test_each_model_draws_its_own_weights_and_a_seed_repeats_them():
+    def weights(seed):
+        keras.utils.set_random_seed(seed)
+        return [weight.numpy() for weight in build("ResNet8").trainable_weights]
+
+    first, again, other = weights(0), weights(0), weights(1)
+    for one, same, different in zip(first, again, other):
+        np.testing.assert_array_equal(one, same)
+        if one.ndim > 1:
+            assert np.any(one != different)

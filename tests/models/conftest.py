@@ -1,0 +1,60 @@
+import hashlib
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+FOLDER = pathlib.Path(__file__).parent / "release"
+
+
+def kernel(name, shape, seed, scale):
+    """The large kernels of a fixture are not stored: their names and its seed determine them."""
+    rng = np.random.RandomState((int(hashlib.md5(name.encode()).hexdigest()[:8], 16) + seed) % 2**32)
+    values = rng.normal(0, 1, shape)
+    if len(shape) == 2:
+        return (values * 2 / np.sqrt(shape[0])).astype(np.float32) * scale
+    gain = np.exp(rng.uniform(np.log(0.15 if name.endswith("/W") else 0.2), np.log(2.0)))
+    values *= gain / np.sqrt(np.prod(shape[:3]))
+    if shape[2] > 3:
+        values = values - 0.9 * values.mean(axis=2, keepdims=True)
+    return values.astype(np.float32) * scale
+
+
+class Release:
+    """A checkpoint in the layout of the release, with known random weights, and what the authors' code makes of it."""
+
+    def __init__(self, name):
+        self.name = name
+        self.file = np.load(FOLDER / f"{name}.npz")
+        self.images, self.logits = self.file["images"], self.file["logits"]
+
+    def variables(self):
+        found = {}
+        for key in self.file.files:
+            kind, _, name = key.partition(":")
+            if kind == "var":
+                found[name] = self.file[key]
+            elif kind == "big":
+                *shape, scale = self.file[key]
+                found[name] = kernel(name, tuple(map(int, shape)), int(self.file["seed"]), np.float32(scale))
+        return found
+
+
+def write_checkpoint(prefix, arrays):
+    """Writes a TF1 bundle and returns its prefix."""
+    names = sorted(arrays)
+    tf.raw_ops.SaveV2(
+        prefix=str(prefix), tensor_names=names, shape_and_slices=[""] * len(names), tensors=[arrays[n] for n in names]
+    )
+    return prefix
+
+
+@pytest.fixture
+def release():
+    return Release
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return lambda arrays, name="model": write_checkpoint(tmp_path / name, arrays)

@@ -1,0 +1,121 @@
+"""Parity with the authors' own code: fixtures that it computed, on checkpoints with known random weights."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from keras_sat import models
+from keras_sat.attacks import PGD, LinfBall
+from keras_sat.models import release as release_lib
+
+ANY_SIZE = (None, None, 3)
+NETWORKS = {
+    "Res50-silu": (models.ResNet50, "silu"),
+    "Res50-smoothrelu": (models.ResNet50, "smooth_relu"),
+    "efficientnet-b0": (models.EfficientNetB0, "silu"),
+}
+
+
+def build(name):
+    builder, activation = NETWORKS[name]
+    return builder(input_shape=ANY_SIZE, activation=activation)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_logits_are_those_of_the_authors_code(name, release, checkpoint):
+    fixture, model = release(name), build(name)
+    release_lib.load(model, checkpoint(fixture.variables()))
+    error = np.abs(model.predict(fixture.images, verbose=0) - fixture.logits).max()
+    assert error < 1e-4 * np.ptp(fixture.logits)
+
+
+def test_pgd_is_that_of_the_authors_code(release, checkpoint):
+    model = build("Res50-silu")
+    release_lib.load(model, checkpoint(release("Res50-silu").variables()))
+    expected = np.load(pathlib.Path(__file__).parent / "release" / "pgd_Res50-silu.npz")
+    attack = PGD(LinfBall(4), steps=3, random_start=False)
+    adversarial = attack(model, expected["images"], expected["labels"])
+    gradients = np.abs(expected["gradients_scaled"])
+    sure = np.all(gradients > 1e-4 * gradients.max(), axis=0)  # elsewhere a sign may be rounding's
+    assert np.mean(sure) > 0.5
+    np.testing.assert_allclose(adversarial.numpy()[sure], expected["adversarial_pixels"][sure], atol=1e-3)
+
+
+@pytest.fixture
+def small(release):
+    """The variables of the smallest fixture, and a model for them."""
+    return release("efficientnet-b0").variables(), build("efficientnet-b0")
+
+
+def test_training_checkpoints_and_other_builds_of_the_same_code(small, checkpoint, release):
+    variables, model = small
+    fixture = release("efficientnet-b0")
+    other = {}
+    for name, array in variables.items():
+        flat = array.reshape(-1) if array.ndim == 5 else array
+        other[name.replace("tpu_batch_normalization", "batch_normalization")] = flat
+        other[f"{name}/RMSProp"] = other[f"{name}/RMSProp_1"] = other[f"{name}/Momentum"] = np.zeros(1, np.float32)
+        other[f"{name}/ExponentialMovingAverage"] = np.zeros_like(array)
+    other |= {"global_step": np.int64(7), "learning_rate": np.float32(0.1)}
+    release_lib.load(model, checkpoint(other))
+    np.testing.assert_allclose(model.predict(fixture.images[:2], verbose=0), fixture.logits[:2], atol=1e-3)
+
+
+def test_moving_averages(small, checkpoint):
+    variables, model = small
+    suffix = release_lib.EMA
+    averages = {name + suffix: array for name, array in variables.items()}
+    both = averages | {name: np.zeros_like(array) for name, array in variables.items()}
+    release_lib.load(model, checkpoint(both, "both"), ema=True)
+    kernel = model.get_layer("stem").get_weights()[0]
+    np.testing.assert_array_equal(kernel, variables["efficientnet-b0/stem/conv2d/kernel"])
+    release_lib.load(model, checkpoint(both, "plain"))
+    assert not model.get_layer("stem").get_weights()[0].any()
+    release_lib.load(model, checkpoint(averages, "averages"))
+    np.testing.assert_array_equal(model.get_layer("stem").get_weights()[0], kernel)
+
+
+def spoil(variables, what):
+    name = "efficientnet-b0/blocks_3/conv2d/kernel"
+    if what == "missing":
+        del variables[name]
+    elif what == "left over":
+        variables["efficientnet-b0/blocks_99/conv2d/kernel"] = np.zeros(3, np.float32)
+    elif what == "of another shape":
+        variables[name] = variables[name][..., :-1]
+    else:
+        variables[name] = variables[name].copy()
+        variables[name].flat[5] = np.nan
+
+
+@pytest.mark.parametrize("what", ["missing", "left over", "of another shape", "not finite"])
+def test_what_does_not_fit_is_named_and_changes_nothing(what, small, checkpoint):
+    variables, model = small
+    spoil(variables, what)
+    before = [weight.numpy() for weight in model.weights]
+    with pytest.raises(ValueError, match=rf"1 {what} \(blocks_\d+/conv2d/kernel"):
+        release_lib.load(model, checkpoint(variables))
+    for old, weight in zip(before, model.weights):
+        np.testing.assert_array_equal(old, weight.numpy())
+
+
+def test_another_activation_or_network_is_refused(release, checkpoint):
+    prefix = checkpoint(release("Res50-smoothrelu").variables())
+    with pytest.raises(ValueError, match=r"49 left over \(conv0/smoothrelu_beta, .*, \.\.\.\)"):
+        release_lib.load(models.ResNet50(input_shape=ANY_SIZE), prefix)
+    with pytest.raises(ValueError, match="306 missing"):
+        release_lib.load(models.ResNet101(input_shape=ANY_SIZE, activation="smooth_relu"), prefix)
+    with pytest.raises(ValueError, match="missing"):
+        release_lib.load(models.EfficientNetB0(input_shape=ANY_SIZE, activation="smooth_relu"), prefix)
+
+
+def test_unreadable_checkpoints(small, checkpoint, tmp_path):
+    variables, model = small
+    with pytest.raises(ValueError, match="no readable checkpoint"):
+        release_lib.load(model, tmp_path / "none")
+    prefix = checkpoint(variables)
+    data = pathlib.Path(f"{prefix}.data-00000-of-00001")
+    data.write_bytes(data.read_bytes()[:-10_000])
+    with pytest.raises(ValueError, match="no readable checkpoint"):
+        release_lib.load(model, prefix)
