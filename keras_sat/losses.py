@@ -6,6 +6,20 @@ Each takes integer labels of shape [batch] and logits of shape [batch, classes],
 import tensorflow as tf
 
 
+def hard_labels(y):
+    """Returns int32 labels [batch] from integer labels [batch] or [batch, 1], or one-hot ones [batch, classes]."""
+    shape = getattr(y, "shape", None)
+    if shape is None or len(shape) not in (1, 2):
+        raise ValueError(
+            "Adversarial examples need labels: integers [batch] or one-hot [batch, classes], as in fit(x, y) or a "
+            f"dataset of (images, labels). Received: {shape or y}"
+        )
+    y = tf.convert_to_tensor(y)
+    if y.shape.rank == 2:
+        y = tf.argmax(y, axis=-1) if y.shape[-1] != 1 else y[:, 0]
+    return tf.cast(y, tf.int32)
+
+
 def cross_entropy(labels, logits):
     """Returns -log softmax(logits)[label], with the hard label."""
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)

@@ -1,10 +1,19 @@
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from keras_sat import losses
 
 LOGITS = np.array([[3.0, 1.0, 0.0], [0.0, 2.0, 5.0]], np.float32)
 LABELS = np.array([0, 1])
+
+
+def test_hard_labels():
+    for labels in ([1, 0], [[1], [0]], [[0, 1, 0], [0.9, 0.05, 0.05]]):
+        np.testing.assert_array_equal(losses.hard_labels(np.array(labels)), [1, 0])
+    for wrong in (None, 3, np.zeros((2, 2, 2))):
+        with pytest.raises(ValueError, match="need labels"):
+            losses.hard_labels(wrong)
 
 
 def test_cross_entropy():

@@ -58,12 +58,8 @@ def _check_values(images, bounds):
             f"images must lie within the bounds of the attack, {bounds}; another range is said by the ball, "
             f"as in LinfBall(4 / 255, bounds=(0, 1)). Received values in [{low:g}, {high:g}]"
         )
-    if 0 < high <= 1 < bounds[1] / 2:
-        warnings.warn(
-            f"The images reach from {low:g} to {high:g}, the attack's bounds are {bounds}. For images in 0..1 give the "
-            "ball that range: LinfBall(4 / 255, bounds=(0, 1)).",
-            stacklevel=4,
-        )
+    if _looks_scaled(high, bounds):
+        warnings.warn(f"{_SCALED.format(bounds=bounds)} Received values in [{low:g}, {high:g}]", stacklevel=4)
 
 
 def _check_logits(logits_fn, images, labels):
@@ -83,6 +79,23 @@ def _check_logits(logits_fn, images, labels):
             "logits_fn returns probabilities (not negative, sum 1): a softmax hides the gradient from an attack and "
             "makes any network look robust. Pass a model that ends in logits (classifier_activation=None)."
         )
+
+
+_SCALED = (
+    "The images reach from 0 to 1, the bounds of the attack are {bounds}. For such images give the ball their range: "
+    "LinfBall(4 / 255, bounds=(0, 1))."
+)
+
+
+def _looks_scaled(high, bounds):
+    """Says whether the largest value of some images is that of images in 0..1; black images say nothing."""
+    return (high > 0) & (high <= 1) & (bounds[1] > 2)
+
+
+def assert_not_scaled(images, bounds):
+    """Returns the op that fails for a batch in 0..1 where the attack's bounds are 0..255. XLA leaves it out."""
+    high = tf.cast(tf.reduce_max(images), tf.float32)
+    return tf.debugging.Assert(~_looks_scaled(high, bounds), [f"keras_sat: {_SCALED.format(bounds=bounds)}", high])
 
 
 def _assert_in_bounds(images, bounds):

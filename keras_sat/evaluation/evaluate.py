@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from keras_sat import losses
 from keras_sat.evaluation import report
 
 
@@ -14,8 +15,8 @@ def evaluate(model, dataset, attacks, *, seed=0, batch_size=128, progress=True):
 
     Args:
         model: a Keras classifier, or a function, from images to logits [batch, classes].
-        dataset: a finite tf.data.Dataset of (images [batch, height, width, channels], int labels [batch]), or a pair of
-            arrays of them, in the pixel range of the attacks' bounds.
+        dataset: a finite tf.data.Dataset of (images [batch, height, width, channels], labels), or a pair of arrays of
+            them; the images in the range of the attacks' bounds, the labels integers [batch] or one-hot.
         attacks: an attack, a list of attacks, or a dict from names to attacks.
         seed: the same seed on the same batches gives the same figures.
         batch_size: images in a batch, for a pair of arrays.
@@ -33,8 +34,9 @@ def evaluate(model, dataset, attacks, *, seed=0, batch_size=128, progress=True):
     predict = tf.function(lambda images: tf.argmax(model(images), -1, tf.int32), autograph=False, reduce_retracing=True)
     tallies = {name: report.Tally() for name in ("clean", *attacks)}
     bar = _progress_bar(dataset, list(tallies)) if progress else None
-    for index, (images, labels) in enumerate(dataset):
-        labels = tf.cast(labels, tf.int32)
+    for index, batch in enumerate(dataset):
+        images, labels, _ = keras.utils.unpack_x_y_sample_weight(batch)
+        labels = losses.hard_labels(labels)
         with tallies["clean"].timed(len(labels)) as tally:
             standing = predict(images) == labels
             tally.correct += int(tf.reduce_sum(tf.cast(standing, tf.int32)))

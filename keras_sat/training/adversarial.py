@@ -6,8 +6,8 @@ import functools
 import keras
 import tensorflow as tf
 
-from keras_sat import activations
-from keras_sat.attacks import threats
+from keras_sat import activations, losses
+from keras_sat.attacks import inputs, threats
 from keras_sat.models import classifier
 
 
@@ -44,6 +44,8 @@ class AdversarialModel(keras.Model):
 
     Raises:
         ValueError: for a model that is not built or ends in a softmax, or an unknown `attack_batch_norm`.
+        tf.errors.InvalidArgumentError: in `fit`, for images outside the attack's bounds, or that reach from 0 to 1
+            where the bounds are 0..255.
     """
 
     def __init__(self, model, attack, evaluation_attack=None, attack_batch_norm="frozen", seed=0, **kwargs):
@@ -69,14 +71,17 @@ class AdversarialModel(keras.Model):
 
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        seed = self._replica_seed(self.optimizer.iterations)
+        with tf.control_dependencies([inputs.assert_not_scaled(x, self.attack.ball.bounds)]):
+            x = tf.identity(x)
         with activations.training_attack():
-            adversarial = self.attack(self._attacked, x, hard_labels(y), self._replica_seed(self.optimizer.iterations))
+            adversarial = self.attack(self._attacked, x, losses.hard_labels(y), seed)
         logs = super().train_step((adversarial, y, sample_weight))
         return {name: value for name, value in logs.items() if name != self.robust_accuracy.name}
 
     def test_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        labels = hard_labels(y)
+        labels = losses.hard_labels(y)
         adversarial = self.evaluation_attack(self._inference, x, labels, self._replica_seed(-1))
         robust = self._is_correct(x, labels) & self._is_correct(adversarial, labels)
         self.robust_accuracy.update_state(robust, sample_weight)
@@ -97,20 +102,6 @@ class AdversarialModel(keras.Model):
         seed = tf.stack([tf.cast(self.seed, tf.int32), tf.cast(step, tf.int32)])
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         return tf.random.experimental.stateless_fold_in(seed, replica, alg=threats.RNG)
-
-
-def hard_labels(y):
-    """Returns int32 labels [batch] from integer labels [batch] or [batch, 1], or one-hot ones [batch, classes]."""
-    shape = getattr(y, "shape", None)
-    if shape is None or len(shape) not in (1, 2):
-        raise ValueError(
-            "Adversarial training needs labels: integers [batch] or one-hot [batch, classes], as in fit(x, y) or a "
-            f"dataset of (images, labels). Received: {shape or y}"
-        )
-    y = tf.convert_to_tensor(y)
-    if y.shape.rank == 2:
-        y = tf.argmax(y, axis=-1) if y.shape[-1] != 1 else y[:, 0]
-    return tf.cast(y, tf.int32)
 
 
 def _without_clean_start(attack):

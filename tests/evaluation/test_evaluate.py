@@ -59,6 +59,15 @@ def test_datasets_functions_and_models_with_nothing_right(tiny_model, images):
     assert (report["clean"].correct, report["PGD-1"].correct, report["PGD-1"].n) == (0, 0, 8)
 
 
+def test_one_hot_labels_and_sample_weights(tiny_model, images):
+    model = tiny_model()
+    x, y = data(model, images)
+    attack = FGSM(LinfBall(6))
+    plain = evaluate(model, (x, y), attack, progress=False)
+    one_hot = evaluate(model, (x, np.eye(4)[y], np.ones(8)), attack, progress=False)
+    assert [result.correct for result in plain.results] == [result.correct for result in one_hot.results]
+
+
 def test_refusals(tiny_model, images):
     model = tiny_model()
     attack = PGD(LinfBall(4), steps=1)

@@ -293,8 +293,18 @@ def test_refusals(tiny_model, images):
         AdversarialModel(lambda x: x, RANDOM)
     with pytest.raises(ValueError, match='"frozen" or "batch"'):
         AdversarialModel(tiny_model(), RANDOM, attack_batch_norm="eval")
-    with pytest.raises(ValueError, match="needs labels"):
+    with pytest.raises(ValueError, match="need labels"):
         compiled(tiny_model()).fit(images, verbose=0)
+
+
+def test_images_in_0_to_1_are_an_error_in_fit(tiny_model, images, labels):
+    trainer = compiled(tiny_model())
+    for data in ((images / 255, labels), (batches(images / 255, labels),)):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=r"LinfBall\(4 / 255, bounds=\(0, 1\)\)"):
+            trainer.fit(*data, shuffle=False, verbose=0)
+    trainer.fit(0 * images, labels, verbose=0)  # black images are images
+    scaled = compiled(tiny_model(), PGD(LinfBall(8 / 255, bounds=(0, 1)), steps=1))
+    scaled.fit(images / 255, labels, verbose=0)
 
 
 def test_training_beats_an_undefended_network_by_far():
