@@ -1,6 +1,7 @@
 """Projected gradient descent, and FGSM, which is its single step."""
 
 import dataclasses
+import numbers
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -52,7 +53,7 @@ class PGD:
         if not isinstance(self.ball, (threats.LinfBall, threats.L2Ball)):
             raise ValueError(f"ball must be a LinfBall or an L2Ball, such as LinfBall(4). Received: {self.ball!r}")
         for name in ("steps", "restarts"):
-            if not (isinstance(getattr(self, name), int) and getattr(self, name) >= 1):
+            if not (isinstance(getattr(self, name), numbers.Integral) and getattr(self, name) >= 1):
                 raise ValueError(f"{name} must be an integer >= 1. Received: {getattr(self, name)!r}")
         if self.step_size is not None and not self.step_size > 0:
             raise ValueError(f"step_size must be positive, or None for the default. Received: {self.step_size!r}")

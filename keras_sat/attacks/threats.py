@@ -101,12 +101,17 @@ def _norm(x):
 
 
 def _check(ball):
+    # NumPy's numbers and lists become plain floats and a tuple: an attack is hashed, compared and written as JSON.
+    object.__setattr__(ball, "epsilon", float(ball.epsilon))
+    object.__setattr__(ball, "bounds", tuple(float(bound) for bound in ball.bounds))
+    if len(ball.bounds) != 2:
+        raise ValueError(f"bounds must be two finite numbers, the smaller first. Received: {ball.bounds!r}")
     low, high = ball.bounds
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"bounds must be two finite numbers, the smaller first. Received: {ball.bounds!r}")
     if not (math.isfinite(ball.epsilon) and ball.epsilon >= 0):
         raise ValueError(f"epsilon must be a finite number >= 0. Received: {ball.epsilon!r}")
-    if 0 < ball.epsilon < 1 and tuple(ball.bounds) == PIXELS:
+    if 0 < ball.epsilon < 1 and ball.bounds == PIXELS:
         warnings.warn(
             f"epsilon {ball.epsilon:g} is less than one level of an image in 0..255. For images in 0..1 say "
             f"{type(ball).__name__}({ball.epsilon:g}, bounds=(0, 1)).",

@@ -64,11 +64,19 @@ def test_step_size_rules():
 
 
 @pytest.mark.parametrize("ball", [LinfBall, L2Ball])
+def test_numpy_numbers_and_lists_are_plain_values(ball):
+    one, other = ball(np.float32(0.5), bounds=[0, np.int64(1)]), ball(0.5, bounds=(0, 1))
+    assert one == other
+    assert hash(one) == hash(other)
+    assert type(one.epsilon) is float
+
+
+@pytest.mark.parametrize("ball", [LinfBall, L2Ball])
 def test_refusals(ball):
     for epsilon in (-1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="epsilon"):
             ball(epsilon)
-    for bounds in ((1, 0), (0, float("inf"))):
+    for bounds in ((1, 0), (0, float("inf")), (0, 1, 2)):
         with pytest.raises(ValueError, match="bounds"):
             ball(1, bounds=bounds)
     with pytest.warns(UserWarning, match=r"bounds=\(0, 1\)"):

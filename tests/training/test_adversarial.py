@@ -86,21 +86,24 @@ def test_integer_and_one_hot_labels_give_the_same_step(tiny_model, images, label
     np.testing.assert_allclose(results[2], results[0], atol=1e-6)
 
 
+class Recording(AdversarialModel):
+    """Keeps the batches that are trained on; for run_eagerly."""
+
+    seen = ()
+
+    def call(self, inputs, training=False):
+        if training:
+            self.seen = (*self.seen, inputs)
+        return super().call(inputs, training=training)
+
+
 def test_label_smoothing_is_not_seen_by_the_attack(tiny_model, images, labels):
     """At smoothing 1 the loss of the label has no gradient at all; the examples are as strong as ever."""
-    seen = []
-
-    class Recording(AdversarialModel):
-        def call(self, inputs, training=False):
-            if training:
-                seen.append(inputs)
-            return super().call(inputs, training=training)
-
     trainer = Recording(tiny_model(), FROM_IMAGE)
     loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=1.0)
     trainer.compile("sgd", loss, run_eagerly=True)
     trainer.train_on_batch(images, np.eye(4)[labels])
-    np.testing.assert_allclose(seen[0], FROM_IMAGE(tiny_model(), images, labels), atol=1e-3)
+    np.testing.assert_allclose(trainer.seen[0], FROM_IMAGE(tiny_model(), images, labels), atol=1e-3)
 
 
 def test_examples_of_weight_zero_do_not_count(tiny_model, images, labels):
@@ -122,23 +125,14 @@ def moving_mean(model):
 @pytest.mark.parametrize("mode", ["frozen", "batch"])
 def test_batch_norm_statistics_move_once_a_step_and_by_the_adversarial_batch(mode, tiny_model, images, labels):
     model = tiny_model()
-    adversarial = []
-
-    class Recording(AdversarialModel):
-        def call(self, inputs, training=False):
-            if training:
-                adversarial.append(inputs)
-            return super().call(inputs, training=training)
-
     trainer = Recording(model, FROM_IMAGE, attack_batch_norm=mode)
     trainer.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), run_eagerly=True)
     before, convolution = moving_mean(model), keras.Sequential([keras.Input((8, 8, 3)), *model.layers[:2]])
-    features = []
     initial = [w.numpy() for w in convolution.weights]
     trainer.train_on_batch(images, labels)
     after = moving_mean(model)
     convolution.set_weights(initial)
-    features = convolution(adversarial[0])
+    features = convolution(trainer.seen[0])
     momentum = model.layers[2].momentum
     np.testing.assert_allclose(after, momentum * before + (1 - momentum) * np.mean(features, (0, 1, 2)), atol=1e-5)
 
