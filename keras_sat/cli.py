@@ -190,7 +190,7 @@ def convert(args):
 
 
 def list_(args):
-    """Lists the networks, activations, embedded datasets and attacks."""
+    """Lists the networks, activations, embedded datasets, attacks and released weights."""
     from keras_sat import activations, data, models
 
     known = {
@@ -200,10 +200,20 @@ def list_(args):
         "attacks": ["fgsm", "pgd-STEPS"],
     }
     if args.json:
-        print(json.dumps(known, indent=2))
+        print(json.dumps({**known, "weights": models.list_weights()}, indent=2))
     else:
         print("\n".join(f"{kind:<12} {', '.join(names)}" for kind, names in known.items()))
+        print(f"\nweights      accuracy in % on ImageNet, as reported by the authors\n{_weights_table()}")
     return 0
+
+
+def _weights_table():
+    from keras_sat import models
+
+    header = ("tag", "model", "activation", "image_size", "parameters", "clean", "robust", "under")
+    rows = [["-" if row[name] is None else str(row[name]) for name in header] for row in models.list_weights()]
+    widths = [max(map(len, column)) for column in zip(header, *rows)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in (header, *rows))
 
 
 COMMANDS = {

@@ -153,7 +153,7 @@ def load(folder):
         raise ValueError(f"{_json(folder)} is damaged: {type(error).__name__}: {error}") from error
     with _policy(run.precision):
         model = run.build()
-    models.weights.load(model, _weights(folder))
+    models.weights.load_file(model, _weights(folder))
     return run, model
 
 

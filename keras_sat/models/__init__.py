@@ -25,6 +25,7 @@ from keras_sat.models.resnet import (
     ResNeXt50_32x8d,
     ResNeXt152_32x8d,
 )
+from keras_sat.models.weights import list_weights
 
 _RESNETS = (ResNet8, ResNet18, ResNet20, ResNet50, ResNet101, ResNet152)
 _RESNEXTS = (ResNeXt50_32x4d, ResNeXt50_32x8d, ResNeXt152_32x8d)
@@ -43,4 +44,4 @@ _EFFICIENTNETS = (
 )
 BUILDERS = {builder.__name__: builder for builder in (*_RESNETS, *_RESNEXTS, *_EFFICIENTNETS)}
 
-__all__ = ["BUILDERS", "release", *BUILDERS]
+__all__ = ["BUILDERS", "list_weights", "release", *BUILDERS]

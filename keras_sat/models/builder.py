@@ -1,5 +1,7 @@
 """What all builders share: the signature of keras.applications, the input, the head."""
 
+import functools
+
 import keras
 
 from keras_sat.models import weights as weights_lib
@@ -8,7 +10,8 @@ _DOC = """Builds {name} with `activation` at every nonlinearity{sites}.
 
     Args:
         include_top: whether to end in global average pooling and a dense layer of `classes`.
-        weights: None (random) or the path of a `.weights.h5` file of this network.
+        weights: None (random); "sat-imagenet" or another tag of `keras_sat.models.list_weights()`, fetched on first
+            use; or the path of a `.weights.h5` file of this network. With other classes the head stays random.
         input_tensor: a Keras tensor of pixels to build upon, in place of `input_shape`.
         input_shape: (height, width, channels), 1 or 3 channels; default {shape}. Height and width may be None. Pixels
             are 0..255, RGB, uint8 or float32; the scaling to -1..1 is in the model.
@@ -38,6 +41,8 @@ def builder(name, trunk, *, input_shape, kernel_initializer, dropout=0.0, sites=
         sites: for the docstring, which nonlinearities one might not think of.
     """
 
+    architecture = name
+
     def build(
         include_top=True,
         weights=None,
@@ -51,6 +56,7 @@ def builder(name, trunk, *, input_shape, kernel_initializer, dropout=0.0, sites=
     ):
         _check_head(pooling, classes, classifier_activation)
         inputs = _inputs(input_tensor, input_shape)
+        source = weights_lib.resolve(weights, architecture, activation, tuple(inputs.shape[1:]))
         outputs = trunk(inputs, activation)
         if include_top:
             outputs = keras.layers.GlobalAveragePooling2D(name="avg_pool")(outputs)
@@ -63,7 +69,8 @@ def builder(name, trunk, *, input_shape, kernel_initializer, dropout=0.0, sites=
             outputs = _POOLS[pooling](name=f"{pooling}_pool")(outputs)
         sources = inputs if input_tensor is None else keras.utils.get_source_inputs(input_tensor)
         model = keras.Model(sources, outputs, name=name)
-        weights_lib.load(model, weights)
+        whole = functools.partial(build, input_shape=(None, None, 3), activation=activation)
+        weights_lib.load(model, source, whole)
         return model
 
     build.__name__ = build.__qualname__ = name

@@ -1,22 +1,232 @@
-"""Weights for the builders: what `weights=` means."""
+"""Weights for the builders: what `weights=` means. The registry, weights.json, is data."""
 
+import hashlib
+import json
 import os
+import shutil
+import tempfile
 import warnings
 
+import filelock
+import keras
 
-def load(model, weights):
-    """Loads `weights` into `model`: None leaves it as it is, a path of a `.weights.h5` file is read.
+from keras_sat import activations, files
+from keras_sat.models import release
+
+REGISTRY = os.path.join(os.path.dirname(__file__), "weights.json")
+HEAD = "linear"
+
+
+def resolve(weights, architecture, activation, input_shape):
+    """Returns what `weights=` of a builder means, before anything is built or fetched.
+
+    Args:
+        weights: None; a tag such as "sat-imagenet" or "sat-imagenet-380"; or the path of a `.weights.h5` file.
+        architecture: name of the builder.
+        activation: the one that was asked for.
+        input_shape: (height, width, channels).
+
+    Returns:
+        None, an entry of the registry, or the path.
 
     Raises:
-        ValueError: if there is no such file, or if it is damaged or of another network; the model is then not usable.
+        ValueError: if there are no such weights for this network, activation and input.
     """
     if weights is None:
-        return
-    path = os.fspath(weights)
+        return None
+    if not str(weights).startswith("sat-") or str(weights).endswith(".h5"):
+        return _existing_file(os.fspath(weights))
+    entry = find(architecture, activation, weights, input_shape[0])
+    if input_shape[-1] != 3:
+        raise ValueError(f"The weights {entry['id']} take RGB images. Received input shape: {input_shape}")
+    return entry
+
+
+def load(model, source, whole):
+    """Loads what `resolve` returned into a model just built.
+
+    Args:
+        model: the keras.Model.
+        source: None, an entry or a path.
+        whole: builds the same network for 1000 classes, with its head, on images of any size.
+
+    Raises:
+        ValueError: if the weights cannot be had, or are damaged or of another network.
+    """
+    if isinstance(source, dict):
+        path = fetch(source, whole)
+        network = whole()
+        load_file(network, path)
+        _copy(network, model)
+    elif source is not None:
+        load_file(model, source)
+
+
+def entries():
+    """Returns the entries of the registry: a list of dicts, with what all checkpoints of a release have in common."""
+    with open(REGISTRY, encoding="utf-8") as file:
+        registry = json.load(file)
+    return [{**registry["sat-imagenet"], **entry} for entry in registry["checkpoints"]]
+
+
+def list_weights():
+    """Returns the zoo, a list of dicts: tag, model, activation, image_size, parameters, clean, robust, under, source.
+
+    Figures are percent on ImageNet, as the authors report them; `under` says under which attack `robust` was measured.
+    """
+    rows = []
+    for entry in entries():
+        reported = dict(entry["reported"] or {})
+        row = {name: entry[name] for name in ("tag", "model", "activation", "image_size", "parameters")}
+        row["clean"] = reported.pop("clean", None)
+        under, row["robust"] = list(reported.items())[-1] if reported else (None, None)
+        row["under"] = under and f"{under}, {entry['attack']}"
+        rows.append(row | {"source": entry["source"]})
+    return rows
+
+
+def find(architecture, activation, tag, image_size=None):
+    """Returns the registry's entry for a network; for the tag "sat-imagenet" that of `image_size`, if there is one.
+
+    Raises:
+        ValueError: if there is none, with those that there are.
+    """
+    of_network = [entry for entry in entries() if entry["model"] == architecture]
+    if not of_network:
+        known = sorted({entry["model"] for entry in entries()})
+        raise ValueError(f"There are no weights {tag!r} for {architecture}; there are for {', '.join(known)}.")
+    fitting = [entry for entry in of_network if _same_activation(entry["activation"], activation)]
+    if not fitting:
+        known = sorted({entry["activation"] for entry in of_network})
+        raise ValueError(
+            f"There are no weights {tag!r} for {architecture} with activation {activation!r}; there are for "
+            f"{', '.join(known)}. Weights of another activation would not do."
+        )
+    for entry in fitting:
+        if entry["image_size"] == image_size and entry["tag"] == f"{tag}-{image_size}":
+            return entry
+    for entry in fitting:
+        if entry["tag"] == tag:
+            return entry
+    known = ", ".join(entry["tag"] for entry in fitting)
+    raise ValueError(f"There are no weights {tag!r} for {architecture} with {activation!r}; there are {known}.")
+
+
+def _same_activation(one, other):
+    layers = [activations.layer(spec, "site") for spec in (one, other)]
+    return type(layers[0]) is type(layers[1]) and layers[0].get_config() == layers[1].get_config()
+
+
+def home():
+    """Returns the folder of fetched weights: KERAS_SAT_HOME, or keras_sat in Keras' own folder."""
+    keras_home = os.environ.get("KERAS_HOME", os.path.join("~", ".keras"))
+    return os.path.expanduser(os.environ.get("KERAS_SAT_HOME", os.path.join(keras_home, "keras_sat")))
+
+
+def fetch(entry, whole):
+    """Returns the path of an entry's `.weights.h5`: on first use downloads, checks and converts the checkpoint.
+
+    Of several processes one fetches, the others wait. The file appears with its last byte; its sha256 lies beside it
+    and is verified each time.
+    """
+    os.makedirs(home(), exist_ok=True)
+    path = os.path.join(home(), f"{entry['id']}.weights.h5")
+    with filelock.FileLock(f"{path}.lock"):
+        if not _is_intact(path):
+            _convert(entry, whole(), path)
+    return path
+
+
+def _is_intact(path):
+    if not (os.path.exists(path) and os.path.exists(f"{path}.sha256")):
+        return False
+    with open(f"{path}.sha256", encoding="utf-8") as file:
+        if file.read().strip() == _sha256(path):
+            return True
+    warnings.warn(f"{path} was changed since it was fetched: fetching it again.", stacklevel=2)
+    return False
+
+
+def _convert(entry, model, path):
+    folder = tempfile.mkdtemp(prefix=".fetching-", dir=home())
+    try:
+        for part, drive_id in entry["drive"].items():
+            _download(f"{entry['id']}.{part}", drive_id, folder, (entry["sha256"] or {}).get(part))
+        release.load(model, os.path.join(folder, entry["id"]), entry["ema"])
+        with files.replacing(path) as temporary:
+            model.save_weights(temporary)
+        files.write_text(f"{path}.sha256", _sha256(path) + "\n")
+    finally:
+        shutil.rmtree(folder)
+
+
+def _download(name, drive_id, folder, sha256):
+    """Downloads one file of a checkpoint into `folder`: from the mirror KERAS_SAT_WEIGHTS_URL, or from Google Drive."""
+    mirror, path = os.environ.get("KERAS_SAT_WEIGHTS_URL"), os.path.join(folder, name)
+    origin = f"{mirror.rstrip('/')}/{name}" if mirror else f"Google Drive, file {drive_id}"
+    try:
+        if mirror:
+            keras.utils.get_file(name, origin, cache_dir=folder, cache_subdir="")
+        else:
+            _download_from_drive(drive_id, path)
+    except ImportError:
+        raise
+    except Exception as error:  # Keras' downloader raises plain Exceptions
+        raise ValueError(
+            f"{name} could not be downloaded from {origin}: {str(error).splitlines()[0]}. KERAS_SAT_WEIGHTS_URL can "
+            "name a folder of the files on another server."
+        ) from error
+    with open(path, "rb") as file:
+        if file.read(1024).lstrip()[:1] == b"<":
+            raise ValueError(f"{origin} sent a web page in place of the file {name}.")
+    if sha256 not in (None, _sha256(path)):
+        raise ValueError(f"{name} from {origin} is not the file expected: its sha256 is {_sha256(path)}, not {sha256}.")
+
+
+def _download_from_drive(drive_id, path):
+    try:
+        import gdown
+    except ImportError as error:
+        raise ImportError(
+            "The weights lie on Google Drive; to download them: pip install 'keras-sat[weights]'"
+        ) from error
+    gdown.download(id=drive_id, output=path)
+
+
+def _sha256(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _copy(source, model):
+    """Copies the weights of each layer of the network; a head of other classes stays new."""
+    twins = {layer.name: layer for layer in source.layers if layer.weights}
+    for layer in model.layers:
+        twin = twins.get(layer.name)
+        if layer.name == HEAD and layer.units != twin.units:
+            message = f"The head of {model.name} is new: the weights have {twin.units} classes, not {layer.units}."
+            warnings.warn(message, stacklevel=4)
+        elif twin:
+            layer.set_weights(twin.get_weights())
+
+
+def _existing_file(path):
     if not path.endswith(".weights.h5"):
-        raise ValueError(f"weights must be None or the path of a .weights.h5 file. Received: {weights!r}")
+        tags = sorted({entry["tag"] for entry in entries()})
+        raise ValueError(
+            f"weights must be None, one of {', '.join(tags)}, or the path of a .weights.h5 file. Received: {path!r}"
+        )
     if not os.path.isfile(path):
         raise ValueError(f"There is no weights file at {path}")
+    return path
+
+
+def load_file(model, path):
+    """Loads a `.weights.h5` file; raises ValueError if there is none, or if it is damaged or of another network."""
+    _existing_file(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # Keras only warns of layers that the file does not have

@@ -115,6 +115,7 @@ def test_mixed_precision_keeps_pixels_and_logits_in_float32():
         ({"classifier_activation": "sigmoid"}, "classifier_activation"),
         ({"activation": "swich"}, "Known are"),
         ({"weights": "imagenet"}, "weights.h5"),
+        ({"weights": "sat-imagenet"}, "no weights .* for ResNet8; there are for EfficientNetB0"),
     ],
 )
 def test_refusals(options, message):

@@ -1,0 +1,238 @@
+"""weights="sat-imagenet": the registry, and fetching from a real HTTP server on loopback."""
+
+import http.server
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_sat import models
+from keras_sat.models import release as release_lib
+from keras_sat.models import weights as weights_lib
+
+PARTS = ("efficientnet-b0.index", "efficientnet-b0.data-00000-of-00001")
+
+
+def test_the_registry_holds_the_24_checkpoints():
+    entries = weights_lib.entries()
+    assert len({entry["id"] for entry in entries}) == len(entries) == 24
+    for entry in entries:
+        assert set(entry["drive"]) == {"index", "data-00000-of-00001"}
+        assert {"source", "paper", "license", "pixels", "dataset"} <= set(entry)
+    files = [drive_id for entry in entries for drive_id in entry["drive"].values()]
+    assert len(set(files)) == 48
+
+
+@pytest.mark.parametrize("entry", weights_lib.entries(), ids=lambda entry: entry["id"])
+def test_an_entry_is_of_a_network_that_there_is(entry):
+    with keras.StatelessScope(initialize_variables=False):
+        model = models.BUILDERS[entry["model"]](activation=entry["activation"])
+    assert sum(int(np.prod(weight.shape)) for weight in model.trainable_weights) == entry["parameters"]
+    if entry["model"].startswith("EfficientNet"):
+        assert model.input_shape[1] == entry["image_size"]
+
+
+@pytest.mark.parametrize(
+    ("network", "activation", "tag", "size", "expected"),
+    [
+        ("ResNet50", "silu", "sat-imagenet", 224, "Res50-silu"),
+        ("ResNet50", "swish", "sat-imagenet", None, "Res50-silu"),
+        ("ResNet50", "silu", "sat-imagenet", 380, "Res50-silu-380"),
+        ("ResNet50", "silu", "sat-imagenet-299", 224, "Res50-silu-299"),
+        ("ResNet50", {"name": "gelu"}, "sat-imagenet", 224, "Res50-gelu"),
+        ("ResNet50", "smooth_relu", "sat-imagenet", 224, "Res50-smoothrelu"),
+        ("ResNeXt152_32x8d", "silu", "sat-imagenet-380", 380, "ResX152-silu-380-32x8d"),
+        ("EfficientNetL1", "silu", "sat-imagenet-enhanced", 600, "efficientnet-bL1-enhanced"),
+    ],
+)
+def test_what_a_tag_picks(network, activation, tag, size, expected):
+    assert weights_lib.find(network, activation, tag, size)["id"] == expected
+
+
+@pytest.mark.parametrize(
+    ("network", "activation", "tag", "message"),
+    [
+        ("ResNet101", "gelu", "sat-imagenet", "there are for silu"),
+        ("ResNet50", {"name": "gelu", "approximate": False}, "sat-imagenet", "there are for elu, gelu, mish, relu"),
+        ("ResNet50", "silu", "sat-imagenet-512", "there are sat-imagenet, sat-imagenet-299, sat-imagenet-380"),
+        ("ResNet20", "silu", "sat-imagenet", "for ResNet20; there are for EfficientNetB0"),
+    ],
+)
+def test_what_there_is_not_is_refused_with_what_there_is(network, activation, tag, message):
+    with pytest.raises(ValueError, match=message):
+        models.BUILDERS[network](activation=activation, weights=tag, input_shape=(64, 64, 3))
+
+
+def test_the_list():
+    rows = {(row["model"], row["activation"], row["tag"]): row for row in models.list_weights()}
+    assert len(rows) == 24
+    silu = rows["ResNet50", "silu", "sat-imagenet"]
+    assert (silu["clean"], silu["robust"]) == (69.7, 41.9)
+    assert silu["under"] == "pgd-50, L-inf, epsilon 4 of 255, step size 1"
+    assert rows["EfficientNetB7", "silu", "sat-imagenet"]["robust"] is None
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    """A folder with the checkpoint of an EfficientNet-B0 in the release's layout, and that network."""
+    folder = tmp_path_factory.mktemp("bundle")
+    model = models.EfficientNetB0(input_shape=(None, None, 3))
+    names = release_lib._names(model)
+    tf.raw_ops.SaveV2(
+        prefix=str(folder / "efficientnet-b0"),
+        tensor_names=list(names),
+        shape_and_slices=[""] * len(names),
+        tensors=[variable.numpy() for variable in names.values()],
+    )
+    return folder, model
+
+
+@pytest.fixture
+def server(bundle, tmp_path, monkeypatch):
+    """A web server of that folder; `.requests` are the paths asked for, `.bodies` what is sent in place of a file."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self):  # noqa: N802 - the library's name
+            name = self.path.lstrip("/")
+            found.requests.append(name)
+            if name not in found.bodies:
+                return super().do_GET()
+            status, length, body = found.bodies[name]
+            self.send_response(status)
+            self.send_header("Content-Length", str(length))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(bundle[0]))
+
+    found = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    found.requests, found.bodies = [], {}
+    thread = threading.Thread(target=found.serve_forever)
+    thread.start()
+    monkeypatch.setenv("KERAS_SAT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("KERAS_SAT_WEIGHTS_URL", f"http://127.0.0.1:{found.server_port}/")
+    yield found
+    found.shutdown()
+    found.server_close()
+    thread.join()
+
+
+def fetched():
+    return models.EfficientNetB0(input_shape=(40, 40, 3), weights="sat-imagenet")
+
+
+def cache():
+    """Returns what lies in the cache but the lock."""
+    return sorted(name for name in os.listdir(weights_lib.home()) if not name.endswith(".lock"))
+
+
+def test_first_use_fetches_and_later_uses_do_not(server, bundle):
+    images = np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3)).astype(np.uint8)
+    np.testing.assert_allclose(fetched()(images), bundle[1](images), atol=1e-5)
+    assert server.requests == list(PARTS)
+    assert cache() == ["efficientnet-b0.weights.h5", "efficientnet-b0.weights.h5.sha256"]
+    fetched()
+    assert len(server.requests) == 2
+
+
+def test_a_changed_file_is_fetched_again(server, bundle):
+    fetched()
+    path = pathlib.Path(weights_lib.home()) / "efficientnet-b0.weights.h5"
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+    with pytest.warns(UserWarning, match="was changed since it was fetched"):
+        model = fetched()
+    assert len(server.requests) == 4
+    np.testing.assert_array_equal(
+        model.get_layer("stem").get_weights()[0], bundle[1].get_layer("stem").get_weights()[0]
+    )
+
+
+BAD = {
+    "a web page": (PARTS[1], (200, 30, b"<!DOCTYPE html><html>full</html>"[:30]), "web page in place of the file"),
+    "cut short": (PARTS[1], (200, 21_000_000, b"x" * 1000), "could not be downloaded.*KERAS_SAT_WEIGHTS_URL"),
+    "another file": (PARTS[1], (200, 1000, b"x" * 1000), "no readable checkpoint"),
+    "not found": (PARTS[0], (404, 0, b""), "could not be downloaded.*404"),
+}
+
+
+@pytest.mark.parametrize(("name", "body", "message"), BAD.values(), ids=BAD)
+def test_bad_answers_are_errors_and_leave_nothing(name, body, message, server):
+    server.bodies[name] = body
+    with pytest.raises(ValueError, match=message):
+        fetched()
+    assert cache() == []
+    server.bodies.clear()
+    fetched()  # and the next attempt succeeds
+
+
+def test_a_wrong_hash_is_an_error(server, monkeypatch):
+    entries = weights_lib.entries()
+    for entry in entries:
+        entry["sha256"] = {"index": "0" * 64}
+    monkeypatch.setattr(weights_lib, "entries", lambda: entries)
+    with pytest.raises(ValueError, match=f"sha256 is [0-9a-f]{{64}}, not {'0' * 64}"):
+        fetched()
+    assert cache() == []
+
+
+def test_no_network(server, monkeypatch):
+    monkeypatch.setenv("KERAS_SAT_WEIGHTS_URL", "http://127.0.0.1:1/")
+    with pytest.raises(ValueError, match="could not be downloaded from http://127.0.0.1:1/efficientnet-b0.index"):
+        fetched()
+    assert cache() == []
+
+
+SCRIPT = """
+import resource, sys
+import keras_sat
+limit = int(sys.argv[1])
+if limit:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+keras_sat.models.EfficientNetB0(input_shape=(40, 40, 3), weights="sat-imagenet")
+"""
+
+
+def start(limit=0):
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(limit)], stderr=subprocess.PIPE, text=True)
+
+
+def test_a_disk_that_takes_no_more_leaves_nothing(server):
+    """The kernel refuses to let a file grow beyond 5 MB, in the middle of the download."""
+    process = start(5_000_000)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "could not be downloaded" in error
+    assert "File too large" in error
+    assert cache() == []
+
+
+def test_of_two_processes_one_fetches_and_the_other_waits(server):
+    processes = [start(), start()]
+    for process in processes:
+        assert process.wait(timeout=120) == 0, process.stderr.read()
+        process.stderr.close()
+    assert server.requests == list(PARTS)
+
+
+def test_other_heads(server, bundle):
+    trunk = models.EfficientNetB0(input_shape=(40, 40, 3), weights="sat-imagenet", include_top=False, name="mine")
+    with pytest.warns(UserWarning, match="The head of EfficientNetB0 is new: the weights have 1000 classes, not 7"):
+        new = models.EfficientNetB0(input_shape=(40, 40, 3), weights="sat-imagenet", classes=7)
+    for model in (trunk, new):
+        for layer in ("stem", "blocks_15_project", "head"):
+            expected = bundle[1].get_layer(layer).get_weights()
+            np.testing.assert_array_equal(model.get_layer(layer).get_weights(), expected)
+    with pytest.raises(ValueError, match="take RGB images"):
+        models.EfficientNetB0(input_shape=(40, 40, 1), weights="sat-imagenet")
