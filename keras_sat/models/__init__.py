@@ -1,6 +1,7 @@
 """Classifiers whose every nonlinearity follows `activation=`."""
 
 from keras_sat.models import release
+from keras_sat.models.classifier import without_softmax
 from keras_sat.models.efficientnet import (
     EfficientNetB0,
     EfficientNetB1,
@@ -44,4 +45,4 @@ _EFFICIENTNETS = (
 )
 BUILDERS = {builder.__name__: builder for builder in (*_RESNETS, *_RESNEXTS, *_EFFICIENTNETS)}
 
-__all__ = ["BUILDERS", "list_weights", "release", *BUILDERS]
+__all__ = ["BUILDERS", "list_weights", "release", "without_softmax", *BUILDERS]

@@ -16,8 +16,34 @@ def check(model):
     if isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) in PROBABILITIES:
         raise ValueError(
             f"{model.name} ends in probabilities (layer {last.name}): a softmax hides the gradient from an attack. "
-            "Build it with classifier_activation=None and train it with a loss that has from_logits=True."
+            "Build it with classifier_activation=None, or take keras_sat.models.without_softmax(model), and train it "
+            "with a loss that has from_logits=True."
         )
+
+
+def without_softmax(model):
+    """Returns the logits of a classifier that ends in a softmax, as those of keras.applications do by default.
+
+    Args:
+        model: a functional or sequential keras.Model whose last layer is a softmax, or a dense layer with one.
+
+    Returns:
+        A keras.Model; it shares all layers with `model` but a last dense layer, which is copied.
+
+    Raises:
+        ValueError: if the model does not end in such a layer.
+    """
+    last = model.layers[-1]
+    if isinstance(last, keras.layers.Dense) and last.activation is keras.activations.softmax:
+        dense = keras.layers.Dense(last.units, use_bias=last.use_bias, dtype=last.dtype_policy, name=last.name)
+        logits = dense(last.input)
+        dense.set_weights(last.get_weights())
+    elif isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax:
+        logits = last.input
+    else:
+        raise ValueError(f"{model.name} does not end in a softmax. Received last layer: {last!r}")
+    inputs = model.inputs[0] if len(model.inputs) == 1 else model.inputs  # else Keras warns of a list's structure
+    return keras.Model(inputs, logits, name=model.name)
 
 
 def _last_layer(model):

@@ -1,4 +1,5 @@
 import keras
+import numpy as np
 import pytest
 
 from keras_sat import models
@@ -32,3 +33,19 @@ def test_what_is_no_built_model_is_refused():
     for model in (keras.Sequential([keras.layers.Dense(3)]), keras.layers.Dense(3), lambda x: x):
         with pytest.raises(ValueError, match="must be a built Keras classifier"):
             classifier.check(model)
+
+
+@pytest.mark.parametrize("last", ["dense", "layer", "activation"])
+def test_without_softmax_gives_the_logits(last):
+    layers = {
+        "dense": [keras.layers.Dense(3, activation="softmax")],
+        "layer": [keras.layers.Dense(3), keras.layers.Softmax()],
+        "activation": [keras.layers.Dense(3), keras.layers.Activation("softmax")],
+    }
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(5), *layers[last]])
+    stripped = models.without_softmax(model)
+    classifier.check(stripped)
+    x = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
+    np.testing.assert_allclose(keras.ops.softmax(stripped(x)), model(x), rtol=1e-5)
+    with pytest.raises(ValueError, match="does not end in a softmax"):
+        models.without_softmax(stripped)

@@ -242,14 +242,6 @@ def test_ablation_reaches_the_gradient_it_is_meant_for(place, images, labels):
     assert not np.allclose(weights_, relu_weights, atol=1e-6)
 
 
-def test_keras_applications_train_too(images, labels):
-    model = keras.applications.MobileNetV2((32, 32, 3), weights=None, classes=4, classifier_activation=None, alpha=0.35)
-    images = np.repeat(np.repeat(images, 4, 1), 4, 2) / np.float32(127.5) - 1
-    trainer = compiled(model, PGD(LinfBall(8 / 127.5, bounds=(-1, 1)), steps=1))
-    result = trainer.fit(images, labels, batch_size=8, verbose=0, validation_data=(images, labels)).history
-    assert 0 <= result["val_robust_accuracy"][0] <= result["val_accuracy"][0] <= 1
-
-
 def test_nothing_is_jit_compiled_on_a_cpu_unasked(tiny_model):
     trainer = AdversarialModel(tiny_model(), RANDOM)
     trainer.compile("sgd", "sparse_categorical_crossentropy")
