@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import warnings
 
 import filelock
@@ -148,7 +147,9 @@ def _is_intact(path):
 
 
 def _convert(entry, model, path):
-    folder = tempfile.mkdtemp(prefix=".fetching-", dir=home())
+    folder = os.path.join(home(), f".fetching-{entry['id']}")  # under the lock: if it is there, its process was killed
+    shutil.rmtree(folder, ignore_errors=True)
+    os.mkdir(folder)
     try:
         for part, drive_id in entry["drive"].items():
             _download(f"{entry['id']}.{part}", drive_id, folder, (entry["sha256"] or {}).get(part))

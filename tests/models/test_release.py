@@ -4,10 +4,12 @@ import pathlib
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from keras_sat import models
 from keras_sat.attacks import PGD, LinfBall
 from keras_sat.models import release as release_lib
+from keras_sat.models.efficientnet import STAGES
 
 ANY_SIZE = (None, None, 3)
 NETWORKS = {
@@ -28,6 +30,75 @@ def test_logits_are_those_of_the_authors_code(name, release, checkpoint):
     release_lib.load(model, checkpoint(fixture.variables()))
     error = np.abs(model.predict(fixture.images, verbose=0) - fixture.logits).max()
     assert error < 1e-4 * np.ptp(fixture.logits)
+
+
+def resnet50(variables, images, activation):
+    """ResNet-50 of the release in TensorFlow's own operations, straight from the checkpoint's variables."""
+
+    def conv_bn(x, scope, strides=1, act=True):
+        kernel = variables[f"{scope}/W"]
+        pad = len(kernel) // 2 if strides == 2 else 0
+        x = tf.pad(x, [[0, 0], [pad, pad], [pad, pad], [0, 0]])
+        x = tf.nn.conv2d(x, kernel, strides, "VALID" if strides == 2 else "SAME")
+        norm = [variables[f"{scope}/bn/{name}"] for name in ("mean/EMA", "variance/EMA", "beta", "gamma")]
+        x = tf.nn.batch_normalization(x, *norm, 1.001e-5)
+        return activation(x) if act else x
+
+    x = conv_bn(images[..., ::-1] * (2 / 255) - 1, "conv0", strides=2)
+    x = tf.nn.max_pool2d(x, 3, 2, "SAME")
+    for group, blocks in enumerate((3, 4, 6, 3)):
+        for block in range(blocks):
+            scope, strides = f"group{group}/block{block}", 2 if group and not block else 1
+            y = conv_bn(conv_bn(x, f"{scope}/conv1"), f"{scope}/conv2", strides)
+            shortcut = x if block else conv_bn(x, f"{scope}/convshortcut", strides, act=False)
+            x = activation(shortcut + conv_bn(y, f"{scope}/conv3", act=False))
+    return tf.reduce_mean(x, (1, 2)) @ variables["linear/W"] + variables["linear/b"]
+
+
+def efficientnet_b0(variables, images, activation):
+    """EfficientNet-B0 of the release, likewise."""
+
+    def weight(name):
+        value = variables[f"efficientnet-b0/{name}"]
+        return value.reshape(-1) if value.ndim == 5 else value
+
+    def norm(x, scope, number=0):
+        scope = f"{scope}/tpu_batch_normalization{f'_{number}' if number else ''}"
+        values = [weight(f"{scope}/{name}") for name in ("moving_mean", "moving_variance", "beta", "gamma")]
+        return tf.nn.batch_normalization(x, *values, 1.001e-5)
+
+    def conv(x, name, strides=1):
+        return tf.nn.conv2d(x, weight(f"{name}/kernel"), strides, "SAME")
+
+    x = activation(norm(conv(images * (2 / 255) - 1, "stem/conv2d", 2), "stem"))
+    strides = [stage[2] if first else 1 for stage in STAGES for first in [True] + [False] * (stage[0] - 1)]
+    for index, stride in enumerate(strides):
+        scope, y, expands = f"blocks_{index}", x, int(index > 0)
+        if expands:
+            y = activation(norm(conv(y, f"{scope}/conv2d"), scope))
+        kernel = weight(f"{scope}/depthwise_conv2d/depthwise_kernel")
+        y = tf.nn.depthwise_conv2d(y, kernel, (1, stride, stride, 1), "SAME")
+        y = activation(norm(y, scope, expands))
+        gate = tf.reduce_mean(y, (1, 2), keepdims=True)
+        gate = activation(conv(gate, f"{scope}/se/conv2d") + weight(f"{scope}/se/conv2d/bias"))
+        y *= tf.sigmoid(conv(gate, f"{scope}/se/conv2d_1") + weight(f"{scope}/se/conv2d_1/bias"))
+        y = norm(conv(y, f"{scope}/conv2d{'_1' if expands else ''}"), scope, expands + 1)
+        x = x + y if stride == 1 and x.shape[-1] == y.shape[-1] else y
+    x = tf.reduce_mean(activation(norm(conv(x, "head/conv2d"), "head")), (1, 2))
+    return x @ weight("head/dense/kernel") + weight("head/dense/bias")
+
+
+@pytest.mark.parametrize("size", [(64, 64), (63, 97), (90, 51), (33, 33)])
+@pytest.mark.parametrize(("name", "reference"), [("Res50-silu", resnet50), ("efficientnet-b0", efficientnet_b0)])
+def test_any_image_size_odd_ones_included(name, reference, size, release, checkpoint):
+    fixture, model = release(name), build(name)
+    variables = fixture.variables()
+    release_lib.load(model, checkpoint(variables))
+    images = tf.image.resize(fixture.images[:2], size)
+    expected = reference(variables, images, tf.nn.silu)
+    if size == (64, 64):  # the operations above are those of the authors
+        np.testing.assert_allclose(expected, fixture.logits[:2], atol=1e-3)
+    np.testing.assert_allclose(model(images), expected, atol=1e-4 * np.ptp(expected) + 1e-4)
 
 
 def test_pgd_is_that_of_the_authors_code(release, checkpoint):

@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 import threading
+import time
 
 import keras
 import numpy as np
@@ -95,12 +96,22 @@ def bundle(tmp_path_factory):
 
 @pytest.fixture
 def server(bundle, tmp_path, monkeypatch):
-    """A web server of that folder; `.requests` are the paths asked for, `.bodies` what is sent in place of a file."""
+    """A web server of that folder; `.requests` are the paths asked for, `.bodies` what is sent in place of a file.
+
+    `.stalled` files are sent in part, until their event is set.
+    """
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def do_GET(self):  # noqa: N802 - the library's name
             name = self.path.lstrip("/")
             found.requests.append(name)
+            if name in found.stalled:
+                self.send_response(200)
+                self.send_header("Content-Length", "1000000")
+                self.end_headers()
+                self.wfile.write(b"x" * 100_000)
+                found.stalled[name].wait(timeout=60)
+                return None
             if name not in found.bodies:
                 return super().do_GET()
             status, length, body = found.bodies[name]
@@ -116,7 +127,7 @@ def server(bundle, tmp_path, monkeypatch):
             super().__init__(*args, directory=str(bundle[0]))
 
     found = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    found.requests, found.bodies = [], {}
+    found.requests, found.bodies, found.stalled = [], {}, {}
     thread = threading.Thread(target=found.serve_forever)
     thread.start()
     monkeypatch.setenv("KERAS_SAT_HOME", str(tmp_path / "home"))
@@ -216,6 +227,20 @@ def test_a_disk_that_takes_no_more_leaves_nothing(server):
     assert "could not be downloaded" in error
     assert "File too large" in error
     assert cache() == []
+
+
+def test_a_fetch_that_is_killed_leaves_nothing_that_matters(server):
+    server.stalled[PARTS[1]] = threading.Event()
+    process = start()
+    while server.requests != list(PARTS):
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.kill()
+    process.communicate()
+    server.stalled.pop(PARTS[1]).set()
+    assert cache() == [".fetching-efficientnet-b0"]
+    fetched()
+    assert cache() == ["efficientnet-b0.weights.h5", "efficientnet-b0.weights.h5.sha256"]
 
 
 def test_of_two_processes_one_fetches_and_the_other_waits(server):
