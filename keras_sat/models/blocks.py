@@ -15,7 +15,7 @@ def _kernel_initializer():
 
 
 def rescale(x):
-    """Maps pixels 0..255 to -1..1, in float32 also under mixed precision: bfloat16 has not 255 levels there."""
+    """Maps pixels 0..255 to -1..1, in float32 also under mixed precision: bfloat16 rounds pixels to whole levels."""
     return keras.layers.Rescaling(2 / 255, -1.0, dtype="float32", name="rescaling")(x)
 
 

@@ -53,7 +53,7 @@ class AdversarialModel(keras.Model):
         if attack_batch_norm not in ("frozen", "batch"):
             raise ValueError(f'attack_batch_norm must be "frozen" or "batch". Received: {attack_batch_norm!r}')
         # The policy is the model's, for the loss scaling that Keras derives from it. The images are not cast to it
-        # here: in bfloat16, 256 levels of gray would become 128. The model's own layers cast.
+        # here: bfloat16 rounds pixels above 127 to whole levels, out of the ball. The model's own layers cast.
         super().__init__(dtype=model.dtype_policy, autocast=False, **kwargs)
         self.model = model
         self.attack = attack
