@@ -87,8 +87,8 @@ class L2Ball:
         """Returns `points` moved radially into the ball around `images`, then clipped to the bounds."""
         # Clipping moves a point no farther from an image within the bounds, so it stays in the ball.
         delta = points - images
-        shrink = tf.minimum(1.0, tf.math.divide_no_nan(self.epsilon, _norm(delta)))
-        shrink = tf.where(_norm(delta) > self.epsilon, shrink, 1.0)
+        norm = _norm(delta)
+        shrink = tf.where(norm > self.epsilon, tf.math.divide_no_nan(self.epsilon, norm), 1.0)
         return tf.clip_by_value(images + shrink * delta, *self.bounds)
 
     def distance(self, points, images):

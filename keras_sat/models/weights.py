@@ -180,8 +180,8 @@ def _download(name, drive_id, folder, sha256):
     with open(path, "rb") as file:
         if file.read(1024).lstrip()[:1] == b"<":
             raise ValueError(f"{origin} sent a web page in place of the file {name}.")
-    if sha256 not in (None, _sha256(path)):
-        raise ValueError(f"{name} from {origin} is not the file expected: its sha256 is {_sha256(path)}, not {sha256}.")
+    if sha256 and (found := _sha256(path)) != sha256:
+        raise ValueError(f"{name} from {origin} is not the file expected: its sha256 is {found}, not {sha256}.")
 
 
 def _download_from_drive(drive_id, path):
