@@ -27,6 +27,49 @@ def cross_entropy(labels, logits):
 
 def margin(labels, logits):
     """Returns max_{k != label} logits[k] - logits[label]: positive exactly where the label is not the prediction."""
-    is_label = tf.one_hot(labels, tf.shape(logits)[-1], on_value=True, off_value=False, dtype=tf.bool)
-    others = tf.reduce_max(tf.where(is_label, logits.dtype.min, logits), axis=-1)
+    others = tf.reduce_max(without_label(labels, logits), axis=-1)
     return others - tf.gather(logits, labels, axis=-1, batch_dims=1)
+
+
+def without_label(labels, logits):
+    """Returns the logits with that of the label replaced by the smallest number there is."""
+    is_label = tf.one_hot(labels, tf.shape(logits)[-1], on_value=True, off_value=False, dtype=tf.bool)
+    return tf.where(is_label, logits.dtype.min, logits)
+
+
+def dlr(labels, logits):
+    """Returns the difference of logits ratio, margin / (z_1 - z_3), where z_1 >= z_2 >= ... are the sorted logits.
+
+    It does not change when the logits are shifted or scaled. Croce and Hein 2020, arXiv:2003.01690, equation 6.
+
+    Raises:
+        ValueError: for fewer than 3 classes.
+    """
+    largest = _largest(logits, 3)
+    return margin(labels, logits) / (largest[:, 0] - largest[:, 2] + _TINY)
+
+
+def targeted_dlr(labels, targets, logits):
+    """Returns (logits[target] - logits[label]) / (z_1 - (z_3 + z_4) / 2), z as in `dlr`; equation 7 of the same paper.
+
+    Raises:
+        ValueError: for fewer than 4 classes.
+    """
+    largest = _largest(logits, 4)
+    difference = targeted_margin(labels, targets, logits)
+    return difference / (largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2 + _TINY)
+
+
+def targeted_margin(labels, targets, logits):
+    """Returns logits[target] - logits[label]: positive where the target is preferred to the label."""
+    chosen = tf.gather(logits, tf.stack([targets, labels], axis=1), axis=-1, batch_dims=1)
+    return chosen[:, 0] - chosen[:, 1]
+
+
+_TINY = 1e-12  # for logits that are all equal
+
+
+def _largest(logits, count):
+    if logits.shape[-1] < count:
+        raise ValueError(f"This loss needs at least {count} classes. Received: {logits.shape[-1]}")
+    return tf.math.top_k(logits, count).values

@@ -42,3 +42,30 @@ def value_and_gradient(logits_fn, loss, images, labels):
             "rounding to integers) from the images to the logits."
         )
     return losses, outputs, gradients
+
+
+def averaged(logits_fn, loss, images, labels, count):
+    """Returns what `value_and_gradient` does, losses and gradients being means over `count` evaluations.
+
+    For networks whose output is random (expectation over transformation, arXiv:1707.07397). The logits are the last.
+    """
+    first = value_and_gradient(logits_fn, loss, images, labels)
+    if count == 1:
+        return first
+
+    def again(losses, _, gradients):
+        more_losses, outputs, more_gradients = value_and_gradient(logits_fn, loss, images, labels)
+        return losses + more_losses, outputs, gradients + more_gradients
+
+    losses, outputs, gradients = tf.while_loop(
+        lambda *_: True, again, first, maximum_iterations=count - 1, parallel_iterations=1
+    )
+    return losses / count, outputs, gradients / count
+
+
+def jacobian(logits_fn, images):
+    """Returns the logits [batch, classes] and their gradients [batch, classes, height, width, channels]."""
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(images)
+        outputs = logits(logits_fn, images)
+    return outputs, tape.batch_jacobian(outputs, images)

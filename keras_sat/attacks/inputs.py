@@ -1,39 +1,98 @@
-"""What every attack does before its first step: converts and checks its inputs, and compiles its loop once."""
+"""What every attack does before its first step: checks its fields and inputs, and compiles its loop once."""
 
+import dataclasses
+import functools
+import numbers
 import warnings
 
 import tensorflow as tf
 
+from keras_sat import losses
+from keras_sat.attacks import gradients, randomness, survivors, threats
 
-def run(attack, logits_fn, images, labels, seed):
+
+def check_fields(attack, positive=(), not_negative=()):
+    """Refuses a ball, an integer or a way of running survivors that cannot be meant."""
+    if not isinstance(attack.ball, (threats.LinfBall, threats.L2Ball)):
+        raise ValueError(f"ball must be a LinfBall or an L2Ball, such as LinfBall(4). Received: {attack.ball!r}")
+    for least, names in ((1, positive), (0, not_negative)):
+        for name in names:
+            value = getattr(attack, name)
+            if not (isinstance(value, numbers.Integral) and value >= least):
+                raise ValueError(f"{name} must be an integer >= {least}. Received: {value!r}")
+    if attack.survivors not in survivors.MODES:
+        raise ValueError(f"survivors must be one of {survivors.MODES}. Received: {attack.survivors!r}")
+
+
+def settings(attack):
+    """Returns the fields of an attack as plain values, what another tool needs to run it again."""
+    fields = {field.name: getattr(attack, field.name) for field in dataclasses.fields(attack) if field.name != "ball"}
+    fields = {name: getattr(value, "__name__", value) for name, value in fields.items()}  # losses by their names
+    return {**dataclasses.asdict(attack.ball), **fields, "attack": type(attack).__name__, "norm": attack.ball.norm}
+
+
+def run(attack, logits_fn, images, labels, seed, *start):
     """Runs attack.perturb on checked inputs; eagerly called, as one compiled function that later batches reuse."""
     images = tf.convert_to_tensor(images)
     labels = tf.convert_to_tensor(labels)
     _check_static(images, labels)
     images = tf.cast(images, tf.float32)
     labels = tf.cast(labels, tf.int32)
-    seed = _seed(seed)
+    seed = as_seed(seed, images.shape[0])
     if tf.inside_function():
         check = _assert_in_bounds(images, attack.ball.bounds)
         with tf.control_dependencies([check]):
-            return attack.perturb(logits_fn, tf.identity(images), labels, seed)
+            return attack.perturb(logits_fn, tf.identity(images), labels, seed, *start)
     _check_values(images, attack.ball.bounds)
-    _check_logits(logits_fn, images, labels)
-    return _compiled(attack, logits_fn, images, labels, seed)
+    check_logits(logits_fn, images, labels)
+    function = _compiled(attack)
+    # Traced at once for any number of images: else the second batch, of another size, would be traced anew.
+    specs = [_any_number(tensor, batch=tensor is not seed or seed.shape.rank == 2) for tensor in (images, labels, seed)]
+    specs += [None if value is None else _any_number(value) for value in start]
+    function.get_concrete_function(logits_fn, *specs)
+    return function(logits_fn, images, labels, seed, *start)
 
 
-@tf.function(autograph=False, reduce_retracing=True)
-def _compiled(attack, logits_fn, images, labels, seed):
-    return attack.perturb(logits_fn, images, labels, seed)
+@functools.lru_cache(maxsize=64)
+def _compiled(attack):
+    """Returns the attack as a compiled function; it holds a logits function no longer than others do."""
+    return tf.function(attack.perturb, autograph=False, reduce_retracing=True)
 
 
-def _seed(seed):
-    """Returns an int32 seed of shape [2], as TensorFlow's stateless random functions take it."""
+def _any_number(tensor, batch=True):
+    return tf.TensorSpec([None, *tensor.shape[1:]] if batch else tensor.shape, tensor.dtype)
+
+
+def initial_state(images, labels, seed, start=None, **more):
+    """Returns what the loop over attempts begins with: nothing broken; see `survivors.loop`."""
+    if start is not None:
+        more["start"] = start
+    seeds = randomness.per_example(seed, tf.shape(labels)[0])
+    broken = tf.zeros_like(labels, tf.bool)
+    return {"images": images, "labels": labels, "seeds": seeds, "result": images, "broken": broken, **more}
+
+
+def target_classes(attack, logits_fn, images, labels):
+    """Returns the classes to aim at, [batch, targets], the likeliest first; for no targets the labels, [batch, 1]."""
+    if not attack.targets:
+        return labels[:, None]
+    logits = gradients.logits(logits_fn, images)
+    classes = logits.shape[-1]
+    if attack.targets > classes - 1:
+        warnings.warn(
+            f"{attack} asks for {attack.targets} target classes, there are {classes - 1}: these are taken.",
+            stacklevel=2,
+        )
+    return tf.math.top_k(losses.without_label(labels, logits), min(attack.targets, classes - 1)).indices
+
+
+def as_seed(seed, batch):
+    """Returns an int32 seed of shape [2], as TensorFlow's stateless random functions take it, or [batch, 2]."""
     seed = tf.cast(tf.convert_to_tensor(seed), tf.int32)
     if seed.shape.rank == 0:
         return tf.stack([seed, 0])
-    if seed.shape != (2,):
-        raise ValueError(f"seed must be an integer or have shape [2]. Received shape: {seed.shape}")
+    if not (seed.shape.is_compatible_with((2,)) or seed.shape.is_compatible_with((batch, 2))):
+        raise ValueError(f"seed must be an integer, or have shape [2] or [batch, 2]. Received shape: {seed.shape}")
     return seed
 
 
@@ -62,8 +121,8 @@ def _check_values(images, bounds):
         warnings.warn(f"{_SCALED.format(bounds=bounds)} Received values in [{low:g}, {high:g}]", stacklevel=4)
 
 
-def _check_logits(logits_fn, images, labels):
-    """Refuses, by the first image, probabilities in place of logits, and labels outside the classes."""
+def check_logits(logits_fn, images, labels):
+    """Refuses, by the first of some images, probabilities in place of logits, and labels outside the classes."""
     if images.shape[0] == 0:
         return
     outputs = logits_fn(images[:1])

@@ -1,13 +1,12 @@
 """Projected gradient descent, and FGSM, which is its single step."""
 
 import dataclasses
-import numbers
 from collections.abc import Callable
 
 import tensorflow as tf
 
 from keras_sat import losses
-from keras_sat.attacks import gradients, inputs, threats
+from keras_sat.attacks import gradients, inputs, randomness, survivors, threats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +31,12 @@ class PGD:
         targeted: the labels given are the classes to reach, not the classes to leave.
         keep: "last" returns the last iterate, as the paper evaluates; "worst" the worst of all iterates, for each
             example. Worst is the largest margin of a wrong class (of the target, when targeted), so that a
-            misclassified image is never given up for one that is classified correctly.
+            misclassified image is never given up for one that is classified correctly. "first" is as strong as
+            "worst" and costs less: an example is done with its first misclassified iterate (its first that is
+            classified as the target), and the others are tried to the end, of all restarts.
         loss: what is ascended (descended, when targeted): a function of labels and logits from `keras_sat.losses`.
+        survivors: of `keep="first"`: "compact" takes examples that are done out of the batch; "mask" keeps the
+            shapes, for XLA and TPU.
 
     Raises:
         ValueError: for a configuration that cannot be run.
@@ -48,19 +51,16 @@ class PGD:
     targeted: bool = False
     keep: str = "last"
     loss: Callable = losses.cross_entropy
+    survivors: str = "compact"
 
     def __post_init__(self):
-        if not isinstance(self.ball, (threats.LinfBall, threats.L2Ball)):
-            raise ValueError(f"ball must be a LinfBall or an L2Ball, such as LinfBall(4). Received: {self.ball!r}")
-        for name in ("steps", "restarts"):
-            if not (isinstance(getattr(self, name), numbers.Integral) and getattr(self, name) >= 1):
-                raise ValueError(f"{name} must be an integer >= 1. Received: {getattr(self, name)!r}")
+        inputs.check_fields(self, positive=("steps", "restarts"))
         if self.step_size is not None and not self.step_size > 0:
             raise ValueError(f"step_size must be positive, or None for the default. Received: {self.step_size!r}")
         if not 0 <= self.clean_start <= 1:
             raise ValueError(f"clean_start is a probability, 0..1. Received: {self.clean_start!r}")
-        if self.keep not in ("last", "worst"):
-            raise ValueError(f'keep must be "last" or "worst". Received: {self.keep!r}')
+        if self.keep not in ("last", "worst", "first"):
+            raise ValueError(f'keep must be "last", "worst" or "first". Received: {self.keep!r}')
 
     @property
     def resolved_step_size(self):
@@ -72,16 +72,14 @@ class PGD:
 
     def settings(self):
         """Returns the configuration as plain values for a report: what another tool needs to run the same attack."""
-        return {
-            **dataclasses.asdict(self.ball),
-            **{field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "ball"},
-            "attack": type(self).__name__,
-            "norm": self.ball.norm,
-            "step_size": self.resolved_step_size,
-            "loss": self.loss.__name__,
-        }
+        return inputs.settings(self) | {"step_size": self.resolved_step_size}
 
-    def __call__(self, logits_fn, images, labels, seed=0):
+    @property
+    def passes(self):
+        """Forward passes that an example costs at most; a gradient counts as two."""
+        return 2 * self.steps * self.restarts
+
+    def __call__(self, logits_fn, images, labels, seed=0, start=None):
         """Returns adversarial images.
 
         Args:
@@ -89,7 +87,10 @@ class PGD:
                 every batch, not a lambda or a bound method made anew: the loop is compiled once for each object.
             images: [batch, height, width, channels], uint8 or float, within the ball's bounds.
             labels: int [batch], in 0..classes-1.
-            seed: an int, or an int tensor of shape [2]: the same seed gives the same images.
+            seed: an int, or an int tensor of shape [2]: the same seed gives the same images. Of shape [batch, 2], one
+                seed for each image: what becomes of it does then not depend on the batch it is in.
+            start: images like `images` to begin from, within the ball and the bounds, such as the result for a smaller
+                epsilon; None for the configured start. Further restarts begin as configured.
 
         Returns:
             float32, of the shape of `images`; within the ball and the bounds to 1e-5.
@@ -98,14 +99,16 @@ class PGD:
             ValueError: for images outside the bounds or not finite, labels outside the classes, or a `logits_fn` that
                 returns probabilities. (Inside a tf.function, images outside the bounds raise InvalidArgumentError.)
         """
-        return inputs.run(self, logits_fn, images, labels, seed)
+        return inputs.run(self, logits_fn, images, labels, seed, start)
 
-    def perturb(self, logits_fn, images, labels, seed):
+    def perturb(self, logits_fn, images, labels, seed, start=None):
         """The attack itself, on float32 images, int labels and a seed of shape [2] that were checked."""
+        if self.keep == "first":
+            return self._until_broken(logits_fn, images, labels, seed, start)
         worst, worst_score = None, None
         for restart in range(self.restarts):
-            restart_seed = tf.random.experimental.stateless_fold_in(seed, restart, alg=threats.RNG)
-            points, score = self._one_start(logits_fn, images, labels, restart_seed)
+            begin = self._start(images, randomness.fold(seed, restart)) if restart or start is None else start
+            points, score = self._one_start(logits_fn, images, labels, begin)
             if self.restarts == 1:
                 return points
             score = self._score(labels, gradients.logits(logits_fn, points)) if score is None else score
@@ -114,21 +117,38 @@ class PGD:
             worst, worst_score = points, score
         return worst
 
-    def _one_start(self, logits_fn, images, labels, seed):
+    def _until_broken(self, logits_fn, images, labels, seed, start):
+        """Returns the first iterates that reach the aim, or else the last ones."""
+
+        def attempt(number, state):
+            points = self._start(state["images"], randomness.fold(state["seeds"], number))
+            if start is not None:
+                points = tf.where(number == 0, state["start"], points)
+            begin = {**state, "points": points, "result": points}
+            result, broken = survivors.loop(step, begin, self.steps + 1, self.survivors)
+            return {**state, "result": result, "broken": broken}
+
+        def step(_, state):
+            points, labels = state["points"], state["labels"]
+            _, outputs, ascent = gradients.value_and_gradient(logits_fn, self.loss, points, labels)
+            # The start itself may lie outside the bounds, and is then no candidate.
+            broken = (self._score(labels, outputs) > 0) & self._within_bounds(points)
+            moved = self._move(points, ascent, state["images"])
+            return {**state, "points": moved, "result": points, "broken": broken}
+
+        state = inputs.initial_state(images, labels, seed, start)
+        return survivors.loop(attempt, state, self.restarts, self.survivors)[0]
+
+    def _one_start(self, logits_fn, images, labels, start):
         """Returns the images kept from one start, and their scores where they were needed ("worst") or None."""
 
         def step(points, worst, worst_score):
             _, outputs, ascent = gradients.value_and_gradient(logits_fn, self.loss, points, labels)
             if self.keep == "worst":  # the start itself may lie outside the bounds, and is then no candidate
-                low, high = self.ball.bounds
-                valid = tf.reduce_all((points >= low) & (points <= high), axis=(1, 2, 3))
-                score = tf.where(valid, self._score(labels, outputs), tf.float32.min)
+                score = tf.where(self._within_bounds(points), self._score(labels, outputs), tf.float32.min)
                 worst, worst_score = _larger(score, points, worst_score, worst)
-            sign = -1.0 if self.targeted else 1.0
-            moved = points + sign * self.resolved_step_size * self.ball.steepest(ascent)
-            return self.ball.project(moved, images), worst, worst_score
+            return self._move(points, ascent, images), worst, worst_score
 
-        start = self._start(images, seed)
         lowest = tf.fill(tf.shape(labels), tf.float32.min)
         carried = (start, start, lowest) if self.keep == "worst" else (start, (), ())
         points, worst, worst_score = tf.while_loop(
@@ -142,11 +162,20 @@ class PGD:
     def _start(self, images, seed):
         if not self.random_start:
             return images
-        noise_seed, coin_seed = tf.unstack(tf.random.split(seed, 2, alg=threats.RNG))
-        noisy = self.ball.sample(noise_seed, images)
+        noisy = self.ball.sample(randomness.fold(seed, 0), images)
         if self.clean_start == 0:
             return noisy
-        return tf.where(tf.random.stateless_uniform([], coin_seed, alg=threats.RNG) < self.clean_start, images, noisy)
+        coin_seed = randomness.fold(seed, 1)
+        coins = randomness.uniform(coin_seed, [1 if seed.shape.rank == 1 else tf.shape(images)[0], 1, 1, 1])
+        return tf.where(coins < self.clean_start, images, noisy)
+
+    def _move(self, points, ascent, images):
+        sign = -1.0 if self.targeted else 1.0
+        return self.ball.project(points + sign * self.resolved_step_size * self.ball.steepest(ascent), images)
+
+    def _within_bounds(self, points):
+        low, high = self.ball.bounds
+        return tf.reduce_all((points >= low) & (points <= high), axis=(1, 2, 3))
 
     def _score(self, labels, outputs):
         margin = losses.margin(labels, outputs)

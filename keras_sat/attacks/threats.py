@@ -6,8 +6,9 @@ import warnings
 
 import tensorflow as tf
 
+from keras_sat.attacks import randomness
+
 PIXELS = (0.0, 255.0)
-RNG = "philox"  # by name: the default is another generator under XLA, so the same seed would give other noise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ class LinfBall:
 
     def sample(self, seed, images):
         """Returns images + noise, uniform in the ball; like the release's, not clipped to the bounds."""
-        return images + tf.random.stateless_uniform(tf.shape(images), seed, -self.epsilon, self.epsilon, alg=RNG)
+        return images + randomness.uniform(seed, tf.shape(images), -self.epsilon, self.epsilon)
 
     def steepest(self, gradients):
         """Returns the direction of steepest ascent of unit norm: sign(g)."""
@@ -70,10 +71,9 @@ class L2Ball:
 
     def sample(self, seed, images):
         """Returns images + noise, uniform in the ball, not clipped to the bounds."""
-        direction_seed, radius_seed = tf.unstack(tf.random.split(seed, 2, alg=RNG))
-        direction = self.steepest(tf.random.stateless_normal(tf.shape(images), direction_seed, alg=RNG))
+        direction = self.steepest(randomness.normal(randomness.fold(seed, 0), tf.shape(images)))
         size = tf.cast(tf.reduce_prod(tf.shape(images)[1:]), images.dtype)
-        radius = tf.random.stateless_uniform([tf.shape(images)[0], 1, 1, 1], radius_seed, alg=RNG) ** (1 / size)
+        radius = randomness.uniform(randomness.fold(seed, 1), [tf.shape(images)[0], 1, 1, 1]) ** (1 / size)
         return images + self.epsilon * radius * direction
 
     def steepest(self, gradients):

@@ -1,66 +1,109 @@
 """Measures clean and robust accuracy."""
 
+import dataclasses
+import time
+
 import keras
+import numpy as np
 import tensorflow as tf
 
+from keras_sat import attacks as attacks_lib
 from keras_sat import losses
-from keras_sat.evaluation import report
+from keras_sat.attacks import inputs, randomness
+from keras_sat.evaluation import deployed, display, report
+from keras_sat.evaluation.state import PICTURES, STANDS, State
+from keras_sat.models import classifier
 
 
-def evaluate(model, dataset, attacks, *, seed=0, batch_size=128, progress=True):
+def evaluate(
+    model, dataset, attacks, *, seed=0, batch_size=128, progress=True, state=None, shard=(0, 1), attack_precision=None
+):
     """Measures the accuracy of a classifier, clean and under each attack.
 
     An image counts as robust under an attack when it is classified correctly both as it is and as attacked; those
-    misclassified as they are need not be attacked. The model runs in inference mode throughout.
+    misclassified as they are are not attacked. Each stage of an attack (AutoAttack has several) is given the examples
+    that still stand, packed into full batches. What an attack returns is judged by the model itself. Every example has
+    a seed of its own, from `seed` and its place in the dataset: neither the batch size, nor a shard, nor an
+    interruption changes what becomes of it. The model runs in inference mode throughout.
+
+    In the scope of a strategy with several replicas, each batch is shared among them.
 
     Args:
-        model: a Keras classifier, or a function, from images to logits [batch, classes].
-        dataset: a finite tf.data.Dataset of (images [batch, height, width, channels], labels), or a pair of arrays of
-            them; the images in the range of the attacks' bounds, the labels integers [batch] or one-hot.
-        attacks: an attack, a list of attacks, or a dict from names to attacks.
-        seed: the same seed on the same batches gives the same figures.
-        batch_size: images in a batch, for a pair of arrays.
-        progress: whether to print a progress bar with the figures so far.
+        model: a Keras classifier, or a function, from images to logits [batch, classes]; or the path of a SavedModel
+            (see `deployed`).
+        dataset: a finite tf.data.Dataset of (images [batch, height, width, channels], labels), the same at each
+            iteration (not shuffled), or a pair of arrays of them; the images in the range of the attacks' bounds, the
+            labels integers [batch] or one-hot.
+        attacks: an attack or a `Corruption`, a list of them, or a dict from names to them.
+        seed: the same seed gives the same figures.
+        batch_size: images in a batch.
+        progress: whether to print how far it is, and the time left at most.
+        state: path of a file that is kept up to date; where it exists, the evaluation goes on from it.
+        shard: (k, n) evaluates the k-th of n parts, k = 0..n-1, in a process of its own, say; `merge` the reports.
+        attack_precision: "mixed_bfloat16" or "mixed_float16": each stage runs on a copy of the Keras model in this
+            precision first, then on the model itself against those that stand. What is found is always judged by the
+            model itself.
 
     Returns:
         A `RobustnessReport`.
 
     Raises:
-        ValueError: for a dataset without images, or what the attacks refuse.
+        ValueError: for a dataset without images or one that changes, a state of another evaluation, or what the
+            attacks refuse.
     """
-    attacks = _named(attacks)
-    if isinstance(dataset, (tuple, list)):
-        dataset = tf.data.Dataset.from_tensor_slices(tuple(dataset)).batch(batch_size)
-    predict = tf.function(lambda images: tf.argmax(model(images), -1, tf.int32), autograph=False, reduce_retracing=True)
-    tallies = {name: report.Tally() for name in ("clean", *attacks)}
-    bar = _progress_bar(dataset, list(tallies)) if progress else None
-    for index, batch in enumerate(dataset):
-        images, labels, _ = keras.utils.unpack_x_y_sample_weight(batch)
-        labels = losses.hard_labels(labels)
-        with tallies["clean"].timed(len(labels)) as tally:
-            standing = predict(images) == labels
-            tally.correct += int(tf.reduce_sum(tf.cast(standing, tf.int32)))
-        images, standing_labels = tf.boolean_mask(images, standing), tf.boolean_mask(labels, standing)
-        for name, attack in attacks.items():
-            with tallies[name].timed(len(labels)) as tally:
-                tally.correct += _robust(predict, attack, model, images, standing_labels, seed=[seed, index])
-        if bar:
-            bar.update(index + 1, [(name, tally.correct / tally.n) for name, tally in tallies.items()])
-    if tallies["clean"].n == 0:
-        raise ValueError("The dataset has no images to evaluate on.")
-    results = [
-        report.AttackResult.of(name, tally, attacks[name].settings() if name in attacks else {})
-        for name, tally in tallies.items()
-    ]
-    return report.RobustnessReport(results, report.context(model, seed))
+    named = _named(attacks)
+    settings = {name: attack.settings() for name, attack in named.items()}
+    engine = _Engine(model, dataset, batch_size, seed, shard, state, {"attacks": settings, "low": attack_precision})
+    low = classifier.in_precision(engine.model, attack_precision) if attack_precision else None
+    stages = {name: _stages(attack, engine.model, low) for name, attack in named.items()}
+    shown = display.Display(progress, stages)
+    engine.clean(shown)
+    for name in named:
+        engine.row(name, stages[name], shown)
+    shown.close()
+    rows = {name: [stage.name for stage in stages[name]] for name in named}
+    return engine.report(rows, settings, {"attack_precision": attack_precision} if low else {})
 
 
-def _robust(predict, attack, model, images, labels, seed):
-    """Returns how many of the images, all classified correctly, still are when attacked."""
-    if len(labels) == 0:
-        return 0
-    adversarial = attack(model, images, labels, seed)
-    return int(tf.reduce_sum(tf.cast(predict(adversarial) == labels, tf.int32)))
+def sweep(model, dataset, attack, epsilons, *, seed=0, batch_size=128, progress=True, state=None, shard=(0, 1)):
+    """Measures robust accuracy against epsilon: a curve that never rises.
+
+    Goes upwards: an image broken at one epsilon is broken at all larger ones, and those that stand are attacked from
+    where the smaller epsilon left them (`PGD`, `APGD`).
+
+    Args:
+        attack: an attack; the epsilon of its ball is replaced.
+        epsilons: the radii, in the images' unit.
+        others: as of `evaluate`.
+
+    Returns:
+        A `RobustnessReport` with a row for each epsilon, smallest first, named "epsilon 4".
+    """
+    balls = [dataclasses.replace(attack.ball, epsilon=epsilon) for epsilon in sorted({float(e) for e in epsilons})]
+    if not balls:
+        raise ValueError("epsilons must be at least one number. Received none")
+    at = {f"epsilon {ball.epsilon:g}": dataclasses.replace(attack, ball=ball) for ball in balls}
+    settings = {name: one.settings() for name, one in at.items()}
+    engine = _Engine(model, dataset, batch_size, seed, shard, state, {"sweep": settings})
+    shown = display.Display(progress, {str(attack): [_Stage(str(attack), one, engine.model) for one in at.values()]})
+    engine.clean(shown)
+    engine.sweep(at, shown)
+    shown.close()
+    return engine.report({name: [str(attack)] for name in at}, settings, {"sweep": str(attack)})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stage:
+    name: str
+    attack: object
+    logits_fn: object
+
+
+def _stages(attack, model, low):
+    """Returns what an attack does in turn; with a copy of the model in low precision, that one comes first."""
+    parts = getattr(attack, "stages", [attack])
+    first = [_Stage(f"{part}, low precision", part, low) for part in parts if low is not None]
+    return first + [_Stage(str(part), part, model) for part in parts]
 
 
 def _named(attacks):
@@ -76,7 +119,177 @@ def _named(attacks):
     return named
 
 
-def _progress_bar(dataset, names):
-    batches = int(dataset.cardinality())
-    # "Stateful": shown as they are, for they are means already.
-    return keras.utils.Progbar(batches if batches > 0 else None, unit_name="batch", stateful_metrics=names)
+class _Engine:
+    """The examples of one evaluation, and what is done to them, batch by batch."""
+
+    def __init__(self, model, dataset, batch_size, seed, shard, path, configuration):
+        self.model = deployed.load(model) if isinstance(model, str) else model
+        self.dataset, self.batch_size, self.seed, self.shard = dataset, batch_size, seed, shard
+        if not 0 <= shard[0] < shard[1]:
+            raise ValueError(f"shard must be (k, n) with 0 <= k < n. Received: {shard!r}")
+        configuration |= {"seed": seed, "shard": list(shard), "batch_size": batch_size}
+        self.state = State(path, configuration)
+        self.strategy = tf.distribute.get_strategy()
+        self.predict = tf.function(self._predict, autograph=False, reduce_retracing=True)
+
+    def clean(self, shown):
+        """Classifies the images as they are."""
+        if self.state.index is not None:
+            return
+        start, parts = time.perf_counter(), []
+        for index, images, labels in self._batches(lambda index: index % self.shard[1] == self.shard[0]):
+            if not parts:
+                inputs.check_logits(self.model, images, labels)
+            parts.append((index, labels, *self._judge(images, labels)[:2]))
+            shown.clean(parts)
+        if not parts:
+            raise ValueError("The dataset has no images to evaluate on.")
+        self.state.add_examples(*map(np.concatenate, zip(*parts)))
+        self.state.seconds = time.perf_counter() - start
+        self.state.save()
+
+    def row(self, name, stages, shown):
+        """Runs the stages of an attack, each on what stands."""
+        row = self.state.row(name, on_all=getattr(stages[0].attack, "ball", None) is None)
+        for number in range(row.stage, len(stages)):
+            begun = row.broken_by == number + 1  # those already broken in this stage, before an interruption
+            self._stage(row, number, stages[number], np.flatnonzero(row.standing() | begun)[row.done :], shown, name)
+            row.stage, row.done = number + 1, 0
+            self.state.save()
+
+    def _stage(self, row, number, stage, places, shown, name):
+        seed = tf.constant([self.seed, number], tf.int32)
+        shown.begin(name, stage, row, len(places))
+        for at, images, labels in self._at(places):
+            start = time.perf_counter()
+            adversarial = self._attack(stage, images, labels, self._seeds(seed, at))
+            self._record(row, number + 1, at, images, adversarial, labels)
+            row.done += len(at)
+            row.seconds += time.perf_counter() - start
+            self.state.save()
+            shown.update(len(at))
+
+    def sweep(self, at, shown):
+        """Runs an attack with each epsilon in turn on each batch."""
+        rows = [self.state.row(name) for name in at]
+        places = np.flatnonzero(self.state.clean)[rows[0].done :]
+        first = next(iter(at.values()))
+        shown.begin("sweep", _Stage(str(first), first, self.model), rows[-1], len(places))
+        for batch, images, labels in self._at(places):
+            self._sweep_batch(list(at.values()), rows, batch, images, labels)
+            self.state.save()
+            shown.update(len(batch))
+
+    def _sweep_batch(self, attacks, rows, batch, images, labels):
+        standing, points = np.ones(len(batch), bool), None
+        for number, (attack, row) in enumerate(zip(attacks, rows)):
+            start = time.perf_counter()
+            if standing.any():
+                seeds = self._seeds(tf.constant([self.seed, number], tf.int32), batch[standing])
+                stage = _Stage(str(attack), attack, self.model)
+                points = self._attack(stage, images[standing], labels[standing], seeds, points)
+                correct = self._record(row, 1, batch[standing], images[standing], points, labels[standing])
+                standing[standing] = correct
+                points = points[correct] if _goes_on(attack) else None
+            row.broken_by[batch[~standing]] = 1  # those of a smaller epsilon too
+            row.done += len(batch)
+            row.seconds += time.perf_counter() - start
+
+    def report(self, rows, settings, more):
+        """Returns the report; `rows` maps names to the names of their stages."""
+        context = report.context(self.model, self.seed) | more
+        return report.of_state(self.state, rows, settings, context)
+
+    def _seeds(self, seed, places):
+        index = tf.constant(self.state.index[places], tf.int32)
+        return tf.stack([tf.fill(index.shape, randomness.fold(seed, seed[1])[0]), index], axis=1)
+
+    def _attack(self, stage, images, labels, seeds, start=None):
+        """Returns adversarial images as an array."""
+        if self.strategy.num_replicas_in_sync > 1:
+            return _on_replicas(self.strategy, stage, images, labels, seeds, start)
+        more = () if start is None else (start,)
+        return stage.attack(stage.logits_fn, images, labels, seeds, *more).numpy()
+
+    def _record(self, row, number, places, images, adversarial, labels):
+        """Writes into the row what the attack came to, and returns which are still classified correctly."""
+        correct, margin, predicted = self._judge(adversarial, labels)
+        row.margin[places] = np.maximum(row.margin[places], margin)
+        row.broken_by[places] = np.where(correct, STANDS, number)
+        for k in np.flatnonzero(~correct)[: PICTURES - len(row.pictures)]:
+            row.pictures.append((self.state.index[places[k]], images[k], adversarial[k], predicted[k]))
+        return correct
+
+    def _judge(self, images, labels):
+        return [value.numpy() for value in self.predict(images, labels)]
+
+    def _predict(self, images, labels):
+        logits = tf.cast(self.model(images), tf.float32)
+        predicted = tf.argmax(logits, -1, tf.int32)
+        return predicted == labels, losses.margin(labels, logits), predicted
+
+    def _at(self, places):
+        """Yields places in the state, images and labels of the examples at `places`, in full batches."""
+        end, wanted = 0, self.state.index[places]
+        for index, images, labels in self._batches(lambda index: np.isin(index, wanted), len(places)):
+            batch = places[end : end + len(index)]
+            end += len(index)
+            if not np.array_equal(self.state.label[batch], labels):
+                raise ValueError("The dataset has changed since its first pass: it must not shuffle, nor augment.")
+            yield batch, images, labels
+        if end < len(places):
+            raise ValueError("The dataset has become shorter since its first pass: it must be the same each time.")
+
+    def _batches(self, wanted, count=None):
+        """Yields indices, images and labels of the examples whose indices are wanted, packed into full batches."""
+        kept, end, found = [], 0, 0
+        for batch in _tensors(self.dataset, self.batch_size):
+            images, labels, _ = keras.utils.unpack_x_y_sample_weight(batch)
+            labels = losses.hard_labels(labels).numpy()
+            index = np.arange(end, end + len(labels))
+            end += len(labels)
+            pick = wanted(index)
+            kept.append(tuple(np.asarray(column)[pick] for column in (index, images, labels)))
+            found += np.count_nonzero(pick)
+            while sum(len(part[0]) for part in kept) >= self.batch_size:
+                joined = [np.concatenate(column) for column in zip(*kept)]
+                yield tuple(column[: self.batch_size] for column in joined)
+                kept = [tuple(column[self.batch_size :] for column in joined)]
+            if found == count:
+                break  # the rest of the dataset need not be read
+        joined = [np.concatenate(column) for column in zip(*kept)]
+        if joined and len(joined[0]):
+            yield tuple(joined)
+
+
+def _tensors(dataset, batch_size):
+    if isinstance(dataset, (tuple, list)):
+        dataset = tf.data.Dataset.from_tensor_slices(tuple(dataset)).batch(batch_size)
+    return dataset
+
+
+def _goes_on(attack):
+    """Says whether an attack can begin from where another left."""
+    return isinstance(attack, (attacks_lib.PGD, attacks_lib.APGD))
+
+
+def _on_replicas(strategy, stage, images, labels, seeds, start):
+    """Attacks a batch in parts, one for each replica; it is filled up with its first examples to equal parts."""
+    number = len(labels)
+    replicas = strategy.num_replicas_in_sync
+    filled = np.resize(np.arange(number), -(-number // replicas) * replicas)
+    parts = [np.array_split(np.asarray(value)[filled], replicas) for value in (images, labels, seeds)]
+    parts += [] if start is None else [np.array_split(start[filled], replicas)]
+    values = [
+        strategy.experimental_distribute_values_from_function(
+            lambda context, part=part: tf.constant(part[context.replica_id_in_sync_group])
+        )
+        for part in parts
+    ]
+    found = strategy.experimental_local_results(_replicated(strategy, stage.attack, stage.logits_fn, *values))
+    return np.concatenate([part.numpy() for part in found])[:number]
+
+
+@tf.function(autograph=False, reduce_retracing=True)
+def _replicated(strategy, attack, logits_fn, *values):
+    return strategy.run(lambda *parts: attack(logits_fn, *parts), args=values)

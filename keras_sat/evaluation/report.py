@@ -1,36 +1,18 @@
 """What an evaluation found, with all that is needed to run it again."""
 
-import contextlib
 import dataclasses
 import json
 import math
 import platform
-import time
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_sat import files
 from keras_sat.version import __version__
 
 QUANTILE = 1.959963984540054  # of the normal distribution, for 95 %
-
-
-@dataclasses.dataclass
-class Tally:
-    """Counts while an evaluation runs."""
-
-    n: int = 0
-    correct: int = 0
-    seconds: float = 0.0
-
-    @contextlib.contextmanager
-    def timed(self, n):
-        """Adds `n` examples and the time that the block takes."""
-        start = time.perf_counter()
-        yield self
-        self.n += n
-        self.seconds += time.perf_counter() - start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +27,7 @@ class AttackResult:
         interval: (low, high), Wilson's 95 % interval of the accuracy.
         seconds: wall-clock time, compilation included.
         settings: the attack's configuration: norm, epsilon, steps, step_size, ...; empty for "clean".
+        broken_by: for each stage of the attack, how many examples it broke.
     """
 
     name: str
@@ -54,25 +37,32 @@ class AttackResult:
     interval: tuple
     seconds: float
     settings: dict
+    broken_by: dict = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, name, tally, settings):
-        """Returns the row of a finished tally."""
-        interval = wilson(tally.correct, tally.n)
-        return cls(name, tally.n, tally.correct, tally.correct / tally.n, interval, round(tally.seconds, 2), settings)
+    def of(cls, name, n, correct, seconds, settings, broken_by=None):
+        """Returns the row of these counts."""
+        return cls(name, n, correct, correct / n, wilson(correct, n), round(seconds, 2), settings, broken_by or {})
 
 
 @dataclasses.dataclass(frozen=True)
 class RobustnessReport:
-    """Accuracy, clean and under attacks: `print(report.table())`, `report["PGD-50"].accuracy`, `report.to_json(path)`.
+    """Accuracy, clean and under attacks: `print(report.table())`, `report["PGD-50"].accuracy`, `report.to_html(path)`.
 
     Attributes:
         results: a list of `AttackResult`; the first is "clean".
         context: what else is needed to run it again: model, seed, batch-norm mode, versions.
+        examples: what became of each example, as columns: "index" in the dataset, "label", "clean" (classified
+            correctly as it is), "margin" (the largest logit of a wrong class over that of the label), and "attacks":
+            for each, "broken_by" (the stage, "" where it stands, "clean" where it was not attacked) and "margin".
+        pictures: some adversarial examples of each attack: (index, image, adversarial image, predicted class). They
+            are not written to JSON.
     """
 
     results: list
     context: dict
+    examples: dict = dataclasses.field(default_factory=dict)
+    pictures: dict = dataclasses.field(default_factory=dict)
 
     def __getitem__(self, name):
         for result in self.results:
@@ -89,10 +79,110 @@ class RobustnessReport:
 
     def to_json(self, path=None):
         """Returns the report as JSON text; with `path`, also writes it to that file."""
-        text = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        fields = {"results": [dataclasses.asdict(result) for result in self.results], "context": self.context}
+        text = json.dumps(fields, indent=2)
+        # A line for each column: an example is a place in it, not a page.
+        columns = {name: column for name, column in self.examples.items() if name != "attacks"}
+        lines = [f'    "{name}": {json.dumps(column)}' for name, column in columns.items()]
+        lines += [f'    "attacks": {json.dumps(self.examples["attacks"])}'] if self.examples else []
+        text = text[: text.rindex("\n}")] + ',\n  "examples": {\n' + ",\n".join(lines) + "\n  }\n}\n"
         if path is not None:
             files.write_text(path, text)
         return text
+
+    def to_html(self, path, audit=None, command=None):
+        """Writes the report as one page that needs no network, and its plots beside it as SVG and PNG files.
+
+        Args:
+            path: of the page, "report.html"; the plots are "report-accuracy.svg", ...
+            audit: an `AuditReport`, to include.
+            command: the command that repeats the evaluation, to show.
+
+        Raises:
+            ValueError: if matplotlib, which draws the plots, is not installed.
+        """
+        from keras_sat.evaluation import page
+
+        page.write(self, path, audit, command)
+
+
+def from_json(path):
+    """Returns the report that `to_json` wrote to a file (without pictures).
+
+    Raises:
+        ValueError: for a file that holds none.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            fields = json.load(file)
+        results = [AttackResult(**{**row, "interval": tuple(row["interval"])}) for row in fields["results"]]
+        return RobustnessReport(results, fields["context"], fields["examples"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not hold a report: {error}") from error
+
+
+def merge(reports):
+    """Returns the report of a whole dataset from those of its shards.
+
+    Raises:
+        ValueError: for reports of other attacks or seeds, or shards that share examples.
+    """
+    first, *others = reports
+    alike = [({r.name: r.settings for r in report.results}, report.context) for report in reports]
+    if any(one != alike[0] for one in alike):
+        raise ValueError("The reports differ in their attacks, model, seed or versions: they are no shards of one.")
+    index = [i for report in reports for i in report.examples["index"]]
+    if len(set(index)) < len(index):
+        raise ValueError("The reports share examples: they are no shards of one.")
+    order = sorted(range(len(index)), key=index.__getitem__)
+    rows = [_sum([report[row.name] for report in reports]) for row in first.results]
+    pictures = {name: [p for report in reports for p in report.pictures.get(name, [])] for name in first.pictures}
+    return RobustnessReport(rows, first.context, _join([report.examples for report in reports], order), pictures)
+
+
+def _sum(rows):
+    """Returns the row of a whole from those of its parts."""
+    broken_by = {stage: sum(row.broken_by[stage] for row in rows) for stage in rows[0].broken_by}
+    counts = [sum(getattr(row, name) for row in rows) for name in ("n", "correct", "seconds")]
+    return AttackResult.of(rows[0].name, *counts, rows[0].settings, broken_by)
+
+
+def _join(parts, order):
+    """Returns the columns of all parts, one after the other, in the given order."""
+    if isinstance(parts[0], dict):
+        return {name: _join([part[name] for part in parts], order) for name in parts[0]}
+    joined = [value for part in parts for value in part]
+    return [joined[place] for place in order]
+
+
+def of_state(state, rows, settings, context):
+    """Returns the report of a finished evaluation.
+
+    Args:
+        state: a `State`.
+        rows: {name of an attack: [names of its stages]}.
+        settings: {name: settings}.
+        context: of the report.
+    """
+    n = len(state.index)
+    results = [AttackResult.of("clean", n, int(state.clean.sum()), state.seconds, {})]
+    examples = {name: getattr(state, name).tolist() for name in ("index", "label", "clean")}
+    examples |= {"margin": _rounded(state.margin), "attacks": {}}
+    for name, stages in rows.items():
+        row = state.rows[name]
+        broken_by = {stage: int(np.sum(row.broken_by == number)) for number, stage in enumerate(stages, 1)}
+        standing = int(row.standing().sum())
+        results.append(AttackResult.of(name, n, standing, row.seconds, settings[name], broken_by))
+        words = ["", *stages, "clean"]  # MISCLASSIFIED, -1, is the last
+        examples["attacks"][name] = {
+            "broken_by": [words[number] for number in row.broken_by],
+            "margin": _rounded(row.margin),
+        }
+    return RobustnessReport(results, context, examples, {name: state.rows[name].pictures for name in rows})
+
+
+def _rounded(margins):
+    return [float(f"{margin:.6g}") for margin in margins]
 
 
 def _cells(result):

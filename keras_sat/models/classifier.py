@@ -50,3 +50,25 @@ def _last_layer(model):
     while isinstance(model, keras.Model) and model.layers:
         model = model.layers[-1]
     return model
+
+
+def in_precision(model, policy):
+    """Returns a copy of a classifier, with its weights, that computes in another precision.
+
+    Args:
+        model: a functional or sequential keras.Model.
+        policy: "mixed_bfloat16", "mixed_float16" or "float32"; layers that are set to float32, as those that scale
+            pixels, stay so where the model itself is in float32 throughout only if they change no weights.
+    """
+    if not isinstance(model, (keras.Sequential, keras.src.models.functional.Functional)):
+        raise ValueError(f"Only a functional or sequential Keras model can be copied. Received: {model!r}")
+
+    def convert(layer):
+        config = layer.get_config()
+        if not isinstance(layer, (keras.layers.Rescaling, keras.layers.InputLayer)):
+            config["dtype"] = policy
+        return type(layer).from_config(config)
+
+    copy = keras.models.clone_model(model, clone_function=convert)
+    copy.set_weights(model.get_weights())
+    return copy

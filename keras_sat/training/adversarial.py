@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from keras_sat import activations, losses
-from keras_sat.attacks import inputs, threats
+from keras_sat.attacks import inputs, randomness
 from keras_sat.models import classifier
 
 
@@ -101,7 +101,7 @@ class AdversarialModel(keras.Model):
     def _replica_seed(self, step):
         seed = tf.stack([tf.cast(self.seed, tf.int32), tf.cast(step, tf.int32)])
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        return tf.random.experimental.stateless_fold_in(seed, replica, alg=threats.RNG)
+        return randomness.fold(seed, replica)
 
 
 def _without_clean_start(attack):

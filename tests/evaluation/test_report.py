@@ -4,14 +4,14 @@ import os
 import pytest
 
 from keras_sat.evaluation import AttackResult, RobustnessReport
-from keras_sat.evaluation.report import Tally, wilson
+from keras_sat.evaluation.report import wilson
 
 
 def report():
     settings = {"norm": "linf", "epsilon": 25.5}
     rows = [
-        AttackResult.of("clean", Tally(2000, 1503, 0.3), {}),
-        AttackResult.of("PGD-50", Tally(2000, 1111, 9), settings),
+        AttackResult.of("clean", 2000, 1503, 0.3, {}),
+        AttackResult.of("PGD-50", 2000, 1111, 9, settings),
     ]
     return RobustnessReport(rows, {"seed": 0})
 

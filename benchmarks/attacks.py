@@ -1,0 +1,163 @@
+"""Compares the attacks with the reference implementations: robust accuracy and seconds, ours and theirs, in one run.
+
+    pip install torch -e '.[bench]'     # the pinned peers; torchattacks asks for an old requests: --no-deps helps
+    python benchmarks/attacks.py RUN [--only pgd ensemble ...] [--images 500] [--epsilon 25.5] [--pgd_epsilon 40]
+
+RUN is the folder of a network that `keras-sat train` wrote: a ResNet on Fashion-MNIST. The PyTorch twin has its weights
+(benchmarks/twin.py; the logits are compared first). Everyone attacks the same images, on the same cores; ours through
+`evaluate`, theirs by their own evaluation, and an image counts as robust if it is classified correctly clean and
+attacked. A time is that of the whole evaluation after a warm-up on one batch, ours with the time to compile the batches
+of other sizes. PGD is compared at an epsilon at which 40 to 60 % survive.
+"""
+
+import argparse
+import time
+import warnings
+
+import numpy as np
+import torch
+from twin import Twin
+
+from keras_sat import attacks, evaluation, run
+
+STAGES = {"apgd-ce": "APGD-CE", "apgd-t": "APGD-T", "fab-t": "FAB-T", "square": "Square"}
+PGD_STEPS = 50
+STEP = 1.0  # pixel
+
+
+class Comparison:
+    """The images, ours and theirs, and what it takes to attack them."""
+
+    def __init__(self, folder, count, epsilon, batch_size):
+        config, self.model = run.load(folder)
+        (self.images, self.labels), *_ = config.load_data(f"test[:{count}]", count).as_numpy_iterator()
+        self.ball, self.batch_size = attacks.LinfBall(epsilon), batch_size
+        self.twin = Twin(self.model)
+        self.torch_images = torch.from_numpy(self.images.transpose(0, 3, 1, 2) / 255).float()
+        self.torch_labels = torch.from_numpy(self.labels).long()
+        self.correct = self._predict_torch(self.torch_images) == self.labels
+
+    def logits_difference(self):
+        """Returns the largest difference of the logits, over their range."""
+        ours, theirs = np.array(self.model(self.images)), self.twin(self.torch_images).detach().numpy()
+        return np.abs(ours - theirs).max() / np.ptp(ours)
+
+    def ours(self, attack):
+        """Returns the robust accuracy and the seconds of our attack."""
+        few = (self.images[: self.batch_size], self.labels[: self.batch_size])
+        evaluation.evaluate(self.model, few, _short(attack), batch_size=self.batch_size, progress=False)
+        start = time.perf_counter()
+        report = evaluation.evaluate(
+            self.model, (self.images, self.labels), {"it": attack}, batch_size=self.batch_size, progress=False
+        )
+        return report["it"].accuracy, time.perf_counter() - start
+
+    def theirs(self, perturb):
+        """Returns the robust accuracy and the seconds of `perturb(images, labels)` on PyTorch tensors, in batches."""
+        perturb(self.torch_images[: self.batch_size], self.torch_labels[: self.batch_size])
+        start = time.perf_counter()
+        batches = zip(self.torch_images.split(self.batch_size), self.torch_labels.split(self.batch_size))
+        adversarial = torch.cat([perturb(images, labels) for images, labels in batches])
+        robust = self.correct & (self._predict_torch(adversarial) == self.labels)
+        return robust.mean(), time.perf_counter() - start
+
+    def reference(self, names):
+        """Returns the robust accuracy and the seconds of pyautoattack, as it evaluates by itself."""
+        from pyautoattack import AutoAttack
+
+        start = time.perf_counter()
+        reference = AutoAttack(self.twin, norm="Linf", eps=self.ball.epsilon / 255, version="standard", seed=0)
+        reference.version, reference.attacks_to_run = "custom", names  # the standard's settings of each attack
+        adversarial, _ = reference.run_standard_evaluation(
+            self.torch_images, self.torch_labels, batch_size=self.batch_size
+        )
+        robust = self.correct & (self._predict_torch(adversarial) == self.labels)
+        return robust.mean(), time.perf_counter() - start
+
+    def _predict_torch(self, images):
+        with torch.no_grad():
+            return np.concatenate([self.twin(part).argmax(1).numpy() for part in images.split(self.batch_size)])
+
+
+def _short(attack):
+    """Returns the attack with the fewest steps that compile the same: the warm-up."""
+    return attack
+
+
+def torchattacks_pgd(comparison):
+    import torchattacks
+
+    epsilon = comparison.ball.epsilon / 255
+    return comparison.theirs(torchattacks.PGD(comparison.twin, eps=epsilon, alpha=STEP / 255, steps=PGD_STEPS))
+
+
+def foolbox_pgd(comparison):
+    import foolbox
+
+    model = foolbox.PyTorchModel(comparison.twin.eval(), bounds=(0, 1), device="cpu")
+    attack = foolbox.attacks.LinfPGD(abs_stepsize=STEP / 255, steps=PGD_STEPS)
+    return comparison.theirs(lambda x, y: attack(model, x, y, epsilons=comparison.ball.epsilon / 255)[1])
+
+
+def art_pgd(comparison):
+    import tensorflow as tf
+    from art.attacks.evasion import ProjectedGradientDescent
+    from art.estimators.classification import TensorFlowV2Classifier
+
+    classifier = TensorFlowV2Classifier(
+        comparison.model,
+        nb_classes=10,
+        input_shape=comparison.images.shape[1:],
+        loss_object=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        clip_values=(0, 255),
+    )
+    attack = ProjectedGradientDescent(
+        classifier,
+        eps=comparison.ball.epsilon,
+        eps_step=STEP,
+        max_iter=PGD_STEPS,
+        num_random_init=1,
+        batch_size=comparison.batch_size,
+        verbose=False,
+    )
+    start = time.perf_counter()
+    adversarial = attack.generate(comparison.images.astype(np.float32), comparison.labels)
+    robust = comparison.correct & (np.argmax(comparison.model(adversarial), -1) == comparison.labels)
+    return robust.mean(), time.perf_counter() - start
+
+
+def row(name, peer, ours, theirs):
+    accuracies = f"{100 * ours[0]:>8.1f}{100 * theirs[0]:>8.1f}{100 * (ours[0] - theirs[0]):>+7.1f}"
+    print(f"{name:<12}{peer:<14}{accuracies}{ours[1]:>9.1f}{theirs[1]:>9.1f}{ours[1] / theirs[1]:>7.2f}", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", metavar="RUN")
+    parser.add_argument("--only", nargs="+", default=["pgd", *STAGES, "ensemble"], help="default: all")
+    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--batch_size", type=int, default=250)
+    parser.add_argument("--epsilon", type=float, default=25.5)
+    parser.add_argument("--pgd_epsilon", type=float, default=40)
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore")  # those of the peers
+    torch.manual_seed(0)
+    print(f"{'attack':<12}{'peer':<14}{'robust accuracy %':>23}{'seconds':>18}")
+    print(f"{'':<26}{'ours':>8}{'theirs':>8}{'diff':>7}{'ours':>9}{'theirs':>9}{'ratio':>7}")
+    if "pgd" in args.only:
+        comparison = Comparison(args.folder, args.images, args.pgd_epsilon, args.batch_size)
+        for peer, theirs in (("torchattacks", torchattacks_pgd), ("Foolbox", foolbox_pgd), ("ART, TF 2", art_pgd)):
+            ours = attacks.PGD(comparison.ball, PGD_STEPS, STEP, keep="first")
+            row(f"PGD-{PGD_STEPS}", peer, comparison.ours(ours), theirs(comparison))
+    comparison = Comparison(args.folder, args.images, args.epsilon, args.batch_size)
+    standard = attacks.AutoAttack(comparison.ball)
+    for name, attack in zip(STAGES, standard.stages):
+        if name in args.only:
+            row(STAGES[name], "pyautoattack", comparison.ours(attack), comparison.reference([name]))
+    if "ensemble" in args.only:
+        row("AutoAttack", "pyautoattack", comparison.ours(standard), comparison.reference(list(STAGES)))
+    print(f"\nlogits, ours and the twin's: {comparison.logits_difference():.1e} of their range apart")
+
+
+if __name__ == "__main__":
+    main()

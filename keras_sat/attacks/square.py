@@ -1,0 +1,225 @@
+"""Square: a random search that sees the logits alone."""
+
+import dataclasses
+import math
+
+import numpy as np
+import tensorflow as tf
+
+from keras_sat import losses
+from keras_sat.attacks import gradients, inputs, randomness, survivors, threats
+
+_CHUNK = 100  # queries for which random numbers are drawn at once
+_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the squares' area is halved
+
+
+@dataclasses.dataclass(frozen=True)
+class Square:
+    """Square attack (Andriushchenko et al. 2020, arXiv:1912.00049), with the settings of AutoAttack.
+
+    Proposes a square at a random place of each image, of a colour at the border of the ball (L-inf), or moves the
+    perturbation of one window into another (L2); and keeps what raises the margin of the best wrong class. It uses no
+    gradient: where it breaks what gradient-based attacks do not, their gradients are masked.
+
+    Args:
+        ball: `LinfBall` or `L2Ball`.
+        queries: forward passes of a start after its first, >= 1.
+        restarts: number of independent starts, for those that still stand.
+        p_init: share of the image that the first squares cover, above 0, at most 1.
+        survivors: "compact" takes examples that are done out of the batch; "mask" keeps the shapes, for XLA and TPU.
+
+    Raises:
+        ValueError: for a configuration that cannot be run, or images whose size is not known.
+    """
+
+    ball: threats.LinfBall | threats.L2Ball
+    queries: int = 5000
+    restarts: int = 1
+    p_init: float = 0.8
+    survivors: str = "compact"
+
+    def __post_init__(self):
+        inputs.check_fields(self, positive=("queries", "restarts"))
+        if not 0 < self.p_init <= 1:
+            raise ValueError(f"p_init is a share of the image, above 0, at most 1. Received: {self.p_init!r}")
+
+    def __str__(self):
+        return "Square"
+
+    def settings(self):
+        """Returns the configuration as plain values for a report."""
+        return inputs.settings(self)
+
+    @property
+    def passes(self):
+        """Forward passes that an example costs at most."""
+        return (self.queries + 1) * self.restarts
+
+    def __call__(self, logits_fn, images, labels, seed=0):
+        """Returns adversarial images: as `PGD`, which see. Where none was found, the image of the largest margin."""
+        return inputs.run(self, logits_fn, images, labels, seed)
+
+    def perturb(self, logits_fn, images, labels, seed):
+        """The attack itself, on float32 images, int labels and a seed of shape [2] or [batch, 2] that were checked."""
+        if None in images.shape[1:]:
+            raise ValueError(f"Square must know the size of the images. Received shape: {images.shape}")
+        start, propose = (_stripes, _recolour) if self.ball.norm == "linf" else (_tiles, _move_window)
+        sizes = tf.constant(square_sizes(self.queries, self.p_init, *images.shape[1:3], self.ball.norm))
+
+        def attempt(number, state):
+            seeds = randomness.fold(state["seeds"], number)
+            batch = tf.shape(seeds)[0]
+            search = {**state, "seeds": seeds, "margin": tf.fill([batch], tf.float32.min)}
+            search["result"] = start(self.ball, state["images"], randomness.fold(seeds, 0))
+            search["draws"] = tf.zeros([batch, _CHUNK, _PLACES + images.shape[3]])
+            result, broken = survivors.loop(query, search, self.queries + 1, self.survivors)
+            return {**state, "result": result, "broken": broken}
+
+        def query(number, state):
+            draws = _draws(number, state)
+            draw, size = tf.gather(draws, number % _CHUNK, axis=1), tf.gather(sizes, number)
+            proposal = propose(self.ball, state["images"], state["result"], size, draw)
+            points = tf.where(number > 0, proposal, state["result"])  # the first query asks for the start
+            margin = losses.margin(state["labels"], gradients.logits(logits_fn, points))
+            better = margin > state["margin"]
+            result = tf.where(better[:, None, None, None], points, state["result"])
+            best = tf.where(better, margin, state["margin"])
+            return {**state, "draws": draws, "result": result, "margin": best, "broken": margin > 0}
+
+        state = inputs.initial_state(images, labels, seed)
+        return survivors.loop(attempt, state, self.restarts, self.survivors)[0]
+
+
+def square_sizes(queries, p_init, height, width, norm):
+    """Returns the side of the square of each query; the first, which asks for the start, has none (0).
+
+    It covers a share p of the image, p_init at first; p is halved after 10, 50, 200, 500, 1000, 2000, ... queries.
+    """
+    sizes = [0]
+    for query in range(queries):
+        share = p_init / 2 ** sum(query > halving for halving in _HALVINGS)
+        size = round(math.sqrt(share * height * width))
+        size = max(size, 3) // 2 * 2 + 1 if norm == "l2" else max(size, 1)
+        sizes.append(min(size, height, width))
+    return sizes
+
+
+_PLACES = 5  # the first random numbers of a query: two corners of windows, and an orientation; signs follow
+
+
+def _draws(number, state):
+    """Returns uniform numbers [batch, chunk, ...]: those of the state, or new ones at the beginning of a chunk."""
+
+    def draw():
+        return randomness.uniform(randomness.fold(state["seeds"], 1 + number // _CHUNK), tf.shape(state["draws"]))
+
+    return tf.cond(number % _CHUNK == 0, draw, lambda: state["draws"])
+
+
+def _sign(uniform):
+    return tf.where(uniform < 0.5, -1.0, 1.0)
+
+
+def _stripes(ball, images, seeds):
+    """Returns the start for L-inf: vertical stripes of epsilon."""
+    shape = tf.shape(images)
+    signs = _sign(randomness.uniform(seeds, [shape[0], 1, shape[2], shape[3]]))
+    return ball.project(images + ball.epsilon * signs, images)
+
+
+def _recolour(ball, images, best, size, draw):
+    """Returns the best points with a square of +-epsilon, one sign for each channel."""
+    inside = _window(images.shape, draw[:, 0:2], size)
+    signs = _sign(draw[:, _PLACES:])[:, None, None, :]
+    return ball.project(best + tf.where(inside, 2 * ball.epsilon * signs, 0.0), images)
+
+
+def _corner(shape, draw, size):
+    """Returns the top and the left of a window within the image, int [batch] each, from uniform numbers [batch, 2]."""
+    room = tf.constant(shape[1:3].as_list()) - size
+    corner = tf.cast(draw * tf.cast(room + 1, tf.float32), tf.int32)
+    return tf.unstack(tf.minimum(corner, room), axis=1)
+
+
+def _window(shape, draw, size):
+    """Returns where the window is, bool [batch, height, width, 1]."""
+    inside = []
+    for corner, length in zip(_corner(shape, draw, size), shape[1:3]):
+        place = tf.range(length) - corner[:, None]
+        inside.append((place >= 0) & (place < size))
+    return (inside[0][:, :, None] & inside[1][:, None, :])[..., None]
+
+
+def _tiles(ball, images, seeds):
+    """Returns the start for L2: tiles of bumps, each of a random sign for each channel and a random orientation."""
+    height, width, channels = images.shape[1:]
+    size = max(1, min(height, width) // 5)
+    rows, columns = height // size, width // size
+    draw = randomness.uniform(seeds, [tf.shape(images)[0], rows, columns, channels + 1])
+    draw = tf.repeat(tf.repeat(draw, size, axis=1), size, axis=2)
+    tiled = tf.constant(np.tile(bump(size), (rows, columns)))[None, :, :, None]
+    turned = tf.constant(np.tile(bump(size).T, (rows, columns)))[None, :, :, None]
+    delta = tf.where(draw[..., :1] < 0.5, tiled, turned) * _sign(draw[..., 1:])
+    top, left = (height - rows * size) // 2, (width - columns * size) // 2
+    delta = tf.image.pad_to_bounding_box(delta, top, left, height, width)
+    return tf.clip_by_value(images + ball.epsilon * ball.steepest(delta), *ball.bounds)
+
+
+def _move_window(ball, images, best, size, draw):
+    """Returns the points with the perturbation of one window moved into another, and all of epsilon used.
+
+    As algorithm 3 of the paper: the window gets a bump, plus the direction it had, of a norm that uses up epsilon; the
+    other window is emptied.
+    """
+    height, width, channels = images.shape[1:]
+    delta = best - images
+    here, there = _window(images.shape, draw[:, 0:2], size), _window(images.shape, draw[:, 2:4], size)
+    shape = _placed_bump(images.shape, draw[:, 0:2], size, turned=draw[:, 4] < 0.5)
+    new = shape * _sign(draw[:, _PLACES:])[:, None, None, :] + _unit(tf.where(here, delta, 0.0))
+    unused = tf.maximum(ball.epsilon**2 - tf.reduce_sum(delta**2, axis=(1, 2, 3), keepdims=True), 0.0) / channels
+    freed = tf.reduce_sum(tf.where(here | there, delta, 0.0) ** 2, axis=(1, 2), keepdims=True)
+    moved = tf.where(here, tf.sqrt(unused + freed) * _unit(new), tf.where(there, 0.0, delta))
+    return tf.clip_by_value(images + ball.epsilon * ball.steepest(moved), *ball.bounds)
+
+
+def _unit(x):
+    """Returns x scaled to norm 1 in each channel; 0 stays 0."""
+    return x / (1e-12 + tf.sqrt(tf.reduce_sum(x**2, axis=(1, 2), keepdims=True)))
+
+
+def _placed_bump(shape, draw, size, turned):
+    """Returns the bump of that size within its window, and 0 around it, [batch, height, width, 1]."""
+    largest = min(shape[1:3])
+    bumps = tf.constant(np.stack([np.pad(bump(n), (0, largest - n)) for n in range(largest + 1)]))
+    pattern = tf.gather(bumps, size)
+    down, right = (
+        tf.clip_by_value(tf.range(length) - corner[:, None], 0, largest - 1)
+        for corner, length in zip(_corner(shape, draw, size), shape[1:3])
+    )
+    upright = tf.gather(tf.gather(pattern, down), right, axis=2, batch_dims=1)
+    lying = tf.gather(tf.gather(tf.transpose(pattern), down), right, axis=2, batch_dims=1)
+    placed = tf.where(turned[:, None, None], lying, upright)[..., None]
+    return tf.where(_window(shape, draw, size), placed, 0.0)
+
+
+def bump(size):
+    """Returns two opposite bumps, the upper half positive, the lower negative; norm 1, float32 [size, size].
+
+    A bump is largest in its middle: at distance d (the larger of rows and columns) it is the sum of 1 / (k + 1)^2 over
+    d <= k < its extent; section 3.3 of the paper.
+    """
+    if size == 0:
+        return np.zeros((0, 0), np.float32)
+    halves = [_half_bump(size // 2, size), -_half_bump(size - size // 2, size)]
+    whole = np.concatenate(halves)
+    return (whole / np.linalg.norm(whole)).astype(np.float32)
+
+
+def _half_bump(height, width):
+    if height == 0:
+        return np.zeros((0, width))
+    extent = max(height // 2, width // 2) + 1
+    by_distance = np.cumsum([1 / (k + 1) ** 2 for k in reversed(range(extent))])[::-1]
+    rows, columns = np.abs(np.arange(height) - height // 2), np.abs(np.arange(width) - width // 2)
+    values = by_distance[np.maximum(rows[:, None], columns[None, :])]
+    return values / np.linalg.norm(values)

@@ -1,0 +1,257 @@
+"""Does a defence resist attacks, or does it only hide its gradients from them?"""
+
+import dataclasses
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_sat import files, losses
+from keras_sat.attacks import FGSM, PGD, Square, gradients
+from keras_sat.evaluation import deployed
+
+_SLACK = 0.02  # the share of the examples by which an attack may come out weaker by chance
+PASS, FAIL, SKIP = "pass", "FAIL", "not run"
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One question of an audit.
+
+    Attributes:
+        name: of the check.
+        outcome: "pass", "FAIL" or "not run".
+        measured: what was found, in words and numbers.
+        meaning: what a failure means, and what to do then.
+    """
+
+    name: str
+    outcome: str
+    measured: str
+    meaning: str
+
+
+@dataclasses.dataclass(frozen=True)
+class AuditReport:
+    """What `audit` found: `report.passed`, `print(report.table())`, `report["randomness"].outcome`."""
+
+    checks: list
+
+    @property
+    def passed(self):
+        """Whether no check failed."""
+        return all(check.outcome != FAIL for check in self.checks)
+
+    @property
+    def failed(self):
+        """The names of the checks that failed."""
+        return [check.name for check in self.checks if check.outcome == FAIL]
+
+    def __getitem__(self, name):
+        for check in self.checks:
+            if check.name == name:
+                return check
+        raise KeyError(f"The audit has no check {name!r}; it has {[check.name for check in self.checks]}")
+
+    def table(self):
+        """Returns the audit as plain text: a line for each check, and what those that failed mean."""
+        width = max(len(check.name) for check in self.checks)
+        lines = [f"{check.name:<{width}}  {check.outcome:<7}  {check.measured}" for check in self.checks]
+        lines += [f"\n{check.name}: {check.meaning}" for check in self.checks if check.outcome == FAIL]
+        verdict = "No sign of masked gradients." if self.passed else "Robustness under gradients is not to be believed."
+        return "\n".join([*lines, "", verdict])
+
+    def to_json(self, path):
+        """Writes the audit to a JSON file."""
+        files.write_json(path, {"passed": self.passed, "checks": [dataclasses.asdict(check) for check in self.checks]})
+
+
+MEANINGS = {
+    "softmax in the output": "A softmax saturates, and its gradient vanishes: attack the logits.",
+    "randomness": 'The output is random: average gradients over it, with AutoAttack(ball, version="rand").',
+    "gradients": "Where a gradient is zero, not finite or missing, an attack by it stands still: replace what has none "
+    "by something smooth in the backward pass (BPDA), or attack with Square.",
+    "one step or many": "An iterative attack that is weaker than one step follows gradients that lead nowhere.",
+    "larger epsilon": "A larger ball holds the smaller one: more must break in it.",
+    "unbounded epsilon": "With all images allowed every network is wrong somewhere: the attack does not find it.",
+    "black box": "A random search that sees the logits alone beats the gradients: they mislead.",
+    "transfer": "What was made for another network beats this one's own gradients: they mislead.",
+    "loss over steps": "More steps must raise the loss: the gradients do not point upwards.",
+}
+
+
+def audit(model, dataset, ball, *, seed=0, examples=128, steps=20, queries=500, surrogate=None):
+    """Asks whether a robust accuracy is robustness or masked gradients, by the signs of Athalye et al. (2018,
+    arXiv:1802.00420) and Carlini et al. (2019, arXiv:1902.06705).
+
+    Takes correctly classified examples, attacks them by gradients, by a random search and, with a `surrogate`, by
+    transfer, and compares. A healthy network passes all checks; passing proves nothing, failing one says which and
+    what to do.
+
+    Args:
+        model: a Keras classifier or a function from images to logits [batch, classes]; or the path of a SavedModel.
+        dataset: as of `evaluate`.
+        ball: `LinfBall` or `L2Ball`, of the epsilon for which robustness is claimed.
+        seed: the same seed gives the same audit.
+        examples: correctly classified examples to take, at most.
+        steps: of PGD; an unbounded ball is given ten times as many.
+        queries: of Square.
+        surrogate: a network without the defence, for the check of transfer; without one it is not run.
+
+    Returns:
+        An `AuditReport`.
+
+    Raises:
+        ValueError: if no example is classified correctly.
+    """
+    model = deployed.load(model) if isinstance(model, str) else model
+    images, labels = _take(model, dataset, examples)
+    auditor = _Auditor(model, images, labels, ball, seed, steps)
+    questions = {
+        "softmax in the output": auditor.softmax,
+        "randomness": auditor.randomness,
+        "gradients": auditor.gradients,
+        "one step or many": auditor.one_or_many,
+        "larger epsilon": auditor.larger_epsilon,
+        "unbounded epsilon": auditor.unbounded,
+        "black box": lambda: auditor.black_box(queries),
+        "transfer": lambda: auditor.transfer(surrogate),
+        "loss over steps": auditor.loss_over_steps,
+    }
+    return AuditReport([Check(name, *ask(), MEANINGS[name]) for name, ask in questions.items()])
+
+
+def _take(model, dataset, count):
+    """Returns up to `count` images that the model classifies correctly, and their labels."""
+    if isinstance(dataset, (tuple, list)):
+        dataset = tf.data.Dataset.from_tensor_slices(tuple(dataset)).batch(count)
+    images, labels = [], []
+    for batch in dataset:
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+        y = losses.hard_labels(y)
+        correct = tf.argmax(model(x), -1, tf.int32) == y
+        images.append(tf.boolean_mask(x, correct))
+        labels.append(tf.boolean_mask(y, correct))
+        if sum(map(len, labels)) >= count:
+            break
+    if sum(map(len, labels)) == 0:
+        raise ValueError("No example is classified correctly: there is nothing to audit.")
+    return tf.cast(tf.concat(images, 0)[:count], tf.float32), tf.concat(labels, 0)[:count]
+
+
+class _Auditor:
+    """The examples, and what is asked of them. Each question returns an outcome and what was measured."""
+
+    def __init__(self, model, images, labels, ball, seed, steps):
+        self.images, self.labels, self.ball, self.seed, self.steps = images, labels, ball, seed, steps
+        self.raw = model
+        self.is_softmax = _is_probabilities(model(images))
+        # The other questions are asked of the logits, else the attacks would refuse.
+        self.model = (lambda x: tf.math.log(tf.maximum(model(x), 1e-30))) if self.is_softmax else model
+        self.has_gradient, self.attacked = True, {}
+
+    def softmax(self):
+        return _outcome(not self.is_softmax), "probabilities" if self.is_softmax else "logits"
+
+    def randomness(self):
+        outputs = [np.array(self.raw(self.images)) for _ in range(3)]
+        size = np.abs(outputs[0]).max() + 1e-30
+        difference = max(np.abs(outputs[0] - other).max() for other in outputs[1:]) / size
+        return _outcome(difference < 1e-4), f"outputs of one input differ by {difference:.1e} of their size"
+
+    def gradients(self):
+        try:
+            found = {loss.__name__: self._gradient_norms(loss) for loss in (losses.cross_entropy, losses.margin)}
+        except (ValueError, LookupError) as error:
+            self.has_gradient = False
+            return FAIL, f"no gradient at all: {str(error).splitlines()[0][:100]}"
+        zero = max(np.mean(norms == 0) for norms in found.values())
+        bad = max(np.mean(~np.isfinite(norms)) for norms in found.values())
+        self.has_gradient = bad == 0
+        return _outcome(zero + bad <= _SLACK), f"zero for {100 * zero:.0f} %, not finite for {100 * bad:.0f} %"
+
+    def one_or_many(self):
+        if not self.has_gradient:
+            return SKIP, "no gradient"
+        one, many = self._standing(FGSM(self.ball)), self._standing(self._pgd())
+        return _outcome(many <= one + _SLACK), f"{_percent(one)} stand one step, {_percent(many)} {self.steps}"
+
+    def larger_epsilon(self):
+        if not self.has_gradient:
+            return SKIP, "no gradient"
+        shares = [self._standing(self._pgd(self.ball.epsilon * factor)) for factor in (0.5, 1, 2, 4)]
+        falls = all(after <= before + _SLACK for before, after in zip(shares, shares[1:]))
+        moves = shares[-1] < shares[0] or shares[0] == 0
+        text = ", ".join(map(_percent, shares))
+        return _outcome(falls and moves), f"{text} stand at 1/2, 1, 2 and 4 epsilon"
+
+    def unbounded(self):
+        if not self.has_gradient:
+            return SKIP, "no gradient"
+        low, high = self.ball.bounds
+        size = np.prod(self.images.shape[1:]) ** (0.5 if self.ball.norm == "l2" else 0)
+        standing = self._standing(self._pgd((high - low) * float(size), 10 * self.steps))
+        return _outcome(standing <= _SLACK), f"{_percent(standing)} stand when every image is allowed"
+
+    def black_box(self, queries):
+        searched = self._standing(Square(self.ball, queries))
+        white = self._standing(self._pgd()) if self.has_gradient else 1.0
+        text = f"{_percent(searched)} stand {queries} queries of Square, {_percent(white)} gradients"
+        return _outcome(white <= searched + _SLACK), text
+
+    def transfer(self, surrogate):
+        if surrogate is None:
+            return SKIP, "no surrogate was given"
+        adversarial = self._pgd()(surrogate, self.images, self.labels, self.seed)
+        moved = self._correct(adversarial)
+        white = self._standing(self._pgd()) if self.has_gradient else 1.0
+        text = f"{_percent(moved)} stand what was made for the surrogate, {_percent(white)} their own gradients"
+        return _outcome(white <= moved + _SLACK), text
+
+    def loss_over_steps(self):
+        if not self.has_gradient:
+            return SKIP, "no gradient"
+        values = [self._loss(self.images)]
+        for steps in (1, self.steps // 4, self.steps):
+            attack = PGD(self.ball, max(1, steps), self.ball.epsilon / max(1, self.steps // 4), random_start=False)
+            values.append(self._loss(attack(self.model, self.images, self.labels, self.seed)))
+        rises = all(after > before - _SLACK * abs(before) for before, after in zip(values, values[1:]))
+        text = ", ".join(f"{value:.3g}" for value in values)
+        counts = f"0, 1, {max(1, self.steps // 4)} and {self.steps} steps"
+        return _outcome(rises and values[-1] > values[0]), f"mean margin {text} after {counts}"
+
+    def _pgd(self, epsilon=None, steps=None):
+        ball = dataclasses.replace(self.ball, epsilon=self.ball.epsilon if epsilon is None else epsilon)
+        steps = steps or self.steps
+        return PGD(ball, steps, max(2.5 * ball.epsilon / steps, 1e-12), keep="first")
+
+    def _standing(self, attack):
+        """Returns the share of examples that stay correctly classified under an attack."""
+        if attack not in self.attacked:
+            adversarial = attack(self.model, self.images, self.labels, self.seed)
+            self.attacked[attack] = self._correct(adversarial)
+        return self.attacked[attack]
+
+    def _correct(self, images):
+        return float(np.mean(tf.argmax(self.model(images), -1, tf.int32) == self.labels))
+
+    def _loss(self, images):
+        return float(tf.reduce_mean(losses.margin(self.labels, tf.cast(self.model(images), tf.float32))))
+
+    def _gradient_norms(self, loss):
+        """Returns the largest element of each example's gradient, of the model as it came."""
+        _, _, gradient = gradients.value_and_gradient(self.raw, loss, self.images, self.labels)
+        return np.abs(gradient).reshape(len(self.labels), -1).max(axis=1)
+
+
+def _is_probabilities(outputs):
+    outputs = np.array(outputs, np.float32)
+    return bool(outputs.shape[1] > 1 and outputs.min() >= 0 and np.allclose(outputs.sum(1), 1, atol=1e-3))
+
+
+def _outcome(passes):
+    return PASS if passes else FAIL
+
+
+def _percent(share):
+    return f"{100 * share:.0f} %"

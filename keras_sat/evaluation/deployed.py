@@ -1,0 +1,58 @@
+"""Attacks what is deployed: a SavedModel, through its gradients or through its outputs alone."""
+
+import tensorflow as tf
+
+_SMALLEST = 1e-30  # a probability that float32 rounded to 0 has a logarithm all the same
+
+
+class Deployed:
+    """A signature of a SavedModel as a function from images to logits.
+
+    Gradient-based attacks go through the SavedModel's own gradients; where it has none (an integer input, a lookup, a
+    quantized graph), they say so, and `Square` attacks it through its outputs alone.
+    """
+
+    def __init__(self, path, signature, output):
+        self.path, self._loaded = path, tf.saved_model.load(path)
+        signatures = self._loaded.signatures
+        if signature not in signatures:
+            raise ValueError(f"{path} has no signature {signature!r}; it has {sorted(signatures)}.")
+        self._function = signatures[signature]
+        names = list(self._function.structured_input_signature[1])
+        if len(names) != 1:
+            raise ValueError(f"{path}: signature {signature!r} must take images alone. It takes: {names}")
+        self._input = names[0]
+        self._dtype = self._function.structured_input_signature[1][self._input].dtype
+        outputs = list(self._function.structured_outputs)
+        known = [name for name in ("logits", "probabilities") if name in outputs] + (outputs if len(outputs) == 1 else [])
+        if output is None and not known:
+            raise ValueError(f"{path}: say which output holds the logits, output=one of {outputs}.")
+        self._output = output or known[0]
+        if self._output not in outputs:
+            raise ValueError(f"{path} has no output {self._output!r}; it has {outputs}.")
+        self.name = path
+
+    def __call__(self, images):
+        """Returns the logits [batch, classes] of images [batch, height, width, channels]."""
+        outputs = self._function(**{self._input: tf.cast(images, self._dtype)})[self._output]
+        if self._output == "probabilities":
+            return tf.math.log(tf.maximum(tf.cast(outputs, tf.float32), _SMALLEST))
+        return outputs
+
+
+def load(path, signature="serving_default", output=None):
+    """Returns a SavedModel folder as a function that attacks, `evaluate` and `audit` take in place of a model.
+
+    Args:
+        path: the folder.
+        signature: the one to call; it takes images alone.
+        output: the one that holds logits; default: "logits", else "probabilities", of which the logarithm is taken
+            (logits but for a constant, which no loss of the attacks sees), else the only one.
+
+    Raises:
+        ValueError: if there is no SavedModel, signature or output of that name.
+    """
+    try:
+        return Deployed(path, signature, output)
+    except OSError as error:
+        raise ValueError(f"{path} is not a SavedModel: {error}") from error
