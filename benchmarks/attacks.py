@@ -6,8 +6,8 @@
 RUN is the folder of a network that `keras-sat train` wrote: a ResNet on Fashion-MNIST. The PyTorch twin has its weights
 (benchmarks/twin.py; the logits are compared first). Everyone attacks the same images, on the same cores; ours through
 `evaluate`, theirs by their own evaluation, and an image counts as robust if it is classified correctly clean and
-attacked. A time is that of the whole evaluation after a warm-up on one batch, ours with the time to compile the batches
-of other sizes. PGD is compared at an epsilon at which 40 to 60 % survive.
+attacked. A time is that of the whole evaluation, ours with compilation. PGD is compared at an epsilon at which 40 to
+60 % survive, over several seeds, the first of which only warms up.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from keras_sat import attacks, evaluation, run
 STAGES = {"apgd-ce": "APGD-CE", "apgd-t": "APGD-T", "fab-t": "FAB-T", "square": "Square"}
 PGD_STEPS = 50
 STEP = 1.0  # pixel
+SEEDS = 3
 
 
 class Comparison:
@@ -42,19 +43,16 @@ class Comparison:
         ours, theirs = np.array(self.model(self.images)), self.twin(self.torch_images).detach().numpy()
         return np.abs(ours - theirs).max() / np.ptp(ours)
 
-    def ours(self, attack):
+    def ours(self, attack, seed=0):
         """Returns the robust accuracy and the seconds of our attack."""
-        few = (self.images[: self.batch_size], self.labels[: self.batch_size])
-        evaluation.evaluate(self.model, few, _short(attack), batch_size=self.batch_size, progress=False)
-        start = time.perf_counter()
+        start, data = time.perf_counter(), (self.images, self.labels)
         report = evaluation.evaluate(
-            self.model, (self.images, self.labels), {"it": attack}, batch_size=self.batch_size, progress=False
+            self.model, data, {"it": attack}, seed=seed, batch_size=self.batch_size, progress=False
         )
         return report["it"].accuracy, time.perf_counter() - start
 
     def theirs(self, perturb):
         """Returns the robust accuracy and the seconds of `perturb(images, labels)` on PyTorch tensors, in batches."""
-        perturb(self.torch_images[: self.batch_size], self.torch_labels[: self.batch_size])
         start = time.perf_counter()
         batches = zip(self.torch_images.split(self.batch_size), self.torch_labels.split(self.batch_size))
         adversarial = torch.cat([perturb(images, labels) for images, labels in batches])
@@ -77,11 +75,6 @@ class Comparison:
     def _predict_torch(self, images):
         with torch.no_grad():
             return np.concatenate([self.twin(part).argmax(1).numpy() for part in images.split(self.batch_size)])
-
-
-def _short(attack):
-    """Returns the attack with the fewest steps that compile the same: the warm-up."""
-    return attack
 
 
 def torchattacks_pgd(comparison):
@@ -126,6 +119,28 @@ def art_pgd(comparison):
     return robust.mean(), time.perf_counter() - start
 
 
+def compare_pgd(comparison):
+    """Prints means of the accuracies and medians of the seconds over seeds; all take turns, after one to warm up."""
+    ours = attacks.PGD(comparison.ball, PGD_STEPS, STEP, keep="first")
+    contestants = {"ours": lambda seed: comparison.ours(ours, seed)}
+    peers = {"torchattacks": torchattacks_pgd, "Foolbox": foolbox_pgd, "ART, TF 2": art_pgd}
+    contestants |= {peer: lambda _, theirs=theirs: theirs(comparison) for peer, theirs in peers.items()}
+    found = {name: [] for name in contestants}
+    for seed in range(SEEDS + 1):
+        for name, contestant in contestants.items():
+            torch.manual_seed(seed)
+            np.random.seed(seed)
+            found[name].append(contestant(seed))
+    means = {
+        name: (np.mean([accuracy for accuracy, _ in pairs]), np.median([seconds for _, seconds in pairs[1:]]))
+        for name, pairs in found.items()
+    }
+    for peer in peers:
+        row(f"PGD-{PGD_STEPS}", peer, means["ours"], means[peer])
+    for name, pairs in found.items():
+        print(f"{'':<12}{name:<14}" + "  ".join(f"{100 * a:.1f} % {s:.1f} s" for a, s in pairs), flush=True)
+
+
 def row(name, peer, ours, theirs):
     accuracies = f"{100 * ours[0]:>8.1f}{100 * theirs[0]:>8.1f}{100 * (ours[0] - theirs[0]):>+7.1f}"
     print(f"{name:<12}{peer:<14}{accuracies}{ours[1]:>9.1f}{theirs[1]:>9.1f}{ours[1] / theirs[1]:>7.2f}", flush=True)
@@ -146,9 +161,7 @@ def main():
     print(f"{'':<26}{'ours':>8}{'theirs':>8}{'diff':>7}{'ours':>9}{'theirs':>9}{'ratio':>7}")
     if "pgd" in args.only:
         comparison = Comparison(args.folder, args.images, args.pgd_epsilon, args.batch_size)
-        for peer, theirs in (("torchattacks", torchattacks_pgd), ("Foolbox", foolbox_pgd), ("ART, TF 2", art_pgd)):
-            ours = attacks.PGD(comparison.ball, PGD_STEPS, STEP, keep="first")
-            row(f"PGD-{PGD_STEPS}", peer, comparison.ours(ours), theirs(comparison))
+        compare_pgd(comparison)
     comparison = Comparison(args.folder, args.images, args.epsilon, args.batch_size)
     standard = attacks.AutoAttack(comparison.ball)
     for name, attack in zip(STAGES, standard.stages):

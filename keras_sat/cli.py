@@ -70,12 +70,25 @@ def _activation(text):
 
 
 def _evaluate_flags(parser):
-    parser.add_argument("folder", help="a run's folder, written by `keras-sat train`")
-    parser.add_argument("--attack", default="pgd-50", help="fgsm or pgd-STEPS, several with commas (default: pgd-50)")
-    parser.add_argument("--epsilon", type=float, help="in pixels 0..255; default: the run's")
-    parser.add_argument("--split", help="of the run's dataset, such as test[:500]; default: all of test")
+    parser.add_argument("folder", help="a run's, written by `keras-sat train`, or a SavedModel's (see --dataset)")
+    parser.add_argument("--attack", default="pgd-50", help=f"{ATTACKS}; several with commas (default: pgd-50)")
+    parser.add_argument("--epsilon", help="in pixels 0..255; several with commas give a curve; default: the run's")
+    parser.add_argument("--norm", choices=("linf", "l2"), help="default: the run's")
+    parser.add_argument("--dataset", help="for a SavedModel: the dataset to evaluate on")
+    parser.add_argument("--split", help="of the dataset, such as test[:500]; default: all of test")
     parser.add_argument("--batch_size", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--shard", default="0/1", help="K/N: the K-th of N parts; the last to end merges the reports")
+    parser.add_argument("--attack_precision", choices=("mixed_bfloat16", "mixed_float16"), help="attack in it first")
+    parser.add_argument("--audit", action="store_true", help="also ask whether gradients are masked")
+    parser.add_argument("--html", action="store_true", help="also write report.html, with plots (needs matplotlib)")
+    parser.add_argument("--output", help="folder for the reports; default: the run's")
+
+
+ATTACKS = (
+    "fgsm, pgd-STEPS, pgd-STEPSxRESTARTS, autoattack, autoattack-plus, autoattack-rand, apgd-ce, apgd-dlr, apgd-t, "
+    "fab-t, square, corruptions"
+)
 
 
 def _export_flags(parser):
@@ -97,7 +110,7 @@ def _list_flags(parser):
 
 def quickstart(args):
     """Trains, attacks, evaluates and exports a small network on real images, within three minutes on two cores."""
-    from keras_sat import attacks, export, files
+    from keras_sat import export, files
     from keras_sat.run import Run, train
 
     start = time.perf_counter()
@@ -111,7 +124,7 @@ def quickstart(args):
     if not finished:
         return _interrupted(folder)
     print("\nAttacking the whole test split with PGD-50.", flush=True)
-    report = _report(folder, run, model, attacks.PGD(run.ball(), steps=50), run.evaluation_split(), 200, run.seed)
+    report = _report(folder, run, model, _attacks("pgd-50", run.ball()), run.evaluation_split(), 200, run.seed)
     files.write_text(os.path.join(folder, "report.txt"), report.table() + "\n")
     export.export_saved_model(model, os.path.join(folder, "saved_model"))
     print(f"\n{report.table()}\n\nAll of it took {time.perf_counter() - start:.0f} seconds. It lies in {folder}/:")
@@ -150,15 +163,97 @@ def train(args):
 
 
 def evaluate(args):
-    """Measures the clean and robust accuracy of a trained network; writes report.json into its folder."""
+    """Measures the clean and robust accuracy of a trained or exported network; writes report.json.
+
+    Killed, it goes on where it was when the same command is given again.
+    """
+    from keras_sat import evaluation, files
+
+    if args.html:
+        import matplotlib  # noqa: F401 - asked now, not after hours of attacks
+    subject = _subject(args)
+    k, n = _shard(args.shard)
+    flags = {name: value for name, value in vars(args).items() if name != "run"}
+    state = os.path.join(subject.output, f".evaluation-{files.fingerprint(flags)}.npz")
+    options = {"seed": args.seed, "batch_size": args.batch_size, "state": state, "shard": (k, n)}
+    os.makedirs(subject.output, exist_ok=True)
+    if len(subject.balls) > 1:
+        (attack,) = _attacks(args.attack, subject.balls[0]).values()
+        epsilons = [ball.epsilon for ball in subject.balls]
+        report = evaluation.sweep(subject.model, subject.dataset, attack, epsilons, **options)
+    else:
+        attacks = _attacks(args.attack, subject.balls[0])
+        options["attack_precision"] = args.attack_precision
+        report = evaluation.evaluate(subject.model, subject.dataset, attacks, **options)
+    report.context.update(subject.context)
+    report = _written(report, subject.output, k, n)
+    audit = None
+    if args.audit:
+        audit = evaluation.audit(subject.model, subject.dataset, subject.balls[0], seed=args.seed)
+        audit.to_json(os.path.join(subject.output, "audit.json"))
+        print(f"\n{audit.table()}")
+    if args.html and report:
+        page = os.path.join(subject.output, "report.html")
+        report.to_html(page, audit, shlex.join(["keras-sat", *sys.argv[1:]]))
+    if os.path.exists(state):
+        os.remove(state)
+    return 0
+
+
+def _subject(args):
+    """Returns what to evaluate: model, dataset, balls, context of the report, folder for it."""
+    from keras_sat import data
     from keras_sat import run as run_lib
 
-    run, model = run_lib.load(args.folder)
-    attacks = dict(_attack(name, run.ball(args.epsilon)) for name in args.attack.split(","))
-    split = args.split or run.evaluation_split()
-    report = _report(args.folder, run, model, attacks, split, args.batch_size, args.seed)
-    print(f"\n{report.table()}\n\nWritten to {os.path.join(args.folder, 'report.json')}")
-    return 0
+    if os.path.exists(os.path.join(args.folder, "saved_model.pb")):
+        if not (args.dataset and args.epsilon and args.output):
+            raise ValueError(f"{args.folder} is a SavedModel: say --dataset, --epsilon and --output.")
+        model, name = args.folder, args.dataset
+        split = args.split or data.evaluation_split(name)
+        dataset = data.load(name, split, args.batch_size)
+        norm, epsilons, output = args.norm or "linf", args.epsilon, args.output
+    else:
+        if args.dataset:
+            raise ValueError(f"{args.folder} is a run, which knows its dataset: --dataset is for a SavedModel.")
+        run, model = run_lib.load(args.folder)
+        name, split = run.dataset, args.split or run.evaluation_split()
+        dataset = run.load_data(split, args.batch_size)
+        norm, epsilons, output = args.norm or run.norm, args.epsilon or str(run.epsilon), args.output or args.folder
+    context = {"dataset": name, "split": split, "batch_size": args.batch_size, "run": os.path.abspath(args.folder)}
+    balls = [run_lib.BALLS[norm](_number("epsilon", text)) for text in epsilons.split(",")]
+    return types.SimpleNamespace(model=model, dataset=dataset, balls=balls, context=context, output=output)
+
+
+def _number(name, text):
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ValueError(f"{name} must be a number, or several with commas. Received: {text!r}") from error
+
+
+def _shard(text):
+    k, _, n = text.partition("/")
+    if not (k.isdigit() and n.isdigit() and int(k) < int(n)):
+        raise ValueError(f"shard must be K/N with K < N, such as 0/4. Received: {text!r}")
+    return int(k), int(n)
+
+
+def _written(report, folder, k, n):
+    """Writes a report; of shards each its own, and the whole once all are there. Returns the whole, or None."""
+    from keras_sat import evaluation
+
+    path = os.path.join(folder, "report.json")
+    if n > 1:
+        part = os.path.join(folder, f"report-{k}-of-{n}.json")
+        report.to_json(part)
+        print(f"\n{report.table()}\n\nWritten to {part}")
+        parts = [os.path.join(folder, f"report-{number}-of-{n}.json") for number in range(n)]
+        if not all(map(os.path.exists, parts)):
+            return None
+        report = evaluation.merge([evaluation.from_json(part) for part in parts])
+    report.to_json(path)
+    print(f"\n{report.table()}\n\nWritten to {path}")
+    return report
 
 
 def export(args):
@@ -197,7 +292,7 @@ def list_(args):
         "models": list(models.BUILDERS),
         "activations": activations.names(),
         "datasets": data.names(),
-        "attacks": ["fgsm", "pgd-STEPS"],
+        "attacks": ATTACKS.split(", "),
     }
     if args.json:
         print(json.dumps({**known, "weights": models.list_weights()}, indent=2))
@@ -234,24 +329,41 @@ FLAGS = {
 }
 
 
-def _attack(name, ball):
-    """Returns an attack's name in the report and the attack, from a flag such as "pgd-50"."""
-    from keras_sat import attacks
+def _attacks(names, ball):
+    """Returns {name in the report: attack} from a flag such as "fgsm,pgd-50"."""
+    return {str(label): attack for name in names.split(",") for label, attack in _attack(name.strip(), ball).items()}
 
-    if name == "fgsm":
-        return "FGSM", attacks.FGSM(ball)
-    kind, _, steps = name.partition("-")
-    if kind != "pgd" or not steps.isdigit() or int(steps) < 1:
-        raise ValueError(f"attack must be fgsm or pgd-STEPS, such as pgd-50. Received: {name!r}")
-    attack = attacks.PGD(ball, steps=int(steps))
-    return str(attack), attack
+
+def _attack(name, ball):
+    from keras_sat import attacks, evaluation, losses
+
+    known = {
+        "fgsm": lambda: {"FGSM": attacks.FGSM(ball)},
+        "autoattack": lambda: attacks.AutoAttack(ball),
+        "autoattack-plus": lambda: attacks.AutoAttack(ball, "plus"),
+        "autoattack-rand": lambda: attacks.AutoAttack(ball, "rand"),
+        "apgd-ce": lambda: attacks.APGD(ball),
+        "apgd-dlr": lambda: attacks.APGD(ball, loss=losses.dlr),
+        "apgd-t": lambda: attacks.APGD(ball, targets=9),
+        "fab-t": lambda: attacks.FAB(ball),
+        "square": lambda: attacks.Square(ball),
+        "corruptions": lambda: {str(c): c for c in map(evaluation.Corruption, evaluation.corruptions.SEVERITIES)},
+    }
+    if name in known:
+        attack = known[name]()
+        return attack if isinstance(attack, dict) else {attack: attack}
+    steps, _, restarts = name.removeprefix("pgd-").partition("x")
+    if not name.startswith("pgd-") or not steps.isdigit() or not (restarts or "1").isdigit() or int(steps) < 1:
+        raise ValueError(f"attack must be one of {ATTACKS}. Received: {name!r}")
+    attack = attacks.PGD(ball, steps=int(steps), restarts=int(restarts or 1), keep="first")
+    return {name.upper() if restarts else attack: attack}
 
 
 def _report(folder, run, model, attacks, split, batch_size, seed):
     """Evaluates, and writes report.json with what was evaluated."""
     from keras_sat import evaluation
 
-    report = evaluation.evaluate(model, run.load_data(split, batch_size), attacks, seed=seed)
+    report = evaluation.evaluate(model, run.load_data(split, batch_size), attacks, seed=seed, batch_size=batch_size)
     report.context.update(dataset=run.dataset, split=split, batch_size=batch_size, run=os.path.abspath(folder))
     report.to_json(os.path.join(folder, "report.json"))
     return report
@@ -278,7 +390,7 @@ def _main(args):
     except KeyboardInterrupt:
         print("\nkeras-sat: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"keras-sat: {error}", file=sys.stderr)
         return 1
 

@@ -66,6 +66,11 @@ def info(name, data_dir=None):
     return _builder(name, data_dir).info
 
 
+def evaluation_split(name, data_dir=None):
+    """Returns the name of the split to evaluate on: "test", or "validation" where there is none."""
+    return "test" if "test" in info(name, data_dir).splits else "validation"
+
+
 def shape_and_classes(name, image_size=None, data_dir=None):
     """Returns the shape (height, width, channels) of the images that `load` gives, and the number of classes."""
     about = info(name, data_dir)

@@ -1,6 +1,7 @@
 """Writing without halves: beside, then renamed."""
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -23,6 +24,11 @@ def replacing(path):
             shutil.rmtree(temporary)
         elif os.path.exists(temporary):
             os.remove(temporary)
+
+
+def fingerprint(value):
+    """Returns eight letters and digits that tell this JSON value from others, for the name of a file."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def write_text(path, text):

@@ -79,8 +79,8 @@ class Run:
         )
 
     def evaluation_split(self):
-        """Returns the name of the split to evaluate on: "test", or "validation" where there is none."""
-        return "test" if "test" in data.info(self.dataset, self.data_dir).splits else "validation"
+        """Returns the name of the split to evaluate on."""
+        return data.evaluation_split(self.dataset, self.data_dir)
 
     def build(self):
         """Returns the untrained network for the dataset's images and classes."""

@@ -122,6 +122,7 @@ class PGD:
 
         def attempt(number, state):
             points = self._start(state["images"], randomness.fold(state["seeds"], number))
+            points = self.ball.project(points, state["images"])  # as others do: the start is a candidate too
             if start is not None:
                 points = tf.where(number == 0, state["start"], points)
             begin = {**state, "points": points, "result": points}
@@ -131,10 +132,8 @@ class PGD:
         def step(_, state):
             points, labels = state["points"], state["labels"]
             _, outputs, ascent = gradients.value_and_gradient(logits_fn, self.loss, points, labels)
-            # The start itself may lie outside the bounds, and is then no candidate.
-            broken = (self._score(labels, outputs) > 0) & self._within_bounds(points)
             moved = self._move(points, ascent, state["images"])
-            return {**state, "points": moved, "result": points, "broken": broken}
+            return {**state, "points": moved, "result": points, "broken": self._score(labels, outputs) > 0}
 
         state = inputs.initial_state(images, labels, seed, start)
         return survivors.loop(attempt, state, self.restarts, self.survivors)[0]
@@ -145,7 +144,9 @@ class PGD:
         def step(points, worst, worst_score):
             _, outputs, ascent = gradients.value_and_gradient(logits_fn, self.loss, points, labels)
             if self.keep == "worst":  # the start itself may lie outside the bounds, and is then no candidate
-                score = tf.where(self._within_bounds(points), self._score(labels, outputs), tf.float32.min)
+                low, high = self.ball.bounds
+                valid = tf.reduce_all((points >= low) & (points <= high), axis=(1, 2, 3))
+                score = tf.where(valid, self._score(labels, outputs), tf.float32.min)
                 worst, worst_score = _larger(score, points, worst_score, worst)
             return self._move(points, ascent, images), worst, worst_score
 
@@ -172,10 +173,6 @@ class PGD:
     def _move(self, points, ascent, images):
         sign = -1.0 if self.targeted else 1.0
         return self.ball.project(points + sign * self.resolved_step_size * self.ball.steepest(ascent), images)
-
-    def _within_bounds(self, points):
-        low, high = self.ball.bounds
-        return tf.reduce_all((points >= low) & (points <= high), axis=(1, 2, 3))
 
     def _score(self, labels, outputs):
         margin = losses.margin(labels, outputs)

@@ -1,8 +1,8 @@
 """Stateless random numbers, for a batch or for each of its examples.
 
-A seed is an int32 tensor: of shape [2], one for the whole batch, or [batch, 2], one for each example. With a seed of its
-own, what an attack does to an example depends neither on the batch that the example is in nor on its place there: a
-batch can lose those that are done, and an evaluation can be cut into pieces.
+A seed is an int32 tensor: of shape [2], one for the whole batch, or [batch, 2], one for each example. With a seed of
+its own, what an attack does to an example depends neither on the batch that the example is in nor on its place there:
+a batch can lose those that are done, and an evaluation can be cut into pieces.
 """
 
 import tensorflow as tf

@@ -24,7 +24,8 @@ class Deployed:
         self._input = names[0]
         self._dtype = self._function.structured_input_signature[1][self._input].dtype
         outputs = list(self._function.structured_outputs)
-        known = [name for name in ("logits", "probabilities") if name in outputs] + (outputs if len(outputs) == 1 else [])
+        known = [name for name in ("logits", "probabilities") if name in outputs]
+        known += outputs if len(outputs) == 1 else []
         if output is None and not known:
             raise ValueError(f"{path}: say which output holds the logits, output=one of {outputs}.")
         self._output = output or known[0]

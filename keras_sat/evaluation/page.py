@@ -42,13 +42,14 @@ def _page(report, plots, audit, command):
     parts = [_element("h1", f"Robustness of {report.context.get('model', 'a model')}"), _table(*_headline(report))]
     for figure, caption in plots.values():
         parts.append(_figure(figure, caption))
-    broken = [(row.name, stage, count) for row in report.results for stage, count in row.broken_by.items()]
+    broken = [(row.name, stage, count) for row in _adversarial(report) for stage, count in row.broken_by.items()]
     if broken:
         parts += [_element("h2", "Which attack broke what"), _table(("row", "attack", "images broken"), broken)]
-    if any(report.pictures.values()):
+    pictured = [(row.name, report.pictures[row.name]) for row in _adversarial(report) if report.pictures.get(row.name)]
+    if pictured:
         parts.append(_element("h2", "Adversarial images"))
         parts.append("<p>Each: the image, the adversarial image, and their difference, amplified around grey.</p>")
-        parts += [_grid(name, pictures) for name, pictures in report.pictures.items() if pictures]
+        parts += [_grid(name, pictures) for name, pictures in pictured]
     if audit:
         verdict = "no check failed" if audit.passed else f"failed: {', '.join(audit.failed)}"
         parts.append(_element("h2", f"Audit for masked gradients: {verdict}"))
@@ -118,18 +119,18 @@ def _plots(report):
     curve = _curve(report)
     if len(curve) > 1:
         plots["epsilon"] = (_against_epsilon(curve, *axes(3.5)), "Robust accuracy against epsilon, 95 % intervals")
-    if report.examples.get("attacks"):
-        last = report.results[-1].name
-        caption = f"Accuracy of each class, clean and under {last}"
-        plots["classes"] = (_classes(report.examples, last, *axes(3.5)), caption)
+    if report.examples and _adversarial(report):
+        worst = min(_adversarial(report), key=lambda row: row.accuracy).name
+        caption = f"Accuracy of each class, clean and under {worst}"
+        plots["classes"] = (_classes(report.examples, worst, *axes(3.5)), caption)
     return plots
 
 
 def _accuracy(report, figure, axes):
     rows = report.results[::-1]
-    accuracies = np.array([100 * row.accuracy for row in rows])
-    reach = np.array([[100 * (row.accuracy - row.interval[0]), 100 * (row.interval[1] - row.accuracy)] for row in rows])
-    axes.barh([row.name for row in rows], accuracies, xerr=np.maximum(reach.T, 0), color="0.75", edgecolor="0", capsize=3)
+    accuracies = 100 * np.array([row.accuracy for row in rows])
+    reach = np.abs(100 * np.array([row.interval for row in rows]).T - accuracies)
+    axes.barh([row.name for row in rows], accuracies, xerr=reach, color="0.75", edgecolor="0", capsize=3)
     for place, accuracy in enumerate(accuracies):
         axes.text(1, place, f"{accuracy:.1f}", va="center")
     axes.set(xlim=(0, 100), xlabel="accuracy, %")
@@ -137,12 +138,20 @@ def _accuracy(report, figure, axes):
 
 
 def _curve(report):
-    """Returns (epsilon, row) of those rows that share the norm and the attack with the last one, and the clean one."""
-    last = report.results[-1].settings
-    kind = [last.get(name) for name in ("attack", "norm", "version")]
-    rows = [row for row in report.results if row.settings and [row.settings.get(k) for k in ("attack", "norm", "version")] == kind]
-    by_epsilon = {row.settings["epsilon"]: row for row in rows if "epsilon" in row.settings}
+    """Returns (epsilon, row) of the rows that are alike but for epsilon, from the clean one on; or nothing."""
+
+    def kind(row):
+        return [row.settings.get(name) for name in ("attack", "norm", "version")]
+
+    adversarial = _adversarial(report)
+    alike = [row for row in adversarial if kind(row) == kind(adversarial[-1])]
+    by_epsilon = {row.settings["epsilon"]: row for row in alike}
     return sorted({0.0: report["clean"], **by_epsilon}.items()) if len(by_epsilon) > 1 else []
+
+
+def _adversarial(report):
+    """Returns the rows of attacks, corruptions left out."""
+    return [row for row in report.results if "epsilon" in row.settings]
 
 
 def _against_epsilon(curve, figure, axes):
@@ -166,7 +175,7 @@ def _classes(examples, attack, figure, axes):
         axes.bar(places + shift, 100 * shares, 0.4, yerr=reach, hatch=hatch, color="0.9", edgecolor="0", label=name)
     axes.set(xlabel="class", ylabel="accuracy, %", ylim=(0, 100))
     axes.set_xticks(places, [str(k) for k in classes])
-    axes.legend()
+    figure.legend(loc="outside upper right", ncols=2)
     return figure
 
 

@@ -1,10 +1,19 @@
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import keras_sat
-from keras_sat.attacks import FGSM, PGD, L2Ball, LinfBall
-from keras_sat.evaluation import evaluate
+from keras_sat.attacks import FGSM, PGD, AutoAttack, L2Ball, LinfBall
+from keras_sat.evaluation import evaluate, from_json, merge, sweep
+from keras_sat.training import distribution
 
 
 def data(model, images, wrong=2):
@@ -79,3 +88,180 @@ def test_refusals(tiny_model, images):
         evaluate(model, data(model, images), {"clean": attack}, progress=False)
     with pytest.raises(ValueError, match="softmax hides the gradient"):
         evaluate(lambda x: tf.nn.softmax(model(x)), data(model, images), attack, progress=False)
+
+
+def many(model, n=60):
+    images = np.random.default_rng(7).integers(0, 256, (n, 8, 8, 3)).astype(np.uint8)
+    labels = np.argmax(model(images), -1)
+    labels[::10] = (labels[::10] + 1) % 4
+    return images, labels
+
+
+ATTACKS = {"ensemble": AutoAttack(LinfBall(4), steps=4, queries=20), "PGD": PGD(LinfBall(3), steps=4, keep="first")}
+pytestmark = pytest.mark.filterwarnings("ignore:.*target classes")
+
+
+def by_example(report):
+    return {name: row["broken_by"] for name, row in report.examples["attacks"].items()}
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """A model, its data, and the report of all of it."""
+    keras.utils.set_random_seed(0)
+    layers = [keras.Input((8, 8, 3)), keras.layers.Rescaling(2 / 255, -1.0), keras.layers.Conv2D(8, 3, strides=2)]
+    layers += [keras.layers.BatchNormalization(synchronized=True), keras.layers.Activation("silu")]
+    model = keras.Sequential([*layers, keras.layers.Flatten(), keras.layers.Dense(4)])
+    x, y = many(model)
+    return model, (x, y), evaluate(model, (x, y), ATTACKS, seed=3, batch_size=16, progress=False)
+
+
+def test_each_example_is_accounted_for(whole):
+    model, (_, labels), report = whole
+    examples = report.examples
+    assert examples["index"] == list(range(60))
+    assert examples["label"] == labels.tolist()
+    assert sum(examples["clean"]) == report["clean"].correct == 54
+    row = examples["attacks"]["ensemble"]
+    stages = ["APGD-CE", "APGD-T", "FAB-T", "Square"]
+    assert report["ensemble"].broken_by == {stage: row["broken_by"].count(stage) for stage in stages}
+    assert row["broken_by"].count("clean") == 6
+    assert row["broken_by"].count("") == report["ensemble"].correct
+    assert 0 < report["ensemble"].correct < 54
+    for broken_by, margin, clean_margin in zip(row["broken_by"], row["margin"], examples["margin"]):
+        assert (margin > 0) == (broken_by != "")
+        assert margin >= clean_margin
+    for index, image, adversarial, predicted in report.pictures["ensemble"]:
+        assert row["broken_by"][index] in stages
+        assert np.abs(adversarial - image).max() <= 4 + 1e-5
+        assert np.argmax(model(adversarial[None])) == predicted != labels[index]
+
+
+def test_the_batch_size_changes_nothing(whole):
+    model, data, report = whole
+    other = evaluate(model, data, ATTACKS, seed=3, batch_size=60, progress=False)
+    assert by_example(other) == by_example(report)
+
+
+def test_shards_merge_to_the_whole(whole, tmp_path):
+    model, data, report = whole
+    for k in range(3):
+        part = evaluate(model, data, ATTACKS, seed=3, batch_size=16, progress=False, shard=(k, 3))
+        assert part["clean"].n == 20
+        part.to_json(tmp_path / f"{k}.json")
+    parts = [from_json(tmp_path / f"{k}.json") for k in range(3)]
+    merged = merge(parts)
+    assert by_example(merged) == by_example(report)
+    assert [(row.n, row.correct) for row in merged.results] == [(row.n, row.correct) for row in report.results]
+    with pytest.raises(ValueError, match="share examples"):
+        merge([parts[0], parts[0]])
+    other = evaluate(model, data, ATTACKS["PGD"], seed=4, progress=False)
+    with pytest.raises(ValueError, match="differ in their attacks"):
+        merge([parts[0], other])
+
+
+def test_replicas_share_the_batches(whole):
+    model, data, report = whole
+    strategy = distribution.strategy("mirrored")
+    with strategy.scope():
+        mirrored = keras.models.clone_model(model)
+        mirrored.set_weights(model.get_weights())
+        shared = evaluate(mirrored, data, ATTACKS, seed=3, batch_size=17, progress=False)
+    assert strategy.num_replicas_in_sync == 2
+    assert by_example(shared) == by_example(report)
+
+
+def test_goes_on_from_its_state_after_a_kill(tmp_path):
+    """A real process, killed in the midst of its work, several times; then one that ends."""
+    state, numbers = tmp_path / "state.npz", tmp_path / "report.json"
+    code = f"""
+import numpy as np, keras, keras_sat
+from keras_sat.attacks import PGD, LinfBall
+keras.utils.set_random_seed(0)
+model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Rescaling(2 / 255, -1.0), keras.layers.Conv2D(8, 3),
+                          keras.layers.Flatten(), keras.layers.Dense(4)])
+x = np.random.default_rng(7).integers(0, 256, (200, 8, 8, 3)).astype(np.uint8)
+y = np.argmax(model(x), -1)
+attacks = {{"a": PGD(LinfBall(3), steps=40, restarts=3, keep="first"), "b": PGD(LinfBall(2), steps=40, keep="first")}}
+report = keras_sat.evaluation.evaluate(model, (x, y), attacks, seed=1, batch_size=4, progress=False, state=STATE)
+report.to_json({str(numbers)!r})
+"""
+    undisturbed = subprocess.run([sys.executable, "-c", code.replace("STATE", "None")], capture_output=True, text=True)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    expected = by_example(from_json(numbers))
+    os.remove(numbers)
+    kills, sizes = 0, []
+    while not numbers.exists():
+        process = subprocess.Popen([sys.executable, "-c", code.replace("STATE", repr(str(state)))])
+        written = state.stat().st_mtime_ns if state.exists() else 0
+        while process.poll() is None:
+            if kills < 2 and state.exists() and state.stat().st_mtime_ns > written:
+                time.sleep(0.15)
+                process.kill()
+                process.wait()
+                kills += 1
+                with np.load(state) as arrays:  # never half a file
+                    meta = json.loads(str(arrays["meta"]))
+                    sizes.append((len(meta["rows"]), *(row["done"] for row in meta["rows"].values())))
+            time.sleep(0.005)
+    assert kills == 2
+    assert sizes[0] < sizes[1]
+    assert by_example(from_json(numbers)) == expected
+
+
+def test_the_state_of_another_evaluation_is_refused(whole, tmp_path):
+    model, data, _ = whole
+    path = str(tmp_path / "state.npz")
+    attack = PGD(LinfBall(3), steps=1)
+    evaluate(model, data, attack, state=path, progress=False)
+    with pytest.raises(ValueError, match="state of another evaluation"):
+        evaluate(model, data, attack, state=path, seed=1, progress=False)
+    (tmp_path / "state.npz").write_bytes(b"no")
+    with pytest.raises(ValueError, match="is not the state of an evaluation"):
+        evaluate(model, data, attack, state=path, progress=False)
+
+
+def test_a_dataset_that_shuffles_is_refused(whole):
+    model, data, _ = whole
+    shuffled = tf.data.Dataset.from_tensor_slices(data).shuffle(60, reshuffle_each_iteration=True).batch(8)
+    with pytest.raises(ValueError, match="must not shuffle"):
+        evaluate(model, shuffled, PGD(LinfBall(3), steps=1), progress=False)
+
+
+def test_sweep_is_a_curve_that_never_rises(whole):
+    model, data, _ = whole
+    attack = PGD(LinfBall(1), steps=8, keep="first")
+    report = sweep(model, data, attack, [6, 1, 3, 0], batch_size=16, progress=False)
+    names = [row.name for row in report.results]
+    assert names == ["clean", "epsilon 0", "epsilon 1", "epsilon 3", "epsilon 6"]
+    accuracies = [row.accuracy for row in report.results]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert accuracies[0] == accuracies[1] > accuracies[-1]
+    broken = np.array([[stage != "" for stage in row["broken_by"]] for row in report.examples["attacks"].values()])
+    assert np.all(broken[:-1] <= broken[1:])  # what a smaller epsilon breaks, a larger one does
+    alone = evaluate(model, data, PGD(LinfBall(6), steps=8, keep="first"), batch_size=16, progress=False)
+    assert report["epsilon 6"].correct <= alone["PGD-8"].correct + 1  # from where the smaller one ended: no weaker
+    with pytest.raises(ValueError, match="at least one"):
+        sweep(model, data, attack, [], progress=False)
+
+
+def test_low_precision_finds_nothing_that_float32_does_not_confirm(whole):
+    model, data, _ = whole
+    attack = {"PGD": PGD(LinfBall(3), steps=5, keep="first")}
+    low = evaluate(model, data, attack, attack_precision="mixed_bfloat16", progress=False)
+    full = evaluate(model, data, attack, progress=False)
+    assert list(low["PGD"].broken_by) == ["PGD-5, low precision", "PGD-5"]
+    assert low["PGD"].broken_by["PGD-5, low precision"] > 0
+    assert low["PGD"].correct <= full["PGD"].correct + 1
+    for _, _, adversarial, predicted in low.pictures["PGD"]:
+        assert np.argmax(model(adversarial[None])) == predicted
+
+
+def test_progress_tells_the_time_left(whole, capsys):
+    model, data, _ = whole
+    evaluate(model, data, ATTACKS)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "clean: 60 images, 90.0 % correct"
+    assert re.fullmatch(r"ensemble: APGD-CE: 54/54 images, \d+\.\d % stand, \d+ (s|min) left at most", lines[1])
+    assert lines[-1].startswith("PGD: PGD-4: 54/54")
+    assert lines[-1].endswith(" 0 s left at most")

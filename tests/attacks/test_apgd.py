@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_sat import losses
+from keras_sat.attacks import APGD, L2Ball, LinfBall, value_and_gradient
+from keras_sat.attacks.apgd import checkpoints
+
+
+def test_checkpoints_are_those_of_the_paper():
+    """p_0 = 0, p_1 = 0.22, p_(j+1) = p_j + max(p_j - p_(j-1) - 0.03, 0.06), in 100 steps."""
+    p = [0, 22]
+    while p[-1] + max(p[-1] - p[-2] - 3, 6) <= 100:
+        p.append(p[-1] + max(p[-1] - p[-2] - 3, 6))
+    marks = checkpoints(100)
+    assert list(np.flatnonzero(marks)) == p[1:] == [22, 41, 57, 70, 80, 87, 93, 99]
+    assert [marks[at] for at in p[1:]] == list(np.diff(p))
+    assert len(marks) == 101
+    assert checkpoints(1) == [0, 1]
+
+
+def by_the_paper(model, image, label, epsilon, steps, norm):
+    """Algorithm 1 of arXiv:2003.01690 for one example, from the image, in plain NumPy. Returns points of each step."""
+
+    def project(x):
+        delta = x - image
+        if norm == "linf":
+            delta = np.clip(delta, -epsilon, epsilon)
+        elif np.linalg.norm(delta) > epsilon:
+            delta *= epsilon / np.linalg.norm(delta)
+        return np.clip(image + delta, 0, 255)
+
+    def loss_and_ascent(x):
+        loss, _, gradient = value_and_gradient(model, losses.cross_entropy, tf.constant(x[None], tf.float32), [label])
+        gradient = gradient.numpy()[0].astype(float)
+        return float(loss[0]), np.sign(gradient) if norm == "linf" else gradient / np.linalg.norm(gradient)
+
+    x = previous = best = image
+    loss, ascent = loss_and_ascent(x)
+    best_loss, best_ascent, step, rises, last = loss, ascent, 2 * epsilon, 0, 0
+    checked, halved, halvings = loss, True, []
+    w = [k for k, mark in enumerate(checkpoints(steps)) if mark]
+    for k in range(1, steps + 1):
+        z = project(x + step * ascent)
+        a = 1.0 if k == 1 else 0.75
+        x, previous = project(x + a * (z - x) + (1 - a) * (x - previous)), x
+        new, ascent = loss_and_ascent(x)
+        rises += new > loss
+        loss = new
+        if loss > best_loss:
+            best, best_loss, best_ascent = x, loss, ascent
+        if k in w:
+            stuck = not halved and checked >= best_loss
+            halved = rises <= 0.75 * (k - last) or stuck
+            if halved:
+                step, x, ascent = step / 2, best, best_ascent
+                halvings.append(k)
+            last, rises, checked = k, 0, best_loss
+    return best, best_loss, halvings
+
+
+@pytest.mark.parametrize("ball", [LinfBall(3), L2Ball(20)], ids=["linf", "l2"])
+def test_step_halving_is_that_of_the_paper(ball, tiny_model, images):
+    model = tiny_model(batch_norm=False)
+    labels = np.argmax(model(images), -1)
+    attack = APGD(ball, steps=25)
+    ours = attack(model, images, labels, start=tf.cast(images, tf.float32)).numpy()
+    standing = np.argmax(model(ours), -1) == labels  # the others stop at their first misclassified iterate
+    assert standing.sum() >= 3
+    halvings = 0
+    for image, label, found in zip(images[standing], labels[standing], ours[standing]):
+        best, best_loss, halved = by_the_paper(model, image.astype(float), label, ball.epsilon, 25, ball.norm)
+        halvings += len(halved)
+        reached = float(losses.cross_entropy([label], model(found[None]))[0])
+        assert reached == pytest.approx(best_loss, rel=1e-3)
+        assert np.mean(np.abs(found - best) > 0.05) < 0.02  # a sign may differ where a gradient is at rounding level
+    assert halvings > 0
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.filterwarnings("ignore:.*target classes")
+def test_few_classes(classes):
+    """In closed form: one step of 2 epsilon ends in the corner that is best for the runner-up, or for the target."""
+    weights = np.random.default_rng(3).normal(0, 1e-3, (12, classes)).astype(np.float32)
+
+    def linear(images):
+        return tf.reshape(images - 128, (-1, 12)) @ weights
+
+    image = np.full((1, 2, 2, 3), 128, np.uint8)
+    for attack in (APGD(LinfBall(8), loss=losses.dlr), APGD(LinfBall(8), targets=9)):
+        adversarial = attack(linear, image, [0])
+        corner = 128 + 8 * np.sign(weights[:, 1:] - weights[:, :1]).T.reshape(-1, 2, 2, 3)
+        assert np.any(np.all(np.isclose(adversarial, corner), axis=(1, 2, 3))) or np.argmax(linear(adversarial)) != 0
+
+
+def test_more_targets_than_classes_are_said(tiny_model, images, labels):
+    with pytest.warns(UserWarning, match="APGD-T asks for 9 target classes, there are 3"):
+        APGD(LinfBall(4), steps=1, targets=9)(tiny_model(), images, labels)
+
+
+def test_names_and_refusals():
+    assert [str(APGD(LinfBall(4), loss=loss)) for loss in (losses.cross_entropy, losses.dlr)] == ["APGD-CE", "APGD-DLR"]
+    assert str(APGD(LinfBall(4), targets=9)) == "APGD-T"
+    assert APGD(LinfBall(4), targets=9).settings()["loss"] == "targeted_dlr"
+    for options, message in (({"steps": 0}, "steps"), ({"targets": -1}, "targets"), ({"survivors": "drop"}, "mask")):
+        with pytest.raises(ValueError, match=message):
+            APGD(LinfBall(4), **options)
