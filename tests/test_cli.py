@@ -54,6 +54,49 @@ def test_train_writes_what_evaluate_and_export_read(folder):
     assert "exists" in again.stderr
 
 
+def test_evaluate_with_all_its_flags(folder, tmp_path):
+    """AutoAttack by its stages, corruptions, audit and page; then shards, a curve, and what was exported."""
+    flags = ("--split=test[:12]", "--batch_size=12", f"--output={tmp_path}")
+    done = run("evaluate", folder, "--attack=apgd-ce,pgd-3x2,corruptions", "--audit", "--html", *flags)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "report.json").read_text())["results"]
+    assert [row["name"] for row in rows[:4]] == ["clean", "APGD-CE", "PGD-3X2", "gaussian_noise-3"]
+    assert len(rows) == 10
+    assert "loss over steps" in (tmp_path / "report.html").read_text()
+    assert "checks" in json.loads((tmp_path / "audit.json").read_text())
+    assert not list(tmp_path.glob(".evaluation*"))  # the state goes when it is no longer needed
+
+    for k in (0, 1):
+        done = run("evaluate", folder, "--attack=pgd-2", f"--shard={k}/2", *flags)
+        assert done.returncode == 0, done.stderr
+    whole = json.loads((tmp_path / "report.json").read_text())
+    assert whole["results"][1]["n"] == 12
+    assert whole["examples"]["index"] == list(range(12))
+
+    export_to = tmp_path / "saved"
+    assert run("export", folder, f"--to={export_to}").returncode == 0
+    given = ("--dataset=fashion_mnist_mini", "--epsilon=2,8", "--attack=pgd-2")
+    done = run("evaluate", export_to, *given, *flags)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"epsilon 8 +linf +8 +12", done.stdout)
+
+
+def test_a_killed_evaluation_goes_on(folder, tmp_path):
+    command = [COMMAND, "evaluate", str(folder), "--attack=pgd-300", "--split=test[:300]", "--batch_size=20"]
+    process = subprocess.Popen([*command, f"--output={tmp_path}"], stdout=subprocess.DEVNULL)
+    while not list(tmp_path.glob(".evaluation*.npz")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    (state,) = tmp_path.glob(".evaluation*.npz")
+    done = run(*command[1:], f"--output={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert not state.exists()
+    assert not done.stdout.startswith("clean")  # that pass was done before the kill
+    assert (tmp_path / "report.json").exists()
+
+
 def test_ctrl_c_leaves_what_was_trained(tmp_path):
     command = [COMMAND, "train", f"--output={tmp_path / 'run'}", "--epochs=1000"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -123,6 +166,7 @@ TIRED = {
         1,
         "no readable checkpoint",
     ),
+    "a shard that is none": (("evaluate", "nowhere", "--shard=4/4"), 1, "no folder nowhere"),
     "a missing folder": (("evaluate", "nowhere"), 1, "no folder nowhere"),
     "an empty folder": (("export", "."), 1, "run.json is missing"),
 }
@@ -141,7 +185,11 @@ def test_bad_input_is_one_clear_line(arguments, status, message, tmp_path):
 def test_unreadable_weights_and_unknown_attacks(folder, tmp_path):
     done = run("evaluate", folder, "--attack=pgd-fifty")
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
-    assert "pgd-50" in done.stderr
+    assert "attack must be one of fgsm, pgd-STEPS" in done.stderr
+    for flag, message in (("--shard=4/4", "K < N"), ("--epsilon=big", "epsilon"), ("--dataset=x", "for a SavedModel")):
+        done = run("evaluate", folder, flag)
+        assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+        assert message in done.stderr
     (tmp_path / "run.json").write_bytes((folder / "run.json").read_bytes())
     (tmp_path / "model.weights.h5").write_bytes(b"<html>")
     done = run("evaluate", tmp_path)

@@ -105,9 +105,8 @@ class FAB:
         return tf.where(distance > 0, distance, _FAR)
 
     def _random_point(self, state, number):
-        half = dataclasses.replace(self.ball, epsilon=self.ball.epsilon / 2)
-        points = half.sample(randomness.fold(state["seeds"], number), state["images"])
-        return tf.clip_by_value(points, *self.ball.bounds)
+        noise = self.ball.sample(randomness.fold(state["seeds"], number), state["images"]) - state["images"]
+        return tf.clip_by_value(state["images"] + noise / 2, *self.ball.bounds)
 
     def _walk(self, logits_fn, state):
         """Returns the next points."""

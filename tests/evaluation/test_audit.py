@@ -1,0 +1,139 @@
+import json
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_sat.attacks import L2Ball, LinfBall
+from keras_sat.evaluation import audit
+from keras_sat.evaluation.audit import FAIL, PASS, SKIP
+
+BALL = LinfBall(6)
+
+
+@pytest.fixture
+def data(tiny_model):
+    """A healthy model, and images with the labels it gives them."""
+    model = tiny_model()
+    images = np.random.default_rng(7).integers(0, 256, (50, 8, 8, 3)).astype(np.uint8)
+    return model, (images, np.argmax(model(images), -1))
+
+
+def outcomes(report):
+    return {check.name: check.outcome for check in report.checks}
+
+
+def failed(defence, data, **options):
+    return audit(defence, data, BALL, steps=10, queries=60, **options).failed
+
+
+@pytest.mark.parametrize("ball", [BALL, L2Ball(60)], ids=["linf", "l2"])
+def test_a_healthy_network_passes(ball, data, tiny_model, tmp_path):
+    model, examples = data
+    report = audit(model, examples, ball, steps=10, queries=60, surrogate=tiny_model(seed=1))
+    assert set(outcomes(report).values()) == {PASS}, report.table()
+    assert report.passed
+    assert report.table().endswith("No sign of masked gradients.")
+    report.to_json(tmp_path / "audit.json")
+    assert json.loads((tmp_path / "audit.json").read_text())["passed"] is True
+
+
+def test_without_a_surrogate_transfer_is_not_run(data):
+    assert audit(*data, BALL, steps=4, queries=10)["transfer"].outcome == SKIP
+
+
+def test_a_softmax_is_caught(data):
+    model, examples = data
+    report = audit(lambda x: tf.nn.softmax(model(x)), examples, BALL, steps=10, queries=60)
+    assert report["softmax in the output"].outcome == FAIL
+    assert "attack the logits" in report.table()
+    assert report["randomness"].outcome == PASS
+
+
+def test_randomness_is_caught(data):
+    model, examples = data
+
+    def noisy(images):
+        return model(tf.cast(images, tf.float32) + tf.random.normal(tf.shape(images), 0, 20))
+
+    assert "randomness" in failed(noisy, examples)
+
+
+def test_rounded_inputs_are_caught_for_they_have_no_gradient(data):
+    model, examples = data
+    report = audit(lambda x: model(tf.round(tf.cast(x, tf.float32) / 16) * 16), examples, BALL, steps=10, queries=60)
+    assert report["gradients"].outcome == FAIL
+    assert "no gradient at all" in report["gradients"].measured
+    assert report["black box"].outcome == FAIL  # the search finds what gradients do not
+    assert report["loss over steps"].outcome == SKIP
+
+
+def test_saturated_logits_are_caught_for_their_gradient_is_zero(data):
+    model, examples = data
+    report = audit(lambda x: 1e6 * model(x), examples, BALL, steps=10, queries=60)
+    assert report["gradients"].outcome == FAIL
+    assert report["black box"].outcome == FAIL
+
+
+def test_gradients_that_are_not_finite_are_caught(data):
+    model, examples = data
+
+    def defence(images):
+        images = tf.cast(images, tf.float32)
+        return model(images) + 1e-9 * tf.norm(images - images, axis=(1, 2))[:, :1]
+
+    report = audit(defence, examples, BALL, steps=10, queries=60)
+    assert report["gradients"].outcome == FAIL
+    assert re.search("not finite for [1-9]", report["gradients"].measured)
+
+
+def test_gradients_that_mislead_are_caught(data, tiny_model):
+    model, examples = data
+
+    @tf.custom_gradient
+    def misleading(images):
+        return images, lambda upstream: -upstream
+
+    report = audit(
+        lambda x: model(misleading(tf.cast(x, tf.float32))), examples, BALL, steps=10, queries=200, surrogate=model
+    )
+    expected = {"unbounded epsilon", "black box", "transfer", "loss over steps"}
+    assert expected <= set(report.failed), report.table()
+    assert report["gradients"].outcome == PASS  # they look well
+
+
+def test_gradients_that_lead_astray_after_the_first_step_are_caught(data):
+    """Right at the images themselves, reversed elsewhere: one step is stronger than many, and more room is no help."""
+    model, (images, labels) = data
+    known = tf.constant(images, tf.float32)[None]
+
+    @tf.custom_gradient
+    def astray(x):
+        is_known = tf.reduce_any(tf.reduce_all(x[:, None] == known, axis=(2, 3, 4)), axis=1)
+        return x, lambda upstream: tf.where(is_known[:, None, None, None], upstream, -upstream)
+
+    report = audit(lambda x: model(astray(tf.cast(x, tf.float32))), (images, labels), BALL, steps=10, queries=60)
+    assert report["one step or many"].outcome == FAIL, report.table()
+    assert report["gradients"].outcome == PASS
+
+
+def test_gradients_that_vanish_between_the_images_are_caught(data):
+    """Zero but at the images themselves: a larger ball breaks no more."""
+    model, (images, labels) = data
+    known = tf.constant(images, tf.float32)[None]
+
+    @tf.custom_gradient
+    def vanishing(x):
+        is_known = tf.reduce_any(tf.reduce_all(x[:, None] == known, axis=(2, 3, 4)), axis=1)
+        return x, lambda upstream: tf.where(is_known[:, None, None, None], upstream, 0.0)
+
+    ball = LinfBall(1.5)
+    report = audit(lambda x: model(vanishing(tf.cast(x, tf.float32))), (images, labels), ball, steps=10, queries=60)
+    assert {"larger epsilon", "unbounded epsilon"} <= set(report.failed), report.table()
+
+
+def test_nothing_to_audit(data):
+    model, (images, labels) = data
+    with pytest.raises(ValueError, match="nothing to audit"):
+        audit(model, (images, (labels + 1) % 4), BALL)
