@@ -9,7 +9,7 @@ quickstart: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(VENV)/bin/python -m pip install --quiet --editable '.[test]'
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses=auto --dist=loadfile
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)

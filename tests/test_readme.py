@@ -1,4 +1,4 @@
-"""What the README says works: its Python runs, its commands parse, its two make targets exist."""
+"""What README and docs say works: their Python runs, their commands parse, the two make targets exist."""
 
 import pathlib
 import re
@@ -10,8 +10,9 @@ from keras_sat import cli
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-COMMANDS = re.findall(r"^ *(keras-sat .*?)(?: #.*)?$", README, re.MULTILINE)
+TEXTS = "\n".join([README, *(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))])
+PYTHON = re.findall(r"```python\n(.*?)```", TEXTS, re.DOTALL)
+COMMANDS = re.findall(r"^ *(keras-sat .*?)(?: #.*)?$", TEXTS, re.MULTILINE)
 
 
 def test_there_is_something_to_check():

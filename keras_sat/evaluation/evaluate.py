@@ -163,11 +163,11 @@ class _Engine:
         for at, images, labels in self._at(places):
             start = time.perf_counter()
             adversarial = self._attack(stage, images, labels, self._seeds(seed, at))
-            self._record(row, number + 1, at, images, adversarial, labels)
+            correct = self._record(row, number + 1, at, images, adversarial, labels)
             row.done += len(at)
             row.seconds += time.perf_counter() - start
             self.state.save()
-            shown.update(len(at))
+            shown.update(len(at), np.count_nonzero(correct))
 
     def sweep(self, at, shown):
         """Runs an attack with each epsilon in turn on each batch."""
@@ -178,7 +178,7 @@ class _Engine:
         for batch, images, labels in self._at(places):
             self._sweep_batch(list(at.values()), rows, batch, images, labels)
             self.state.save()
-            shown.update(len(batch))
+            shown.update(len(batch), np.count_nonzero(rows[-1].standing()[batch]))
 
     def _sweep_batch(self, attacks, rows, batch, images, labels):
         standing, points = np.ones(len(batch), bool), None

@@ -57,18 +57,22 @@ def in_precision(model, policy):
 
     Args:
         model: a functional or sequential keras.Model.
-        policy: "mixed_bfloat16", "mixed_float16" or "float32"; layers that are set to float32, as those that scale
-            pixels, stay so where the model itself is in float32 throughout only if they change no weights.
+        policy: "mixed_bfloat16" or "mixed_float16". Layers that scale pixels stay in their own precision: bfloat16
+            would round pixels to whole levels.
+
+    Raises:
+        ValueError: for a model of another kind.
     """
-    if not isinstance(model, (keras.Sequential, keras.src.models.functional.Functional)):
-        raise ValueError(f"Only a functional or sequential Keras model can be copied. Received: {model!r}")
+
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"Only a functional or sequential Keras model can be copied in {policy}. Received: {model!r}")
 
     def convert(layer):
         config = layer.get_config()
-        if not isinstance(layer, (keras.layers.Rescaling, keras.layers.InputLayer)):
+        if not isinstance(layer, keras.layers.Rescaling):
             config["dtype"] = policy
         return type(layer).from_config(config)
 
-    copy = keras.models.clone_model(model, clone_function=convert)
+    copy = keras.models.clone_model(model, clone_function=convert, recursive=True)
     copy.set_weights(model.get_weights())
     return copy

@@ -49,3 +49,15 @@ def test_without_softmax_gives_the_logits(last):
     np.testing.assert_allclose(keras.ops.softmax(stripped(x)), model(x), rtol=1e-5)
     with pytest.raises(ValueError, match="does not end in a softmax"):
         models.without_softmax(stripped)
+
+
+def test_in_precision(tiny_model, images):
+    model = keras.Sequential([keras.Input((8, 8, 3)), tiny_model()])  # nested
+    low = classifier.in_precision(model, "mixed_bfloat16")
+    outer, inner = low.layers[-1], low.layers[-1].layers
+    assert [layer.compute_dtype for layer in inner] == ["float32"] + ["bfloat16"] * (len(inner) - 1)
+    assert all(variable.dtype == "float32" for variable in outer.variables)
+    difference = np.abs(np.array(low(images), np.float32) - np.array(model(images)))
+    assert 0 < difference.max() < 0.05 * np.ptp(model(images))
+    with pytest.raises(ValueError, match="functional"):
+        classifier.in_precision(lambda x: x, "mixed_bfloat16")
