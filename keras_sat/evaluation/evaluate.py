@@ -127,7 +127,8 @@ class _Engine:
         self.dataset, self.batch_size, self.seed, self.shard = dataset, batch_size, seed, shard
         if not 0 <= shard[0] < shard[1]:
             raise ValueError(f"shard must be (k, n) with 0 <= k < n. Received: {shard!r}")
-        configuration |= {"seed": seed, "shard": list(shard), "batch_size": batch_size}
+        self.context = report.context(self.model, seed)
+        configuration |= {"shard": list(shard), "batch_size": batch_size, **self.context}
         self.state = State(path, configuration)
         self.strategy = tf.distribute.get_strategy()
         self.predict = tf.function(self._predict, autograph=False, reduce_retracing=True)
@@ -197,8 +198,7 @@ class _Engine:
 
     def report(self, rows, settings, more):
         """Returns the report; `rows` maps names to the names of their stages."""
-        context = report.context(self.model, self.seed) | more
-        return report.of_state(self.state, rows, settings, context)
+        return report.of_state(self.state, rows, settings, self.context | more)
 
     def _seeds(self, seed, places):
         index = tf.constant(self.state.index[places], tf.int32)

@@ -1,8 +1,11 @@
 """What an evaluation found, with all that is needed to run it again."""
 
 import dataclasses
+import glob
+import hashlib
 import json
 import math
+import os
 import platform
 
 import keras
@@ -10,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_sat import files
+from keras_sat.evaluation import deployed
 from keras_sat.version import __version__
 
 QUANTILE = 1.959963984540054  # of the normal distribution, for 95 %
@@ -205,10 +209,27 @@ def context(model, seed):
     """Returns the part of a report that is common to its rows."""
     return {
         "model": getattr(model, "name", getattr(model, "__name__", type(model).__name__)),
+        "weights_sha256": weights_sha256(model),
         "seed": seed,
         "batch_norm": "frozen",
         "versions": versions(),
     }
+
+
+def weights_sha256(model):
+    """Returns the sha256 of a Keras model's weights, or of a SavedModel's files; None for a function."""
+    digest = hashlib.sha256()
+    if isinstance(model, keras.Model):
+        for weight in model.weights:
+            digest.update(np.ascontiguousarray(weight).tobytes())
+    elif isinstance(model, deployed.Deployed):
+        for path in sorted(glob.glob(os.path.join(model.path, "**"), recursive=True)):
+            if os.path.isfile(path):
+                with open(path, "rb") as file:
+                    digest.update(file.read())
+    else:
+        return None
+    return digest.hexdigest()
 
 
 def versions():

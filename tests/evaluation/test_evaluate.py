@@ -216,6 +216,9 @@ def test_the_state_of_another_evaluation_is_refused(whole, tmp_path):
     evaluate(model, data, attack, state=path, progress=False)
     with pytest.raises(ValueError, match="state of another evaluation"):
         evaluate(model, data, attack, state=path, seed=1, progress=False)
+    trained = keras.models.clone_model(model)  # the same network with other weights
+    with pytest.raises(ValueError, match="state of another evaluation"):
+        evaluate(trained, data, attack, state=path, progress=False)
     (tmp_path / "state.npz").write_bytes(b"no")
     with pytest.raises(ValueError, match="is not the state of an evaluation"):
         evaluate(model, data, attack, state=path, progress=False)
