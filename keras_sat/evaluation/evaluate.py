@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+import weakref
 
 import keras
 import numpy as np
@@ -12,7 +13,7 @@ from keras_sat import losses
 from keras_sat.attacks import inputs, randomness
 from keras_sat.evaluation import deployed, display, report
 from keras_sat.evaluation.state import PICTURES, STANDS, State
-from keras_sat.models import classifier
+from keras_sat.models import classifier, folding
 
 
 def evaluate(
@@ -22,9 +23,10 @@ def evaluate(
 
     An image counts as robust under an attack when it is classified correctly both as it is and as attacked; those
     misclassified as they are are not attacked. Each stage of an attack (AutoAttack has several) is given the examples
-    that still stand, packed into full batches. What an attack returns is judged by the model itself. Every example has
-    a seed of its own, from `seed` and its place in the dataset: neither the batch size, nor a shard, nor an
-    interruption changes what becomes of it. The model runs in inference mode throughout.
+    that still stand, packed into full batches. Attacks run on a copy of the Keras model with its batch norms folded
+    (`models.folding.fold`); what they return is judged by the model itself, in inference mode. Every example has a seed
+    of its own, from `seed` and its place in the dataset: neither the batch size, nor a shard, nor an interruption
+    changes what becomes of it.
 
     In the scope of a strategy with several replicas, each batch is shared among them.
 
@@ -54,8 +56,8 @@ def evaluate(
     named = _named(attacks)
     settings = {name: attack.settings() for name, attack in named.items()}
     engine = _Engine(model, dataset, batch_size, seed, shard, state, {"attacks": settings, "low": attack_precision})
-    low = classifier.in_precision(engine.model, attack_precision) if attack_precision else None
-    stages = {name: _stages(attack, engine.model, low) for name, attack in named.items()}
+    low = folding.fold(classifier.in_precision(engine.model, attack_precision)) if attack_precision else None
+    stages = {name: _stages(attack, engine.folded, low) for name, attack in named.items()}
     shown = display.Display(progress, stages)
     engine.clean(shown)
     for name in named:
@@ -85,7 +87,7 @@ def sweep(model, dataset, attack, epsilons, *, seed=0, batch_size=128, progress=
     at = {f"epsilon {ball.epsilon:g}": dataclasses.replace(attack, ball=ball) for ball in balls}
     settings = {name: one.settings() for name, one in at.items()}
     engine = _Engine(model, dataset, batch_size, seed, shard, state, {"sweep": settings})
-    shown = display.Display(progress, {str(attack): [_Stage(str(attack), one, engine.model) for one in at.values()]})
+    shown = display.Display(progress, {str(attack): [_Stage(str(attack), one, engine.folded) for one in at.values()]})
     engine.clean(shown)
     engine.sweep(at, shown)
     shown.close()
@@ -128,10 +130,10 @@ class _Engine:
         if not 0 <= shard[0] < shard[1]:
             raise ValueError(f"shard must be (k, n) with 0 <= k < n. Received: {shard!r}")
         self.context = report.context(self.model, seed)
+        self.folded = _folded(self.model, self.context["weights_sha256"])
         configuration |= {"shard": list(shard), "batch_size": batch_size, **self.context}
         self.state = State(path, configuration)
         self.strategy = tf.distribute.get_strategy()
-        self.predict = tf.function(self._predict, autograph=False, reduce_retracing=True)
 
     def clean(self, shown):
         """Classifies the images as they are."""
@@ -175,7 +177,7 @@ class _Engine:
         rows = [self.state.row(name) for name in at]
         places = np.flatnonzero(self.state.clean)[rows[0].done :]
         first = next(iter(at.values()))
-        shown.begin("sweep", _Stage(str(first), first, self.model), rows[-1], len(places))
+        shown.begin("sweep", _Stage(str(first), first, self.folded), rows[-1], len(places))
         for batch, images, labels in self._at(places):
             self._sweep_batch(list(at.values()), rows, batch, images, labels)
             self.state.save()
@@ -187,7 +189,7 @@ class _Engine:
             start = time.perf_counter()
             if standing.any():
                 seeds = self._seeds(tf.constant([self.seed, number], tf.int32), batch[standing])
-                stage = _Stage(str(attack), attack, self.model)
+                stage = _Stage(str(attack), attack, self.folded)
                 points = self._attack(stage, images[standing], labels[standing], seeds, points)
                 correct = self._record(row, 1, batch[standing], images[standing], points, labels[standing])
                 standing[standing] = correct
@@ -221,12 +223,8 @@ class _Engine:
         return correct
 
     def _judge(self, images, labels):
-        return [value.numpy() for value in self.predict(images, labels)]
-
-    def _predict(self, images, labels):
-        logits = tf.cast(self.model(images), tf.float32)
-        predicted = tf.argmax(logits, -1, tf.int32)
-        return predicted == labels, losses.margin(labels, logits), predicted
+        """Returns which are classified correctly, the margin of a wrong class, and the predicted class."""
+        return [value.numpy() for value in _judge(self.model, images, labels)]
 
     def _at(self, places):
         """Yields places in the state, images and labels of the examples at `places`, in full batches."""
@@ -260,6 +258,27 @@ class _Engine:
         joined = [np.concatenate(column) for column in zip(*kept)]
         if joined and len(joined[0]):
             yield tuple(joined)
+
+
+@tf.function(autograph=False, reduce_retracing=True)
+def _judge(model, images, labels):
+    logits = tf.cast(model(images), tf.float32)
+    predicted = tf.argmax(logits, -1, tf.int32)
+    return predicted == labels, losses.margin(labels, logits), predicted
+
+
+_FOLDED = weakref.WeakKeyDictionary()
+
+
+def _folded(model, sha256):
+    """Returns what is attacked: the model with its batch norms folded; the same copy each time, to compile it once."""
+    if not isinstance(model, keras.Model):
+        return model
+    key = (sha256, tf.distribute.get_strategy())
+    if model not in _FOLDED or _FOLDED[model][0] != key:
+        copy = folding.fold(model)
+        _FOLDED[model] = (key, None if copy is model else copy)  # a value that held its key would keep it alive
+    return _FOLDED[model][1] or model
 
 
 def _tensors(dataset, batch_size):

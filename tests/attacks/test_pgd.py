@@ -72,7 +72,7 @@ def test_same_seed_same_bytes_and_graph_equals_eager(attack, tiny_model, images,
     graph = tf.function(lambda x, y, seed: attack(model, x, y, seed=seed))
     np.testing.assert_allclose(graph(tf.constant(images), tf.constant(labels), 5), first, atol=1e-3)
     if getattr(attack, "random_start", True) and attack.ball.epsilon and not isinstance(attack, FAB):
-        assert any(np.any(attack(model, images, labels, seed=seed).numpy() != first) for seed in (6, 7, 8, 9))
+        assert any(np.any(attack(model, images, labels, seed=seed).numpy() != first) for seed in range(6, 16))
 
 
 @every_attack

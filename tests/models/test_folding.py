@@ -1,0 +1,83 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_sat import losses, models
+from keras_sat.attacks import value_and_gradient
+from keras_sat.models import folding
+
+BUILDERS = {
+    "resnet": lambda: models.ResNet20(activation="silu", classes=10),
+    "grouped": lambda: models.ResNeXt50_32x4d(activation="smooth_relu", input_shape=(32, 32, 3), classes=10),
+    "depthwise, squeeze-excite": lambda: models.EfficientNetB0(activation="gelu", input_shape=(32, 32, 3), classes=10),
+}
+
+
+def shaken(model):
+    """Gives a network weights and statistics as of a trained one: no mean is 0, no variance 1, no gamma 0."""
+    rng = np.random.default_rng(0)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            gamma, beta, mean, variance = (weight.shape for weight in layer.get_weights())
+            values = rng.uniform(0.5, 1.5, gamma), rng.normal(0, 0.2, beta), rng.normal(0, 0.5, mean)
+            layer.set_weights([*values, rng.uniform(0.5, 2, variance)])
+    return model
+
+
+@pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
+def test_same_logits_and_gradients(build):
+    model = shaken(build())
+    folded = folding.fold(model)
+    assert not any(isinstance(layer, keras.layers.BatchNormalization) for layer in folded.layers)
+    images = tf.random.stateless_uniform((4, 32, 32, 3), (0, 1), 0, 255)
+    found = [value_and_gradient(m, losses.margin, images, tf.constant([0, 1, 2, 3])) for m in (model, folded)]
+    for ours, theirs in zip(*found):
+        assert np.abs(ours - theirs).max() <= 1e-4 * max(1e-6, np.ptp(theirs))
+
+
+def test_what_cannot_be_folded_stays():
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(4, 3, activation="relu")(inputs)
+    x = keras.layers.BatchNormalization()(x)  # after an activation
+    y = keras.layers.Conv2D(4, 3, padding="same")(x)
+    z = keras.layers.BatchNormalization()(y)  # y is used besides
+    z = keras.layers.DepthwiseConv2D(3, use_bias=False)(keras.layers.Add()([y, z]))
+    z = keras.layers.BatchNormalization(scale=False, center=False)(z)  # this one can be
+    z = keras.layers.Dense(3)(keras.layers.Flatten()(z))
+    model = shaken_statistics(keras.Model(inputs, keras.layers.BatchNormalization()(z)))  # and this
+    folded = folding.fold(model)
+    assert sum(isinstance(layer, keras.layers.BatchNormalization) for layer in folded.layers) == 2
+    images = np.random.default_rng(0).uniform(0, 1, (5, 8, 8, 3)).astype(np.float32)
+    np.testing.assert_allclose(folded(images), model(images), atol=1e-4)
+
+
+def shaken_statistics(model):
+    rng = np.random.default_rng(0)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.set_weights([rng.uniform(0.5, 1.5, weight.shape) for weight in layer.get_weights()])
+    return model
+
+
+def test_falls_back_to_the_model_itself(tiny_model):
+    class Subclassed(keras.Model):
+        def call(self, x):
+            return x
+
+    def function(x):
+        return x
+
+    plain = tiny_model(batch_norm=False)
+    for subject in (Subclassed(), function, plain):
+        assert folding.fold(subject) is subject
+
+
+def test_the_model_itself_is_untouched_and_its_later_weights_do_not_reach_the_copy(tiny_model, images):
+    model = tiny_model()
+    before, logits = model.get_weights(), np.array(model(images))
+    folded = folding.fold(model)
+    for old, new in zip(before, model.get_weights()):
+        np.testing.assert_array_equal(old, new)
+    model.set_weights([2 * weight for weight in before])
+    np.testing.assert_allclose(folded(images), logits, atol=1e-4)
