@@ -1,7 +1,7 @@
 """Compares the attacks with the reference implementations: robust accuracy and seconds, ours and theirs, in one run.
 
     pip install torch -e '.[bench]'     # the pinned peers; torchattacks asks for an old requests: --no-deps helps
-    python benchmarks/attacks.py RUN [--only pgd ensemble ...] [--images 500] [--epsilon 25.5] [--pgd_epsilon 40]
+    python benchmarks/attacks.py RUN [--only pgd ensemble ...] [--images 500] [--epsilon 25.5]
 
 RUN is the folder of a network that `keras-sat train` wrote: a ResNet on Fashion-MNIST. The PyTorch twin has its weights
 (benchmarks/twin.py; the logits are compared first). Everyone attacks the same images, on the same cores; ours through
@@ -22,7 +22,6 @@ from keras_sat import attacks, evaluation, run
 
 STAGES = {"apgd-ce": "APGD-CE", "apgd-t": "APGD-T", "fab-t": "FAB-T", "square": "Square"}
 PGD_STEPS = 50
-STEP = 1.0  # pixel
 SEEDS = 3
 
 
@@ -77,22 +76,29 @@ class Comparison:
             return np.concatenate([self.twin(part).argmax(1).numpy() for part in images.split(self.batch_size)])
 
 
+def step(comparison):
+    """Returns Madry's step size, 2.5 epsilon / steps, in pixels."""
+    return 2.5 * comparison.ball.epsilon / PGD_STEPS
+
+
 def torchattacks_pgd(comparison):
     import torchattacks
 
     epsilon = comparison.ball.epsilon / 255
-    return comparison.theirs(torchattacks.PGD(comparison.twin, eps=epsilon, alpha=STEP / 255, steps=PGD_STEPS))
+    return comparison.theirs(
+        torchattacks.PGD(comparison.twin, eps=epsilon, alpha=step(comparison) / 255, steps=PGD_STEPS)
+    )
 
 
 def foolbox_pgd(comparison):
     import foolbox
 
     model = foolbox.PyTorchModel(comparison.twin.eval(), bounds=(0, 1), device="cpu")
-    attack = foolbox.attacks.LinfPGD(abs_stepsize=STEP / 255, steps=PGD_STEPS)
+    attack = foolbox.attacks.LinfPGD(abs_stepsize=step(comparison) / 255, steps=PGD_STEPS)
     return comparison.theirs(lambda x, y: attack(model, x, y, epsilons=comparison.ball.epsilon / 255)[1])
 
 
-def art_pgd(comparison):
+def art_pgd(comparison, batch_size=None):
     import tensorflow as tf
     from art.attacks.evasion import ProjectedGradientDescent
     from art.estimators.classification import TensorFlowV2Classifier
@@ -107,10 +113,10 @@ def art_pgd(comparison):
     attack = ProjectedGradientDescent(
         classifier,
         eps=comparison.ball.epsilon,
-        eps_step=STEP,
+        eps_step=step(comparison),
         max_iter=PGD_STEPS,
         num_random_init=1,
-        batch_size=comparison.batch_size,
+        batch_size=batch_size or comparison.batch_size,
         verbose=False,
     )
     start = time.perf_counter()
@@ -121,9 +127,10 @@ def art_pgd(comparison):
 
 def compare_pgd(comparison):
     """Prints means of the accuracies and medians of the seconds over seeds; all take turns, after one to warm up."""
-    ours = attacks.PGD(comparison.ball, PGD_STEPS, STEP, keep="first")
+    ours = attacks.PGD(comparison.ball, PGD_STEPS, step(comparison), keep="first")
     contestants = {"ours": lambda seed: comparison.ours(ours, seed)}
     peers = {"torchattacks": torchattacks_pgd, "Foolbox": foolbox_pgd, "ART, TF 2": art_pgd}
+    peers |= {"ART, batch 32": lambda comparison: art_pgd(comparison, 32)}  # its default
     contestants |= {peer: lambda _, theirs=theirs: theirs(comparison) for peer, theirs in peers.items()}
     found = {name: [] for name in contestants}
     for seed in range(SEEDS + 1):
@@ -153,14 +160,15 @@ def main():
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--batch_size", type=int, default=250)
     parser.add_argument("--epsilon", type=float, default=25.5)
-    parser.add_argument("--pgd_epsilon", type=float, default=40)
+    parser.add_argument("--pgd_images", type=int, default=1000)
+    parser.add_argument("--pgd_epsilon", type=float, default=36)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")  # those of the peers
     torch.manual_seed(0)
     print(f"{'attack':<12}{'peer':<14}{'robust accuracy %':>23}{'seconds':>18}")
     print(f"{'':<26}{'ours':>8}{'theirs':>8}{'diff':>7}{'ours':>9}{'theirs':>9}{'ratio':>7}")
     if "pgd" in args.only:
-        comparison = Comparison(args.folder, args.images, args.pgd_epsilon, args.batch_size)
+        comparison = Comparison(args.folder, args.pgd_images, args.pgd_epsilon, args.batch_size)
         compare_pgd(comparison)
     comparison = Comparison(args.folder, args.images, args.epsilon, args.batch_size)
     standard = attacks.AutoAttack(comparison.ball)

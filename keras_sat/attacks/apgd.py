@@ -72,9 +72,10 @@ class APGD:
         def attempt(number, state):
             seeds = randomness.fold(state["seeds"], number)
             target = tf.gather(state["targets"], number // self.restarts, axis=1)
-            points = self.ball.project(self.ball.sample(seeds, state["images"]), state["images"])
+            points = self.ball.sample(seeds, state["images"])
             if start is not None:
                 points = tf.where(number == 0, state["start"], points)
+            points = self.ball.project(points, state["images"])
             result, broken = self._one_start(logits_fn, state, target, points)
             return {**state, "result": result, "broken": broken}
 

@@ -20,6 +20,7 @@ def check_fields(attack, positive=(), not_negative=()):
             value = getattr(attack, name)
             if not (isinstance(value, numbers.Integral) and value >= least):
                 raise ValueError(f"{name} must be an integer >= {least}. Received: {value!r}")
+            object.__setattr__(attack, name, int(value))  # NumPy's are not written as JSON
     if attack.survivors not in survivors.MODES:
         raise ValueError(f"survivors must be one of {survivors.MODES}. Received: {attack.survivors!r}")
 
@@ -31,7 +32,7 @@ def settings(attack):
     return {**dataclasses.asdict(attack.ball), **fields, "attack": type(attack).__name__, "norm": attack.ball.norm}
 
 
-def run(attack, logits_fn, images, labels, seed, *start):
+def run(attack, logits_fn, images, labels, seed, start=None):
     """Runs attack.perturb on checked inputs; eagerly called, as one compiled function that later batches reuse."""
     images = tf.convert_to_tensor(images)
     labels = tf.convert_to_tensor(labels)
@@ -39,6 +40,7 @@ def run(attack, logits_fn, images, labels, seed, *start):
     images = tf.cast(images, tf.float32)
     labels = tf.cast(labels, tf.int32)
     seed = as_seed(seed, images.shape[0])
+    start = () if start is None else (tf.cast(start, tf.float32),)  # not every attack takes one
     if tf.inside_function():
         check = _assert_in_bounds(images, attack.ball.bounds)
         with tf.control_dependencies([check]):
@@ -48,8 +50,7 @@ def run(attack, logits_fn, images, labels, seed, *start):
     function = _compiled(attack)
     # Traced at once for any number of images: else the second batch, of another size, would be traced anew.
     specs = [_any_number(tensor, batch=tensor is not seed or seed.shape.rank == 2) for tensor in (images, labels, seed)]
-    specs += [None if value is None else _any_number(value) for value in start]
-    function.get_concrete_function(logits_fn, *specs)
+    function.get_concrete_function(logits_fn, *specs, *map(_any_number, start))
     return function(logits_fn, images, labels, seed, *start)
 
 

@@ -89,8 +89,8 @@ class PGD:
             labels: int [batch], in 0..classes-1.
             seed: an int, or an int tensor of shape [2]: the same seed gives the same images. Of shape [batch, 2], one
                 seed for each image: what becomes of it does then not depend on the batch it is in.
-            start: images like `images` to begin from, within the ball and the bounds, such as the result for a smaller
-                epsilon; None for the configured start. Further restarts begin as configured.
+            start: images like `images` to begin from, such as the result for a smaller epsilon; None for the configured
+                start. Further restarts begin as configured.
 
         Returns:
             float32, of the shape of `images`; within the ball and the bounds to 1e-5.
@@ -122,9 +122,9 @@ class PGD:
 
         def attempt(number, state):
             points = self._start(state["images"], randomness.fold(state["seeds"], number))
-            points = self.ball.project(points, state["images"])  # as others do: the start is a candidate too
             if start is not None:
                 points = tf.where(number == 0, state["start"], points)
+            points = self.ball.project(points, state["images"])  # as others do: the start is a candidate too
             begin = {**state, "points": points, "result": points}
             result, broken = survivors.loop(step, begin, self.steps + 1, self.survivors)
             return {**state, "result": result, "broken": broken}

@@ -81,6 +81,8 @@ def sweep(model, dataset, attack, epsilons, *, seed=0, batch_size=128, progress=
     Returns:
         A `RobustnessReport` with a row for each epsilon, smallest first, named "epsilon 4".
     """
+    if _ball(attack) is None:
+        raise ValueError(f"sweep takes an attack with a ball, such as PGD(LinfBall(4)). Received: {attack!r}")
     balls = [dataclasses.replace(attack.ball, epsilon=epsilon) for epsilon in sorted({float(e) for e in epsilons})]
     if not balls:
         raise ValueError("epsilons must be at least one number. Received none")
@@ -104,8 +106,15 @@ class _Stage:
 def _stages(attack, model, low):
     """Returns what an attack does in turn; with a copy of the model in low precision, that one comes first."""
     parts = getattr(attack, "stages", [attack])
-    first = [_Stage(f"{part}, low precision", part, low) for part in parts if low is not None]
-    return first + [_Stage(str(part), part, model) for part in parts]
+    stages = [_Stage(str(part), part, model) for part in parts]
+    if low is None or _ball(attack) is None:
+        return stages
+    return [_Stage(f"{part}, low precision", part, low) for part in parts] + stages
+
+
+def _ball(attack):
+    """Returns the ball of an attack; None for a corruption, which is none."""
+    return getattr(attack, "ball", None)
 
 
 def _named(attacks):
@@ -126,10 +135,10 @@ class _Engine:
 
     def __init__(self, model, dataset, batch_size, seed, shard, path, configuration):
         self.model = deployed.load(model) if isinstance(model, str) else model
-        self.dataset, self.batch_size, self.seed, self.shard = dataset, batch_size, seed, shard
+        self.dataset, self.batch_size, self.seed, self.shard = dataset, batch_size, int(seed), shard
         if not 0 <= shard[0] < shard[1]:
             raise ValueError(f"shard must be (k, n) with 0 <= k < n. Received: {shard!r}")
-        self.context = report.context(self.model, seed)
+        self.context = report.context(self.model, self.seed)
         self.folded = _folded(self.model, self.context["weights_sha256"])
         configuration |= {"shard": list(shard), "batch_size": batch_size, **self.context}
         self.state = State(path, configuration)
@@ -153,7 +162,7 @@ class _Engine:
 
     def row(self, name, stages, shown):
         """Runs the stages of an attack, each on what stands."""
-        row = self.state.row(name, on_all=getattr(stages[0].attack, "ball", None) is None)
+        row = self.state.row(name, on_all=_ball(stages[0].attack) is None)
         for number in range(row.stage, len(stages)):
             begun = row.broken_by == number + 1  # those already broken in this stage, before an interruption
             self._stage(row, number, stages[number], np.flatnonzero(row.standing() | begun)[row.done :], shown, name)
@@ -224,7 +233,7 @@ class _Engine:
 
     def _judge(self, images, labels):
         """Returns which are classified correctly, the margin of a wrong class, and the predicted class."""
-        return [value.numpy() for value in _judge(self.model, images, labels)]
+        return [value.numpy() for value in _judge(self.model, tf.cast(images, tf.float32), labels)]
 
     def _at(self, places):
         """Yields places in the state, images and labels of the examples at `places`, in full batches."""

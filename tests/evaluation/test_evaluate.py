@@ -12,7 +12,7 @@ import tensorflow as tf
 
 import keras_sat
 from keras_sat.attacks import FGSM, PGD, AutoAttack, L2Ball, LinfBall
-from keras_sat.evaluation import evaluate, from_json, merge, sweep
+from keras_sat.evaluation import Corruption, evaluate, from_json, merge, sweep
 from keras_sat.training import distribution
 
 
@@ -246,18 +246,28 @@ def test_sweep_is_a_curve_that_never_rises(whole):
     assert report["epsilon 6"].correct <= alone["PGD-8"].correct + 1  # from where the smaller one ended: no weaker
     with pytest.raises(ValueError, match="at least one"):
         sweep(model, data, attack, [], progress=False)
+    with pytest.raises(ValueError, match="with a ball"):
+        sweep(model, data, Corruption("contrast"), [1], progress=False)
 
 
 def test_low_precision_finds_nothing_that_float32_does_not_confirm(whole):
     model, data, _ = whole
     attack = {"PGD": PGD(LinfBall(3), steps=5, keep="first")}
-    low = evaluate(model, data, attack, attack_precision="mixed_bfloat16", progress=False)
+    rows = attack | {"noise": Corruption("gaussian_noise")}
+    low = evaluate(model, data, rows, attack_precision="mixed_bfloat16", progress=False)
+    assert list(low["noise"].broken_by) == ["gaussian_noise-3"]  # not an attack
     full = evaluate(model, data, attack, progress=False)
     assert list(low["PGD"].broken_by) == ["PGD-5, low precision", "PGD-5"]
     assert low["PGD"].broken_by["PGD-5, low precision"] > 0
     assert low["PGD"].correct <= full["PGD"].correct + 1
     for _, _, adversarial, predicted in low.pictures["PGD"]:
         assert np.argmax(model(adversarial[None])) == predicted
+
+
+def test_numpys_numbers_are_written_as_json(whole):
+    model, data, _ = whole
+    attack = PGD(LinfBall(np.float32(3)), steps=np.int64(1))
+    assert json.loads(evaluate(model, data, attack, seed=np.int64(1), progress=False).to_json())["context"]["seed"] == 1
 
 
 def test_progress_tells_the_time_left(whole, capsys):
