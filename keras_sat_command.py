@@ -9,7 +9,7 @@ import os
 
 
 @contextlib.contextmanager
-def _quiet():
+def quiet():
     """Sends what native code writes to stderr to nowhere; with an NVIDIA driver, where it may matter, it is kept."""
     if os.path.exists("/proc/driver/nvidia"):
         yield
@@ -26,7 +26,7 @@ def _quiet():
 
 def main():
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with _quiet():
+    with quiet():
         import tensorflow as tf
 
         from keras_sat import cli

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 import os
 import shlex
@@ -139,7 +140,7 @@ _WHERE = """\
     saved_model/              for TF Serving, or tf.saved_model.load
 
 What to do next:
-    {bin}keras-sat evaluate {here} --attack=fgsm,pgd-10,pgd-200
+    {bin}keras-sat evaluate {here} --attack=autoattack --split='test[:200]' --audit   (is it to be believed?)
     {bin}keras-sat train --activation=relu --output=runs/relu     (does it pay to be smooth?)
     {bin}keras-sat train --help                                   (your dataset, network and epsilon)
     {bin}tensorboard --logdir={here}/logs"""
@@ -169,8 +170,8 @@ def evaluate(args):
     """
     from keras_sat import evaluation, files
 
-    if args.html:
-        import matplotlib  # noqa: F401 - asked now, not after hours of attacks
+    if args.html and importlib.util.find_spec("matplotlib") is None:  # said now, not after hours of attacks
+        raise ValueError("--html draws with matplotlib: pip install 'keras_sat[report]'")
     subject = _subject(args)
     k, n = _shard(args.shard)
     flags = {name: value for name, value in vars(args).items() if name != "run"}
@@ -390,7 +391,7 @@ def _main(args):
     except KeyboardInterrupt:
         print("\nkeras-sat: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError) as error:
         print(f"keras-sat: {error}", file=sys.stderr)
         return 1
 

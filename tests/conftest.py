@@ -1,12 +1,17 @@
-import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
-# Two replicas on any machine; must be said before TensorFlow starts.
-tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
-)
+import keras_sat_command
+
+with keras_sat_command.quiet():  # the start-up notes would come after the runner's closing line
+    import keras
+    import tensorflow as tf
+
+    # Two replicas on any machine; must be said before TensorFlow starts.
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+    )
+    tf.config.list_logical_devices()
 
 
 @pytest.fixture

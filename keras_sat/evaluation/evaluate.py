@@ -125,6 +125,9 @@ def _named(attacks):
         named = {str(attack): attack for attack in attacks}
         if len(named) < len(attacks):
             raise ValueError(f"Several attacks have one name: pass a dict from names to attacks. Received: {attacks}")
+    for attack in named.values():
+        if not hasattr(attack, "settings"):
+            raise ValueError(f"An attack is a configuration, such as AutoAttack(LinfBall(4)). Received: {attack!r}")
     if "clean" in named:
         raise ValueError('"clean" is the row of the images as they are: name the attack otherwise.')
     return named

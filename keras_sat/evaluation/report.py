@@ -131,7 +131,8 @@ def merge(reports):
     Raises:
         ValueError: for reports of other attacks or seeds, or shards that share examples.
     """
-    first, *others = reports
+    if not reports:
+        raise ValueError("There is no report to merge.")
     alike = [({r.name: r.settings for r in report.results}, report.context) for report in reports]
     if any(one != alike[0] for one in alike):
         raise ValueError("The reports differ in their attacks, model, seed or versions: they are no shards of one.")
@@ -139,9 +140,9 @@ def merge(reports):
     if len(set(index)) < len(index):
         raise ValueError("The reports share examples: they are no shards of one.")
     order = sorted(range(len(index)), key=index.__getitem__)
-    rows = [_sum([report[row.name] for report in reports]) for row in first.results]
-    pictures = {name: [p for report in reports for p in report.pictures.get(name, [])] for name in first.pictures}
-    return RobustnessReport(rows, first.context, _join([report.examples for report in reports], order), pictures)
+    rows = [_sum([report[row.name] for report in reports]) for row in reports[0].results]
+    pictures = {name: [p for one in reports for p in one.pictures.get(name, [])] for name in reports[0].pictures}
+    return RobustnessReport(rows, reports[0].context, _join([report.examples for report in reports], order), pictures)
 
 
 def _sum(rows):
@@ -221,7 +222,7 @@ def weights_sha256(model):
     digest = hashlib.sha256()
     if isinstance(model, keras.Model):
         for weight in model.weights:
-            digest.update(np.ascontiguousarray(weight).tobytes())
+            digest.update(keras.ops.convert_to_numpy(weight).tobytes())
     elif isinstance(model, deployed.Deployed):
         for path in sorted(glob.glob(os.path.join(model.path, "**"), recursive=True)):
             if os.path.isfile(path):

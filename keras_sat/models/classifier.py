@@ -2,6 +2,7 @@
 
 import keras
 
+LOW_PRECISIONS = ("mixed_bfloat16", "mixed_float16")
 PROBABILITIES = (keras.activations.softmax, keras.activations.sigmoid)
 
 
@@ -61,9 +62,11 @@ def in_precision(model, policy):
             would round pixels to whole levels.
 
     Raises:
-        ValueError: for a model of another kind.
+        ValueError: for a model of another kind, or another precision.
     """
 
+    if policy not in LOW_PRECISIONS:
+        raise ValueError(f"The precision must be one of {LOW_PRECISIONS}. Received: {policy!r}")
     if not isinstance(model, keras.Model):
         raise ValueError(f"Only a functional or sequential Keras model can be copied in {policy}. Received: {model!r}")
 

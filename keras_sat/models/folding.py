@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+from keras.ops import convert_to_numpy
 
 _FOLDABLE = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
 
@@ -79,9 +80,9 @@ def _takes(layer, norm):
 
 def _folded(layer, norm):
     """Returns kernel and bias with the batch norm in them."""
-    mean, variance = np.array(norm.moving_mean), np.array(norm.moving_variance)
-    factor = (np.array(norm.gamma) if norm.scale else 1.0) / np.sqrt(variance + norm.epsilon)
-    bias = np.array(layer.bias) if layer.use_bias else 0.0
-    kernel = np.array(layer.kernel)
+    mean, variance = convert_to_numpy(norm.moving_mean), convert_to_numpy(norm.moving_variance)
+    factor = (convert_to_numpy(norm.gamma) if norm.scale else 1.0) / np.sqrt(variance + norm.epsilon)
+    bias = convert_to_numpy(layer.bias) if layer.use_bias else 0.0
+    kernel = convert_to_numpy(layer.kernel)
     scaled = kernel * (factor.reshape(kernel.shape[-2:]) if isinstance(layer, keras.layers.DepthwiseConv2D) else factor)
-    return [scaled, (np.array(norm.beta) if norm.center else 0.0) + (bias - mean) * factor]
+    return [scaled, (convert_to_numpy(norm.beta) if norm.center else 0.0) + (bias - mean) * factor]

@@ -84,6 +84,8 @@ def test_refusals(tiny_model, images):
         evaluate(model, data(model, images), [attack, PGD(LinfBall(8), steps=1)], progress=False)
     with pytest.raises(ValueError, match="no images"):
         evaluate(model, (images[:0], np.zeros(0, int)), attack, progress=False)
+    with pytest.raises(ValueError, match="configuration.*Received: 'autoattack'"):
+        evaluate(model, data(model, images), "autoattack", progress=False)
     with pytest.raises(ValueError, match='"clean"'):
         evaluate(model, data(model, images), {"clean": attack}, progress=False)
     with pytest.raises(ValueError, match="softmax hides the gradient"):

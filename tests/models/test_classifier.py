@@ -61,3 +61,5 @@ def test_in_precision(tiny_model, images):
     assert 0 < difference.max() < 0.05 * np.ptp(model(images))
     with pytest.raises(ValueError, match="functional"):
         classifier.in_precision(lambda x: x, "mixed_bfloat16")
+    with pytest.raises(ValueError, match="mixed_bfloat16.*Received: 'bf16'"):
+        classifier.in_precision(model, "bf16")
