@@ -177,13 +177,15 @@ def evaluate(args):
     flags = {name: value for name, value in vars(args).items() if name != "run"}
     state = os.path.join(subject.output, f".evaluation-{files.fingerprint(flags)}.npz")
     options = {"seed": args.seed, "batch_size": args.batch_size, "state": state, "shard": (k, n)}
+    attacks = _attacks(args.attack, subject.balls[0])
+    is_curve = len(subject.balls) > 1
+    if is_curve and (len(attacks) > 1 or args.attack_precision):
+        raise ValueError("Several values of epsilon take one attack, and no attack_precision.")
     os.makedirs(subject.output, exist_ok=True)
-    if len(subject.balls) > 1:
-        (attack,) = _attacks(args.attack, subject.balls[0]).values()
+    if is_curve:
         epsilons = [ball.epsilon for ball in subject.balls]
-        report = evaluation.sweep(subject.model, subject.dataset, attack, epsilons, **options)
+        report = evaluation.sweep(subject.model, subject.dataset, *attacks.values(), epsilons, **options)
     else:
-        attacks = _attacks(args.attack, subject.balls[0])
         options["attack_precision"] = args.attack_precision
         report = evaluation.evaluate(subject.model, subject.dataset, attacks, **options)
     report.context.update(subject.context)

@@ -84,7 +84,13 @@ def test_evaluate_with_all_its_flags(folder, tmp_path, capsys):
     assert re.search(r"epsilon 8 +linf +8 +12", capsys.readouterr().out)
 
 
-def test_bad_flags_of_evaluate(folder):
+def test_bad_flags_of_evaluate(folder, tmp_path):
+    new = tmp_path / "new"
+    with pytest.raises(ValueError, match="one attack"):
+        inside("evaluate", folder, "--epsilon=2,4", "--attack=fgsm,pgd-2", f"--output={new}")
+    with pytest.raises(ValueError, match="attack must be one of"):
+        inside("evaluate", folder, "--attack=pgd", f"--output={new}")
+    assert not new.exists()
     for flag, message in (
         ("--shard=4/4", "K < N"),
         ("--epsilon=big", "epsilon must be a number"),
