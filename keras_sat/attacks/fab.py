@@ -133,7 +133,7 @@ class FAB:
         differences = logits - tf.gather(logits, labels, axis=1, batch_dims=1)[:, None]
         normals = jacobian - tf.gather(jacobian, labels, axis=1, batch_dims=1)[:, None]
         distances = tf.abs(differences) / (1e-12 + tf.map_fn(self._dual_norm, normals))
-        nearest = tf.argmin(_except(labels, distances), axis=1)
+        nearest = tf.argmax(losses.without_label(labels, -distances), axis=1)
         return (tf.gather(values, nearest, axis=1, batch_dims=1) for values in (differences, normals))
 
     def _to_plane(self, points, normal, value):
@@ -179,9 +179,3 @@ class FAB:
 
 def _dot(x, y):
     return tf.reduce_sum(x * y, axis=(1, 2, 3))
-
-
-def _except(labels, distances):
-    """Returns the distances with that of the label made the largest."""
-    is_label = tf.one_hot(labels, distances.shape[-1], on_value=True, off_value=False, dtype=tf.bool)
-    return tf.where(is_label, distances.dtype.max, distances)

@@ -148,7 +148,7 @@ class _Auditor:
         self.raw = model
         self.is_softmax = _is_probabilities(model(images))
         # The other questions are asked of the logits, else the attacks would refuse.
-        self.model = (lambda x: tf.math.log(tf.maximum(model(x), 1e-30))) if self.is_softmax else model
+        self.model = (lambda x: deployed.logits_of(model(x))) if self.is_softmax else model
         self.has_gradient, self.attacked = True, {}
 
     def softmax(self):

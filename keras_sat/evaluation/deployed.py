@@ -37,8 +37,13 @@ class Deployed:
         """Returns the logits [batch, classes] of images [batch, height, width, channels]."""
         outputs = self._function(**{self._input: tf.cast(images, self._dtype)})[self._output]
         if self._output == "probabilities":
-            return tf.math.log(tf.maximum(tf.cast(outputs, tf.float32), _SMALLEST))
+            return logits_of(outputs)
         return outputs
+
+
+def logits_of(probabilities):
+    """Returns the logarithms of probabilities: logits but for a constant, which no loss of the attacks sees."""
+    return tf.math.log(tf.maximum(tf.cast(probabilities, tf.float32), _SMALLEST))
 
 
 def load(path, signature="serving_default", output=None):
