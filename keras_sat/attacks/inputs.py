@@ -133,12 +133,18 @@ def check_logits(logits_fn, images, labels):
     low, high = int(tf.reduce_min(labels)), int(tf.reduce_max(labels))
     if low < 0 or high >= classes:
         raise ValueError(f"labels must lie in 0..{classes - 1}. Received values in [{low}, {high}]")
-    total = float(tf.reduce_sum(tf.cast(outputs, tf.float32)))
-    if classes > 1 and float(tf.reduce_min(outputs)) >= 0 and abs(total - 1) < 1e-3:
+    if are_probabilities(outputs):
         raise ValueError(
             "logits_fn returns probabilities (not negative, sum 1): a softmax hides the gradient from an attack and "
             "makes any network look robust. Pass a model that ends in logits (classifier_activation=None)."
         )
+
+
+def are_probabilities(outputs):
+    """Says whether outputs [batch, classes] are not negative and add up to 1 for each example."""
+    outputs = tf.cast(outputs, tf.float32)
+    sums_to_one = tf.reduce_all(tf.abs(tf.reduce_sum(outputs, axis=1) - 1) < 1e-3)
+    return outputs.shape[1] > 1 and bool(tf.reduce_min(outputs) >= 0) and bool(sums_to_one)
 
 
 _SCALED = (

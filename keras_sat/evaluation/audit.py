@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_sat import files, losses
-from keras_sat.attacks import FGSM, PGD, Square, gradients
+from keras_sat.attacks import FGSM, PGD, Square, gradients, inputs
 from keras_sat.evaluation import deployed
 
 _SLACK = 0.02  # the share of the examples by which an attack may come out weaker by chance
@@ -146,7 +146,7 @@ class _Auditor:
     def __init__(self, model, images, labels, ball, seed, steps):
         self.images, self.labels, self.ball, self.seed, self.steps = images, labels, ball, seed, steps
         self.raw = model
-        self.is_softmax = _is_probabilities(model(images))
+        self.is_softmax = inputs.are_probabilities(model(images))
         # The other questions are asked of the logits, else the attacks would refuse.
         self.model = (lambda x: deployed.logits_of(model(x))) if self.is_softmax else model
         self.has_gradient, self.attacked = True, {}
@@ -243,11 +243,6 @@ class _Auditor:
         """Returns the largest element of each example's gradient, of the model as it came."""
         _, _, gradient = gradients.value_and_gradient(self.raw, loss, self.images, self.labels)
         return np.abs(gradient).reshape(len(self.labels), -1).max(axis=1)
-
-
-def _is_probabilities(outputs):
-    outputs = np.array(outputs, np.float32)
-    return bool(outputs.shape[1] > 1 and outputs.min() >= 0 and np.allclose(outputs.sum(1), 1, atol=1e-3))
 
 
 def _outcome(passes):
