@@ -118,15 +118,27 @@ def test_a_killed_evaluation_goes_on(folder, tmp_path):
     assert (tmp_path / "report.json").exists()
 
 
+# A shell that starts the tests in the background has them, and all that they start, ignore Ctrl-C.
+HEED_CTRL_C = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
 def test_ctrl_c_leaves_what_was_trained(tmp_path):
-    command = [COMMAND, "train", f"--output={tmp_path / 'run'}", "--epochs=1000"]
+    command = [sys.executable, "-c", HEED_CTRL_C, COMMAND, "train", f"--output={tmp_path / 'run'}", "--epochs=1000"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if "val_loss" in line:  # the first epoch is done
-            break
-    time.sleep(1)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=120)
+    try:
+        for line in process.stdout:
+            if "val_loss" in line:  # the first epoch is done
+                break
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=120)
+    finally:
+        process.kill()  # else a failure would leave it to take the cores from the tests after it
+        process.communicate()
     assert process.returncode == 130
     assert error.strip().endswith(f"interrupted; what was trained so far lies in {tmp_path / 'run'}")
     assert "Traceback" not in error
