@@ -50,7 +50,7 @@ def load(name, split, batch_size, image_size=None, training=False, data_dir=None
     if image_size is None and not image_shape.is_fully_defined():
         raise ValueError(f"The images of {name} differ in size: say image_size, such as image_size=224.")
     if image_size is not None:
-        dataset = dataset.map(lambda image, label: (_resize(image, image_size), label), tf.data.AUTOTUNE)
+        dataset = dataset.map(lambda image, label: (resize(image, (image_size, image_size)), label), tf.data.AUTOTUNE)
     if training:
         dataset = dataset.shuffle(_shuffle_buffer(dataset), seed=seed, reshuffle_each_iteration=True)
     if training and augment and max(dataset.element_spec[0].shape) <= LARGEST_SMALL_IMAGE:
@@ -126,8 +126,9 @@ def _read(builder, split, training, seed):
     return dataset.map(lambda example: (example[image], example[label]), tf.data.AUTOTUNE)
 
 
-def _resize(image, size):
-    return tf.clip_by_value(tf.image.resize(image, (size, size), antialias=True), 0, 255)
+def resize(image, size):
+    """Returns an image (or a batch) resized to `size`, (height, width): bilinear, antialiased; float32 in 0..255."""
+    return tf.clip_by_value(tf.image.resize(image, size, antialias=True), 0, 255)
 
 
 def _shuffle_buffer(dataset):

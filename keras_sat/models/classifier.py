@@ -2,7 +2,7 @@
 
 import keras
 
-LOW_PRECISIONS = ("mixed_bfloat16", "mixed_float16")
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 PROBABILITIES = (keras.activations.softmax, keras.activations.sigmoid)
 
 
@@ -53,29 +53,47 @@ def _last_layer(model):
     return model
 
 
+def features(model):
+    """Returns a keras.Model from images to what the last dense layer takes; None if the model does not end in one."""
+    last = model.layers[-1] if getattr(model, "inputs", None) and model.layers else None
+    if not isinstance(last, keras.layers.Dense):
+        return None
+    return keras.Model(model.inputs[0], last.input, name=f"{model.name}_features")
+
+
 def in_precision(model, policy):
-    """Returns a copy of a classifier, with its weights, that computes in another precision.
+    """Returns a classifier that computes in another precision: a copy with its weights, or itself where it does.
 
     Args:
         model: a functional or sequential keras.Model.
-        policy: "mixed_bfloat16" or "mixed_float16". Layers that scale pixels stay in their own precision: bfloat16
-            would round pixels to whole levels.
+        policy: "float32", "mixed_bfloat16" or "mixed_float16". In low precision, layers that scale pixels stay in
+            their own: bfloat16 would round pixels to whole levels.
 
     Raises:
-        ValueError: for a model of another kind, or another precision.
+        ValueError: for a model that cannot be copied, or another precision.
     """
-
-    if policy not in LOW_PRECISIONS:
-        raise ValueError(f"The precision must be one of {LOW_PRECISIONS}. Received: {policy!r}")
+    if policy not in PRECISIONS:
+        raise ValueError(f"The precision must be one of {PRECISIONS}. Received: {policy!r}")
     if not isinstance(model, keras.Model):
         raise ValueError(f"Only a functional or sequential Keras model can be copied in {policy}. Received: {model!r}")
+    if policy == "float32" and all(layer.compute_dtype == "float32" for layer in leaves(model)):
+        return model
 
     def convert(layer):
         config = layer.get_config()
-        if not isinstance(layer, keras.layers.Rescaling):
+        if policy == "float32" or not isinstance(layer, keras.layers.Rescaling):
             config["dtype"] = policy
         return type(layer).from_config(config)
 
-    copy = keras.models.clone_model(model, clone_function=convert, recursive=True)
+    try:
+        copy = keras.models.clone_model(model, clone_function=convert, recursive=True)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise ValueError(f"{model.name} cannot be copied in {policy}: {error}") from error
     copy.set_weights(model.get_weights())
     return copy
+
+
+def leaves(model):
+    """Yields the layers of a model and of the models in it."""
+    for layer in model.layers:
+        yield from leaves(layer) if isinstance(layer, keras.Model) else [layer]

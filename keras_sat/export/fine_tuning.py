@@ -1,0 +1,82 @@
+"""SavedModels in again: as Keras models that train."""
+
+import os
+
+import keras
+import tensorflow as tf
+
+from keras_sat.export import saved_model
+from keras_sat.models import classifier
+
+FREEZE = (None, "backbone", "batch_norm")
+
+
+def load_for_fine_tuning(path, classes=None, freeze=None, custom_objects=None):
+    """Returns the Keras model of a SavedModel that `export_saved_model` wrote.
+
+    It is an ordinary Keras model, made from the architecture and the variables of the SavedModel: it trains under
+    `fit` and `AdversarialModel`, is saved, attacked and exported again.
+
+    Args:
+        path: the folder.
+        classes: the number of new classes: a new last dense layer takes the place of the exported one; None keeps it.
+        freeze: what does not train: None, nothing; "backbone", all but the last layer; "batch_norm", the batch norms,
+            which also keep their statistics.
+        custom_objects: {name: class or function} of layers that are registered neither by Keras nor by this package.
+
+    Raises:
+        ValueError: if the folder holds no such SavedModel, its layers are unknown, or it does not end in a dense layer
+            that could be replaced.
+    """
+    if freeze not in FREEZE:
+        raise ValueError(f"freeze must be one of {FREEZE}. Received: {freeze!r}")
+    if classes is not None and not (isinstance(classes, int) and classes >= 1):
+        raise ValueError(f"classes must be an integer >= 1, or None to keep the head. Received: {classes!r}")
+    model = _rebuilt(os.fspath(path), custom_objects)
+    if freeze == "backbone":
+        for layer in model.layers[:-1]:
+            layer.trainable = False
+    elif freeze == "batch_norm":
+        for layer in classifier.leaves(model):
+            layer.trainable = layer.trainable and not isinstance(layer, keras.layers.BatchNormalization)
+    return model if classes is None else _with_new_head(model, classes)
+
+
+def _rebuilt(path, custom_objects):
+    loaded = load(path)
+    file = os.path.join(path, saved_model.ARCHITECTURE)
+    if not (os.path.exists(file) and hasattr(loaded, "weights")):
+        raise ValueError(
+            f"{path} does not say its architecture ({saved_model.ARCHITECTURE}): it was not written by "
+            "export_saved_model, or from a subclassed model. keras.layers.TFSMLayer takes it as it is."
+        )
+    with open(file, encoding="utf-8") as text:
+        architecture = text.read()
+    try:
+        model = keras.models.model_from_json(architecture, custom_objects)
+        model.set_weights([weight.numpy() for weight in loaded.weights])
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{file} cannot be rebuilt: {str(error).splitlines()[0]} A layer of your own is passed in custom_objects."
+        ) from error
+    return model
+
+
+def load(path):
+    """Returns tf.saved_model.load(path).
+
+    Raises:
+        ValueError: if it holds no SavedModel.
+    """
+    try:
+        return tf.saved_model.load(path)
+    except OSError as error:
+        raise ValueError(f"{path} is not a SavedModel: {error}") from error
+
+
+def _with_new_head(model, classes):
+    if classifier.features(model) is None:
+        raise ValueError(f"{model.name} does not end in a dense layer: it cannot be given {classes} classes.")
+    last = model.layers[-1]
+    head = type(last).from_config(last.get_config() | {"units": classes})
+    return keras.Model(model.inputs[0], head(last.input), name=model.name)

@@ -1,0 +1,172 @@
+"""SavedModels that serve, fine-tune and can be attacked wherever TensorFlow runs, without keras and this package."""
+
+import json
+import os
+
+import tensorflow as tf
+
+from keras_sat import files, training
+from keras_sat.evaluation import report as report_lib
+from keras_sat.export import signatures as signatures_lib
+from keras_sat.export import warmup as warmup_lib
+from keras_sat.models import classifier
+
+SIGNATURES = ("serving_default", "serving_uint8", "serving_bytes", "features", "input_gradient")
+PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
+LABELS = os.path.join("assets", "labels.txt")
+CARD = os.path.join("assets", "robustness_card.json")
+ARCHITECTURE = os.path.join("assets", "keras_model.json")
+
+
+def export_saved_model(
+    model,
+    path,
+    *,
+    image_size=None,
+    signatures=None,
+    labels=None,
+    warmup=True,
+    dtype="float32",
+    report=None,
+    card=None,
+):
+    """Writes a classifier as a SavedModel folder (tag `serve`) for TF Serving or `tf.saved_model.load`.
+
+    Signatures. `images` are [batch, height, width, channels], pixels in the model's range (0..255 for the models of
+    this package); all floating-point outputs are float32:
+
+    | name              | takes                                    | returns                                          |
+    |-------------------|------------------------------------------|--------------------------------------------------|
+    | `serving_default` | `images` float32                         | `logits`, `probabilities` [batch, classes],      |
+    |                   |                                          | `classes` int64 [batch], the likeliest           |
+    | `serving_uint8`   | `images` uint8: a quarter of the bytes   | the same                                         |
+    | `serving_bytes`   | `image_bytes` string [batch]: JPEG, PNG, | the same; InvalidArgument that names the indices |
+    |                   | GIF or BMP of any size, resized          | of what is no image                              |
+    | `features`        | `images` float32                         | `features` [batch, n]: what the last dense layer |
+    |                   |                                          | takes                                            |
+    | `input_gradient`  | `images` float32, `labels` int64 [batch] | `loss` [batch] (cross entropy) and `gradient`,   |
+    |                   |                                          | of each by its image                             |
+
+    Loaded in Python it is a reusable SavedModel: `loaded(images, training=False)` returns logits; with
+    `training=True` batch norm and dropout are live; `loaded.variables` and `loaded.trainable_variables` can be trained.
+    (No signature trains: a server's clients must not move its batch statistics.)
+
+    Beside the graph lie `assets/labels.txt` (a class name a line), `assets/robustness_card.json` (what was measured, of
+    which weights, under which attack), `assets/keras_model.json` (what `load_for_fine_tuning` rebuilds) and
+    `assets.extra/tf_serving_warmup_requests`.
+
+    Args:
+        model: a built Keras classifier that returns logits, or an `AdversarialModel`, of which `.model` is exported.
+            Mixed precision and variables mirrored by a strategy become plain float32.
+        path: the folder to write; must not exist.
+        image_size: height and width, or one integer for both, for a model that takes images of any size; without it
+            such a model is exported for any size, and without `serving_bytes`.
+        signatures: names of those to write; default: all that the model can have.
+        labels: names of the classes, in order.
+        warmup: True: TF Serving sends one grey image to each signature before it takes requests, so that the first
+            is as fast as the others (of a model of any size: none is sent); an array of images: those; False: none.
+        dtype: "float32", or "bfloat16": computes in it; weights, inputs and outputs stay float32.
+        report: a `RobustnessReport` of these weights, for the card.
+        card: a dict of what else the card is to say.
+
+    Raises:
+        ValueError: if the model is not built or returns probabilities, `path` exists, or the model cannot have this
+            image size, these signatures, labels or report. Nothing is written then.
+    """
+    trained = {}
+    if isinstance(model, training.AdversarialModel):
+        trained = {"training": {"attack": model.attack.settings(), "attack_batch_norm": model.attack_batch_norm}}
+        model = model.model
+    classifier.check(model)
+    if os.path.exists(path):
+        raise ValueError(f"{path} exists: choose a new folder, or remove it first.")
+    if dtype not in PRECISIONS:
+        raise ValueError(f"dtype must be one of {', '.join(PRECISIONS)}. Received: {dtype!r}")
+    shape = _image_shape(model, image_size)
+    network = classifier.in_precision(model, PRECISIONS[dtype])
+    root, functions = signatures_lib.trace(network, shape, _names(signatures, network, shape))
+    classes = functions["serving_default"].structured_outputs["logits"].shape[-1]
+    contents = {
+        LABELS: _label_lines(labels, classes),
+        CARD: json.dumps(_card(model, shape, classes, dtype, report, trained | (card or {})), indent=2) + "\n",
+        ARCHITECTURE: _architecture(network),
+    }
+    requests = warmup_lib.requests(functions, shape, warmup)
+    with files.replacing(path) as temporary:
+        tf.saved_model.save(root, temporary, signatures=functions)
+        for name, text in contents.items():
+            if text is not None:
+                os.makedirs(os.path.dirname(os.path.join(temporary, name)), exist_ok=True)
+                files.write_text(os.path.join(temporary, name), text)
+        warmup_lib.write(requests, temporary)
+
+
+def _image_shape(model, image_size):
+    """Returns (height, width, channels) of the images to take; None where any will do."""
+    if not getattr(model, "inputs", None):
+        raise ValueError(
+            f"{model.name} does not say which images it takes: wrap it, as in "
+            f"keras.Sequential([keras.Input((224, 224, 3)), model])."
+        )
+    if len(model.inputs) != 1 or len(model.inputs[0].shape) != 4:
+        taken = [tuple(tensor.shape) for tensor in model.inputs]
+        raise ValueError(f"{model.name} must take images [batch, height, width, channels] alone. It takes: {taken}")
+    *own, channels = model.inputs[0].shape[1:]
+    if image_size is None:
+        return (*own, channels)
+    size = list(image_size) if isinstance(image_size, (tuple, list)) else [image_size, image_size]
+    if len(size) != 2 or not all(isinstance(n, int) and n >= 1 for n in size):
+        raise ValueError(f"image_size must be one or two integers >= 1, in pixels. Received: {image_size!r}")
+    if any(there not in (None, asked) for there, asked in zip(own, size)):
+        raise ValueError(f"{model.name} takes images of {own[0]} x {own[1]}. Received: image_size={image_size!r}")
+    return (*size, channels)
+
+
+def _names(asked, network, shape):
+    """Returns the names of the signatures to write."""
+    lacking = {}
+    if None in shape:
+        lacking["serving_bytes"] = "it must be said to which image_size they are resized"
+    elif shape[-1] not in (1, 3, 4):
+        lacking["serving_bytes"] = f"no image file has {shape[-1]} channels"
+    if classifier.features(network) is None:
+        lacking["features"] = "the model does not end in a dense layer"
+    if asked is None:
+        return [name for name in SIGNATURES if name not in lacking]
+    if isinstance(asked, str) or not set(asked) <= set(SIGNATURES):
+        raise ValueError(f"signatures must be names out of {', '.join(SIGNATURES)}. Received: {asked!r}")
+    for name in lacking.keys() & set(asked):
+        raise ValueError(f"{network.name} cannot have the signature {name!r}: {lacking[name]}.")
+    return ["serving_default", *(name for name in SIGNATURES[1:] if name in asked)]
+
+
+def _label_lines(labels, classes):
+    if labels is None:
+        return None
+    labels = list(labels)
+    if len(labels) != classes or not all(isinstance(name, str) and name and "\n" not in name for name in labels):
+        raise ValueError(f"labels must be {classes} names, one a class, each one line. Received: {labels!r}")
+    return "\n".join(labels) + "\n"
+
+
+def _card(model, shape, classes, dtype, report, more):
+    """Returns what is known of the robustness of these weights."""
+    sha256 = report_lib.weights_sha256(model)
+    measured = {"batch_norm": None, "seed": None, "accuracy": []}
+    if report is not None:
+        if report.context["weights_sha256"] != sha256:
+            raise ValueError("The report is of other weights than the model's: evaluate this model.")
+        measured = {name: report.context.get(name) for name in ("batch_norm", "seed", "dataset", "split")}
+        fields = ("name", "accuracy", "interval", "n", "settings")
+        measured["accuracy"] = [{name: getattr(row, name) for name in fields} for row in report.results]
+    images = dict(zip(("height", "width", "channels"), shape))
+    known = {"model": model.name, "weights_sha256": sha256, "dtype": dtype, "images": images, "classes": classes}
+    return {**known, "measured": measured, "versions": report_lib.versions(), **more}
+
+
+def _architecture(network):
+    """Returns the network's configuration as JSON; None where it has none, as a subclassed model may."""
+    try:
+        return network.to_json()
+    except (NotImplementedError, TypeError, ValueError):
+        return None

@@ -1,0 +1,94 @@
+"""What an exported classifier can be asked, as TensorFlow functions."""
+
+import tensorflow as tf
+
+from keras_sat import data, losses
+from keras_sat.attacks import gradients
+from keras_sat.models import classifier
+
+NO_IMAGE = "image_bytes holds no JPEG, PNG, GIF or BMP image at index"
+
+
+def trace(network, shape, names):
+    """Returns the object to save, and the signatures: {name: concrete function}.
+
+    Args:
+        network: the Keras classifier, in the precision to export.
+        shape: (height, width, channels) of its images; None for any.
+        names: of the signatures, out of `SIGNATURES`.
+
+    Raises:
+        ValueError: if the network takes no images of this shape.
+    """
+    functions = {name: (function, specs) for name, function, specs in _endpoints(network, shape) if name in names}
+    images = tf.TensorSpec((None, *shape), tf.float32, name="images")
+    call = tf.function(lambda images, training=False: _logits(network, images, training), autograph=False)
+    try:
+        for training in (False, True):
+            call.get_concrete_function(images, training)
+        traced = {
+            name: tf.function(function, autograph=False).get_concrete_function(*specs)
+            for name, (function, specs) in functions.items()
+        }
+    except (ValueError, tf.errors.InvalidArgumentError) as error:
+        size = " x ".join("any" if n is None else str(n) for n in shape)
+        raise ValueError(f"{network.name} takes no images of {size}: {str(error).splitlines()[0]}") from error
+    root = tf.train.Checkpoint()  # the interface of a reusable SavedModel
+    root.__call__ = call
+    root.variables = [variable.value for variable in network.variables]
+    root.trainable_variables = [variable.value for variable in network.trainable_variables]
+    root.weights = [variable.value for variable in network.weights]  # in the order of get_weights
+    return root, traced
+
+
+def _logits(network, images, training=False):
+    return tf.cast(network(tf.cast(images, tf.float32), training=training), tf.float32)
+
+
+def _endpoints(network, shape):
+    """Yields (name, function, specs of what it takes)."""
+
+    def classify(images):
+        logits = _logits(network, images)
+        return {"logits": logits, "probabilities": tf.nn.softmax(logits), "classes": tf.argmax(logits, -1)}
+
+    def classify_bytes(image_bytes):
+        return classify(_decode(image_bytes, shape))
+
+    def features(images):
+        return {"features": _logits(classifier.features(network), images)}
+
+    def input_gradient(images, labels):
+        loss, _, gradient = gradients.value_and_gradient(
+            lambda images: _logits(network, images), losses.cross_entropy, images, labels
+        )
+        return {"loss": loss, "gradient": gradient}
+
+    images = tf.TensorSpec((None, *shape), tf.float32, name="images")
+    yield "serving_default", classify, [images]
+    yield "serving_uint8", classify, [tf.TensorSpec(images.shape, tf.uint8, name="images")]
+    yield "serving_bytes", classify_bytes, [tf.TensorSpec((None,), tf.string, name="image_bytes")]
+    yield "features", features, [images]
+    yield "input_gradient", input_gradient, [images, tf.TensorSpec((None,), tf.int64, name="labels")]
+
+
+def _decode(image_bytes, shape):
+    """Returns pixels [batch, height, width, channels] of encoded images; names the indices of those that are none.
+
+    A decoder that fails ends the whole graph without saying at which image. A dataset can pass over its failures, so
+    that what is missing at its end can be named.
+    """
+    number = tf.size(image_bytes)
+
+    def decode(index, encoded):
+        image = tf.io.decode_image(encoded, channels=shape[-1], expand_animations=False)
+        return index, data.resize(image, shape[:2])
+
+    images = tf.data.Dataset.from_tensor_slices((tf.range(number), image_bytes))
+    images = images.map(decode, tf.data.AUTOTUNE).ignore_errors()
+    none = tf.data.Dataset.from_tensors((-1, tf.zeros(shape)))  # a batch of nothing would have no shape
+    batch = none.concatenate(images).batch(tf.cast(number, tf.int64) + 1)
+    indices, pixels = tf.data.Dataset.get_single_element(batch)
+    missing = tf.sets.difference(tf.range(number)[None], indices[None, 1:]).values
+    with tf.control_dependencies([tf.debugging.Assert(tf.equal(tf.size(missing), 0), [NO_IMAGE, missing], 1000)]):
+        return tf.ensure_shape(pixels[1:], (None, *shape))
