@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import sys
 import time
 import types
@@ -95,6 +96,26 @@ ATTACKS = (
 def _export_flags(parser):
     parser.add_argument("folder", help="a run's folder, written by `keras-sat train`")
     parser.add_argument("--to", help="folder to write; default: saved_model in the run's folder")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="to compute in")
+    parser.add_argument("--int8", metavar="FILE.tflite", help="also write an int8 LiteRT file")
+
+
+def _compare_flags(parser):
+    parser.add_argument("folder", help="a run's folder, written by `keras-sat train`")
+    parser.add_argument("exported", nargs="+", help="folders of SavedModels, and .tflite files")
+    parser.add_argument("--attack", default="pgd-50", help=f"{ATTACKS}; several with commas (default: pgd-50)")
+    parser.add_argument("--split", help="of the run's dataset, such as test[:500]; default: all of test")
+    parser.add_argument("--batch_size", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", help="file to write the table to, as JSON")
+
+
+def _serve_flags(parser):
+    parser.add_argument("path", help="folder of versions (PATH/1, PATH/2, ...), or of one SavedModel")
+    parser.add_argument("--name", help="of the model, in requests; default: the folder's")
+    parser.add_argument("--host", default="127.0.0.1", help="to listen at (default: 127.0.0.1, this machine alone)")
+    parser.add_argument("--rest_port", type=int, default=8501, help="0 takes a free one (default: 8501)")
+    parser.add_argument("--grpc_port", type=int, default=8500, help="0 takes a free one (default: 8500)")
 
 
 def _convert_flags(parser):
@@ -111,23 +132,23 @@ def _list_flags(parser):
 
 def quickstart(args):
     """Trains, attacks, evaluates and exports a small network on real images, within three minutes on two cores."""
-    from keras_sat import export, files
-    from keras_sat.run import Run, train
+    from keras_sat import files
+    from keras_sat import run as run_lib
 
     start = time.perf_counter()
     folder = args.output or _free(QUICKSTART)
-    run = Run()
+    run = run_lib.Run()
     print(
         f"Training {run.model} ({run.activation}) on PGD-{run.steps} examples of {run.dataset}, epsilon {run.epsilon}."
     )
     print("accuracy and loss are those on the adversarial images; val_... on up to 500 test images.\n", flush=True)
-    model, finished = train(run, folder)
+    model, finished = run_lib.train(run, folder)
     if not finished:
         return _interrupted(folder)
     print("\nAttacking the whole test split with PGD-50.", flush=True)
     report = _report(folder, run, model, _attacks("pgd-50", run.ball()), run.evaluation_split(), 200, run.seed)
     files.write_text(os.path.join(folder, "report.txt"), report.table() + "\n")
-    export.export_saved_model(model, os.path.join(folder, "saved_model"))
+    run_lib.export(run, model, folder, os.path.join(folder, "saved_model"))
     print(f"\n{report.table()}\n\nAll of it took {time.perf_counter() - start:.0f} seconds. It lies in {folder}/:")
     print(_WHERE.format(here=shlex.quote(folder), bin=_bin()))
     return 0
@@ -264,10 +285,51 @@ def export(args):
     from keras_sat import export as export_lib
     from keras_sat import run as run_lib
 
-    _, model = run_lib.load(args.folder)
+    run, model = run_lib.load(args.folder)
     path = args.to or os.path.join(args.folder, "saved_model")
-    export_lib.export_saved_model(model, path)
+    if args.int8 and os.path.exists(args.int8):
+        raise ValueError(f"{args.int8} exists: choose a new file, or remove it first.")
+    run_lib.export(run, model, args.folder, path, args.dtype)
     print(f"Written to {path}")
+    largest = max(max(outputs.values()) for outputs in export_lib.verify(path, model).values())
+    print(f"Verified: a process without keras agrees with Keras to {largest:.1g} of the outputs' range.")
+    if args.int8:
+        export_lib.export_litert(path, args.int8, run.calibration_images())
+        print(f"Written to {args.int8}; what is left of its robustness: keras-sat compare")
+    return 0
+
+
+def compare(args):
+    """Measures what is left of the robustness of a trained network after export: float32, bfloat16, int8."""
+    from keras_sat import evaluation
+    from keras_sat import run as run_lib
+
+    run, model = run_lib.load(args.folder)
+    dataset = run.load_data(args.split or run.evaluation_split(), args.batch_size)
+    exported = {os.path.basename(os.path.abspath(path)): path for path in args.exported}
+    if len(exported) < len(args.exported):
+        exported = {path: path for path in args.exported}
+    attacks = _attacks(args.attack, run.ball())
+    comparison = evaluation.compare(model, exported, dataset, attacks, seed=args.seed)
+    print(comparison.table())
+    if args.output:
+        comparison.to_json(args.output)
+    return 0
+
+
+def serve(args):
+    """Serves a SavedModel over TF Serving's REST and gRPC interfaces: for development, on this machine."""
+    if importlib.util.find_spec("waitress") is None:
+        raise ValueError("serve needs waitress: pip install 'keras_sat[serve]'")
+    from keras_sat.serving import Server
+
+    with Server(args.path, args.name, args.host, args.rest_port, args.grpc_port) as server:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: server.stop())
+        print(f"Serving {server.name} from {args.path}; for production take TF Serving. Ctrl-C ends it.")
+        print(f"    REST  http://{args.host}:{server.rest_port}/v1/models/{server.name}")
+        print(f"    gRPC  {args.host}:{server.grpc_port}", flush=True)
+        server.wait()
     return 0
 
 
@@ -319,6 +381,8 @@ COMMANDS = {
     "train": train,
     "evaluate": evaluate,
     "export": export,
+    "compare": compare,
+    "serve": serve,
     "convert": convert,
     "list": list_,
 }
@@ -327,6 +391,8 @@ FLAGS = {
     "train": _train_flags,
     "evaluate": _evaluate_flags,
     "export": _export_flags,
+    "compare": _compare_flags,
+    "serve": _serve_flags,
     "convert": _convert_flags,
     "list": _list_flags,
 }

@@ -66,6 +66,12 @@ def info(name, data_dir=None):
     return _builder(name, data_dir).info
 
 
+def class_names(name, data_dir=None):
+    """Returns the names of a dataset's classes, in order."""
+    about = info(name, data_dir)
+    return about.features[_keys(about)[1]].names
+
+
 def evaluation_split(name, data_dir=None):
     """Returns the name of the split to evaluate on: "test", or "validation" where there is none."""
     return "test" if "test" in info(name, data_dir).splits else "validation"

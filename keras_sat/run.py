@@ -9,12 +9,14 @@ import sys
 import keras
 
 from keras_sat import activations, attacks, data, files, models
+from keras_sat import export as export_lib
 from keras_sat.evaluation import report
 from keras_sat.training import AdversarialModel, distribution
 
 BALLS = {"linf": attacks.LinfBall, "l2": attacks.L2Ball}
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 VALIDATION_IMAGES = 500
+CALIBRATION_IMAGES = 200
 NO_WEIGHT_DECAY = ("gamma", "beta", "bias")
 
 
@@ -81,6 +83,11 @@ class Run:
     def evaluation_split(self):
         """Returns the name of the split to evaluate on."""
         return data.evaluation_split(self.dataset, self.data_dir)
+
+    def calibration_images(self):
+        """Returns some hundred training images, by which int8 sets its ranges."""
+        images, _ = next(iter(self.load_data("train", CALIBRATION_IMAGES)))
+        return images.numpy()
 
     def build(self):
         """Returns the untrained network for the dataset's images and classes."""
@@ -155,6 +162,34 @@ def load(folder):
         model = run.build()
     models.weights.load_file(model, _weights(folder))
     return run, model
+
+
+def export(run, model, folder, path, dtype="float32"):
+    """Writes the trained network of a run as a SavedModel, with its class names and what was measured of it.
+
+    Args:
+        run, model: as `load` returns them.
+        folder: of the run; the robustness card takes the figures of its report.json, if it is of these weights.
+        path: to write.
+        dtype: "float32" or "bfloat16", to compute in.
+
+    Raises:
+        ValueError: as `export.export_saved_model`.
+    """
+    saved = os.path.join(folder, "report.json")
+    measured = report.from_json(saved) if os.path.exists(saved) else None
+    if measured and measured.context.get("weights_sha256") != report.weights_sha256(model):
+        measured = None
+    with open(_json(folder), encoding="utf-8") as file:
+        attack_batch_norm = json.load(file).get("attack_batch_norm")
+    export_lib.export_saved_model(
+        model,
+        path,
+        labels=data.class_names(run.dataset, run.data_dir),
+        dtype=dtype,
+        report=measured,
+        card={"training": dataclasses.asdict(run) | {"attack_batch_norm": attack_batch_norm}},
+    )
 
 
 def _json(folder):

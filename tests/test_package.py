@@ -17,11 +17,11 @@ PACKAGE = ROOT / "keras_sat"
 LAYERS = [
     ("version", "files", "activations", "losses", "data"),
     ("attacks", "models"),
-    ("training", "evaluation", "export"),
+    ("training", "evaluation", "export", "serving"),
     ("run",),
     ("cli",),
 ]
-BESIDE = {"attacks": {"attacks"}, "models": {"models"}, "export": {"export", "training"}}
+BESIDE = {"attacks": {"attacks"}, "models": {"models"}, "export": {"export", "training", "evaluation"}}
 
 
 def layer(module):

@@ -2,6 +2,7 @@
 
 from keras_sat.evaluation import corruptions, deployed
 from keras_sat.evaluation.audit import AuditReport, audit
+from keras_sat.evaluation.compare import Comparison, compare
 from keras_sat.evaluation.corruptions import Corruption
 from keras_sat.evaluation.evaluate import evaluate, sweep
 from keras_sat.evaluation.report import AttackResult, RobustnessReport, from_json, merge
@@ -9,9 +10,11 @@ from keras_sat.evaluation.report import AttackResult, RobustnessReport, from_jso
 __all__ = [
     "AttackResult",
     "AuditReport",
+    "Comparison",
     "Corruption",
     "RobustnessReport",
     "audit",
+    "compare",
     "corruptions",
     "deployed",
     "evaluate",

@@ -9,6 +9,7 @@ import tensorflow as tf
 from keras_sat import files, losses
 from keras_sat.attacks import FGSM, PGD, Square, gradients, inputs
 from keras_sat.evaluation import deployed
+from keras_sat.evaluation.evaluate import batches
 
 _SLACK = 0.02  # the share of the examples by which an attack may come out weaker by chance
 _NOTHING = 0.05  # the share that four times epsilon must break at the least
@@ -124,10 +125,8 @@ def audit(model, dataset, ball, *, seed=0, examples=128, steps=20, queries=500, 
 
 def _take(model, dataset, count):
     """Returns up to `count` images that the model classifies correctly, and their labels."""
-    if isinstance(dataset, (tuple, list)):
-        dataset = tf.data.Dataset.from_tensor_slices(tuple(dataset)).batch(count)
     images, labels = [], []
-    for batch in dataset:
+    for batch in batches(dataset, count):
         x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
         y = losses.hard_labels(y)
         correct = tf.argmax(model(x), -1, tf.int32) == y

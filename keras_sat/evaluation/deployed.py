@@ -1,5 +1,9 @@
-"""Attacks what is deployed: a SavedModel, through its gradients or through its outputs alone."""
+"""Attacks what is deployed: a SavedModel or a LiteRT file, through its gradients or through its outputs alone."""
 
+import os
+import threading
+
+import numpy as np
 import tensorflow as tf
 
 _SMALLEST = 1e-30  # a probability that float32 rounded to 0 has a logarithm all the same
@@ -11,6 +15,8 @@ class Deployed:
     Gradient-based attacks go through the SavedModel's own gradients; where it has none (an integer input, a lookup, a
     quantized graph), they say so, and `Square` attacks it through its outputs alone.
     """
+
+    has_gradients = True
 
     def __init__(self, path, signature, output):
         self.path, self._loaded = path, tf.saved_model.load(path)
@@ -41,23 +47,61 @@ class Deployed:
         return outputs
 
 
+class LiteRT:
+    """A LiteRT (TensorFlow Lite) file, as `export.export_litert` writes it, as a function from images to logits.
+
+    It has no gradients: `Square` attacks it, and examples transferred from other networks.
+    """
+
+    has_gradients = False
+
+    def __init__(self, path):
+        try:
+            from ai_edge_litert.interpreter import Interpreter
+        except ImportError as error:
+            raise ValueError(f"{path}: LiteRT files are run by pip install 'keras_sat[litert]'") from error
+        try:
+            interpreter = Interpreter(path)
+        except ValueError as error:
+            raise ValueError(f"{path} is not a LiteRT file: {error}") from error
+        self.path = self.name = path
+        self._lock = threading.Lock()  # an interpreter has one set of buffers
+        self._run = interpreter.get_signature_runner("serving_default")
+        self._classes = self._run.get_output_details()["logits"]["shape"][-1]
+
+    def __call__(self, images):
+        """Returns the logits [batch, classes] of images [batch, height, width, channels]."""
+        logits = tf.numpy_function(self._logits, [tf.cast(images, tf.float32)], tf.float32, stateful=False)
+        return tf.ensure_shape(logits, (images.shape[0], self._classes))
+
+    def _logits(self, images):
+        if not len(images):
+            return np.zeros((0, self._classes), np.float32)
+        with self._lock:
+            return self._run(images=images)["logits"]
+
+
 def logits_of(probabilities):
     """Returns the logarithms of probabilities: logits but for a constant, which no loss of the attacks sees."""
     return tf.math.log(tf.maximum(tf.cast(probabilities, tf.float32), _SMALLEST))
 
 
 def load(path, signature="serving_default", output=None):
-    """Returns a SavedModel folder as a function that attacks, `evaluate` and `audit` take in place of a model.
+    """Returns a SavedModel or a LiteRT file as a function that attacks, `evaluate` and `audit` take as a model.
 
     Args:
-        path: the folder.
+        path: the folder of a SavedModel, or a FILE.tflite.
         signature: the one to call; it takes images alone.
         output: the one that holds logits; default: "logits", else "probabilities", of which the logarithm is taken
             (logits but for a constant, which no loss of the attacks sees), else the only one.
 
     Raises:
-        ValueError: if there is no SavedModel, signature or output of that name.
+        ValueError: if there is no SavedModel, signature or output of that name, or no LiteRT file.
     """
+    if path.endswith(".tflite"):
+        if not os.path.exists(path):
+            raise ValueError(f"There is no {path}; export.export_litert writes one.")
+        return LiteRT(path)
     try:
         return Deployed(path, signature, output)
     except OSError as error:

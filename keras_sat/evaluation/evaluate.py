@@ -53,7 +53,7 @@ def evaluate(
         ValueError: for a dataset without images or one that changes, a state of another evaluation, or what the
             attacks refuse.
     """
-    named = _named(attacks)
+    named = by_name(attacks)
     settings = {name: attack.settings() for name, attack in named.items()}
     engine = _Engine(model, dataset, batch_size, seed, shard, state, {"attacks": settings, "low": attack_precision})
     low = folding.fold(classifier.in_precision(engine.model, attack_precision)) if attack_precision else None
@@ -117,7 +117,8 @@ def _ball(attack):
     return getattr(attack, "ball", None)
 
 
-def _named(attacks):
+def by_name(attacks):
+    """Returns {name: attack} of what `evaluate` takes as attacks."""
     if isinstance(attacks, dict):
         named = attacks
     else:
@@ -253,7 +254,7 @@ class _Engine:
     def _batches(self, wanted, count=None):
         """Yields indices, images and labels of the examples whose indices are wanted, packed into full batches."""
         kept, end, found = [], 0, 0
-        for batch in _tensors(self.dataset, self.batch_size):
+        for batch in batches(self.dataset, self.batch_size):
             images, labels, _ = keras.utils.unpack_x_y_sample_weight(batch)
             labels = losses.hard_labels(labels).numpy()
             index = np.arange(end, end + len(labels))
@@ -293,7 +294,8 @@ def _folded(model, sha256):
     return _FOLDED[model][1] or model
 
 
-def _tensors(dataset, batch_size):
+def batches(dataset, batch_size):
+    """Returns a dataset of batches of (images, labels); a pair of arrays becomes one."""
     if isinstance(dataset, (tuple, list)):
         dataset = tf.data.Dataset.from_tensor_slices(tuple(dataset)).batch(batch_size)
     return dataset

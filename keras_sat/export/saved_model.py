@@ -154,7 +154,7 @@ def _card(model, shape, classes, dtype, report, more):
     sha256 = report_lib.weights_sha256(model)
     measured = {"batch_norm": None, "seed": None, "accuracy": []}
     if report is not None:
-        if report.context["weights_sha256"] != sha256:
+        if report.context.get("weights_sha256") != sha256:
             raise ValueError("The report is of other weights than the model's: evaluate this model.")
         measured = {name: report.context.get(name) for name in ("batch_norm", "seed", "dataset", "split")}
         fields = ("name", "accuracy", "interval", "n", "settings")
