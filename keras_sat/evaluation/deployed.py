@@ -19,7 +19,7 @@ class Deployed:
     has_gradients = True
 
     def __init__(self, path, signature, output):
-        self.path, self._loaded = path, tf.saved_model.load(path)
+        self.path, self._loaded = path, read(path)
         signatures = self._loaded.signatures
         if signature not in signatures:
             raise ValueError(f"{path} has no signature {signature!r}; it has {sorted(signatures)}.")
@@ -102,7 +102,16 @@ def load(path, signature="serving_default", output=None):
         if not os.path.exists(path):
             raise ValueError(f"There is no {path}; export.export_litert writes one.")
         return LiteRT(path)
+    return Deployed(path, signature, output)
+
+
+def read(path):
+    """Returns tf.saved_model.load(path).
+
+    Raises:
+        ValueError: if it holds no SavedModel, or a damaged one.
+    """
     try:
-        return Deployed(path, signature, output)
-    except OSError as error:
-        raise ValueError(f"{path} is not a SavedModel: {error}") from error
+        return tf.saved_model.load(path)
+    except (OSError, IndexError, tf.errors.OpError) as error:  # an IndexError where a file is cut short
+        raise ValueError(f"{path} is not a SavedModel, or a damaged one: {error}") from error

@@ -3,8 +3,8 @@
 import os
 
 import keras
-import tensorflow as tf
 
+from keras_sat.evaluation import deployed
 from keras_sat.export import saved_model
 from keras_sat.models import classifier
 
@@ -43,12 +43,13 @@ def load_for_fine_tuning(path, classes=None, freeze=None, custom_objects=None):
 
 
 def _rebuilt(path, custom_objects):
-    loaded = load(path)
+    loaded = deployed.read(path)
     file = os.path.join(path, saved_model.ARCHITECTURE)
     if not (os.path.exists(file) and hasattr(loaded, "weights")):
         raise ValueError(
             f"{path} does not say its architecture ({saved_model.ARCHITECTURE}): it was not written by "
-            "export_saved_model, or from a subclassed model. keras.layers.TFSMLayer takes it as it is."
+            "export_saved_model, or from a model with a lambda or layers without a configuration. "
+            "keras.layers.TFSMLayer takes it as it is."
         )
     with open(file, encoding="utf-8") as text:
         architecture = text.read()
@@ -60,18 +61,6 @@ def _rebuilt(path, custom_objects):
             f"{file} cannot be rebuilt: {str(error).splitlines()[0]} A layer of your own is passed in custom_objects."
         ) from error
     return model
-
-
-def load(path):
-    """Returns tf.saved_model.load(path).
-
-    Raises:
-        ValueError: if it holds no SavedModel.
-    """
-    try:
-        return tf.saved_model.load(path)
-    except OSError as error:
-        raise ValueError(f"{path} is not a SavedModel: {error}") from error
 
 
 def _with_new_head(model, classes):

@@ -24,7 +24,8 @@ def export_litert(path, to, images):
     Raises:
         ValueError: if `to` exists or has another ending, or the SavedModel or the images do not suit.
     """
-    if not str(to).endswith(".tflite"):
+    path, to = os.fspath(path), os.fspath(to)
+    if not to.endswith(".tflite"):
         raise ValueError(f"A LiteRT file ends in .tflite. Received: {to}")
     if os.path.exists(to):
         raise ValueError(f"{to} exists: choose a new file, or remove it first.")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 
 import tensorflow as tf
 
@@ -165,8 +166,10 @@ def _card(model, shape, classes, dtype, report, more):
 
 
 def _architecture(network):
-    """Returns the network's configuration as JSON; None where it has none, as a subclassed model may."""
+    """Returns the network's configuration as JSON; None where it has none, as a subclassed model or a lambda may."""
     try:
-        return network.to_json()
-    except (NotImplementedError, TypeError, ValueError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # of a lambda, that it could not be loaded safely
+            return network.to_json()
+    except (NotImplementedError, TypeError, ValueError, UserWarning):
         return None

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from keras_sat import losses
 from keras_sat.attacks import gradients
+from keras_sat.evaluation import deployed
 from keras_sat.export import fine_tuning, reload, saved_model, warmup
 from keras_sat.models import classifier
 
@@ -40,7 +41,7 @@ def verify(path, model=None):
     if model is None:
         model = fine_tuning.load_for_fine_tuning(path)
     network = classifier.in_precision(model, saved_model.PRECISIONS[card["dtype"]])
-    signatures = fine_tuning.load(path).signatures
+    signatures = deployed.read(path).signatures
     inputs = _inputs(signatures, [card["images"][name] or SIZE for name in ("height", "width", "channels")])
     found = _outputs(path, inputs)
     expected = _expected(network, inputs)

@@ -1,6 +1,8 @@
 """Both interfaces of a model, on two ports."""
 
+import contextlib
 import os
+import socket
 import threading
 from concurrent import futures
 
@@ -38,19 +40,12 @@ class Server:
         self, path, name=None, host="127.0.0.1", rest_port=8501, grpc_port=8500, poll=1.0, max_bytes=256 * 2**20
     ):
         self.name = name or os.path.basename(os.path.abspath(path))
-        self.versions = Versions(path, self.name, poll)
         self._done = threading.Event()
         self._connections = {}
-        try:
-            self._rest = waitress.create_server(
-                rest.Application(self.versions),
-                map=self._connections,
-                host=host,
-                port=rest_port,
-                threads=THREADS,
-                max_request_body_size=max_bytes,
-                ident="keras-sat serve",
-            )
+        with contextlib.ExitStack() as undo:  # what an error below leaves behind
+            listening = undo.enter_context(_listening(host, rest_port))
+            self.versions = Versions(path, self.name, poll)
+            undo.callback(self.versions.close)
             self._pool = futures.ThreadPoolExecutor(THREADS)
             self._grpc = grpc.server(
                 self._pool,
@@ -61,11 +56,17 @@ class Server:
                 ],
             )
             rpc.add_to(self._grpc, self.versions)
-            self.rest_port = self._rest.effective_port
+            self.rest_port = listening.getsockname()[1]
             self.grpc_port = _bound(self._grpc, f"{host}:{grpc_port}")
-        except BaseException:
-            self.versions.close()
-            raise
+            self._rest = waitress.create_server(
+                rest.Application(self.versions),
+                map=self._connections,
+                sockets=[listening],
+                threads=THREADS,
+                max_request_body_size=max_bytes,
+                ident="keras-sat serve",
+            )
+            undo.pop_all()
         self._thread = threading.Thread(target=self._rest.run, name="rest", daemon=True)
 
     def __enter__(self):
@@ -93,6 +94,13 @@ class Server:
         self._rest.trigger.pull_trigger(lambda: wasyncore.close_all(self._connections))
         self._thread.join()
         self.versions.close()
+
+
+def _listening(host, port):
+    try:
+        return socket.create_server((host, port))
+    except (OSError, OverflowError) as error:
+        raise OSError(f"cannot listen at {host}:{port}: {error}") from error
 
 
 def _bound(server, address):

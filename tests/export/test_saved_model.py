@@ -1,0 +1,360 @@
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import warnings
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow_serving.apis import prediction_log_pb2
+
+from keras_sat import data, evaluation, models
+from keras_sat.attacks import PGD, LinfBall
+from keras_sat.export import SIGNATURES, export_saved_model, verify
+from keras_sat.training import AdversarialModel
+
+LABELS = [f"class {number}" for number in range(10)]
+CARD = pathlib.Path("assets", "robustness_card.json")
+
+
+def resnet(activation="silu", **kwargs):
+    keras.utils.set_random_seed(0)
+    return models.ResNet8(**{"input_shape": (28, 28, 1), "classes": 10, "activation": activation} | kwargs)
+
+
+def pixels(number=5, shape=(28, 28, 1)):
+    return np.random.default_rng(0).integers(0, 256, (number, *shape)).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return resnet()
+
+
+@pytest.fixture(scope="module")
+def saved(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "1"
+    export_saved_model(model, folder, labels=LABELS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(saved):
+    return tf.saved_model.load(saved)
+
+
+def test_every_signature_agrees_in_a_process_without_keras(saved, model):
+    differences = verify(saved, model)
+    assert set(differences) == set(SIGNATURES)
+    assert set(differences["serving_bytes"]) == {"logits", "probabilities", "classes"}
+
+
+def relu_with_smooth_gradient():
+    return resnet({"name": "relu", "smooth_backward": "both"})
+
+
+def function_of_its_own():
+    return resnet(lambda x: x * tf.sigmoid(1.5 * x))
+
+
+def mirrored_and_mixed():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+            return resnet("smooth_relu", input_shape=(None, None, 3))
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def averaged():
+    trainer = AdversarialModel(resnet("gelu"), PGD(LinfBall(4)))
+    trainer.compile(
+        keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=0.9),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    trainer.fit(pixels(8), np.arange(8), batch_size=4, epochs=2, verbose=0)
+    averages = [keras.ops.convert_to_numpy(v) for v in trainer.optimizer._model_variables_moving_average]
+    for average, weight in zip(averages, trainer.model.trainable_weights):
+        np.testing.assert_array_equal(average, keras.ops.convert_to_numpy(weight))
+    return trainer
+
+
+@pytest.mark.parametrize("build", [relu_with_smooth_gradient, function_of_its_own, mirrored_and_mixed, averaged])
+def test_becomes_plain_float32(build, tmp_path):
+    model = build()
+    classifier = getattr(model, "model", model)
+    export_saved_model(model, tmp_path / "saved", image_size=28)
+    loaded = tf.saved_model.load(tmp_path / "saved")
+    assert {variable.dtype for variable in loaded.variables} <= {tf.float32, tf.int64, tf.uint32}
+    images = pixels(shape=(28, 28, classifier.inputs[0].shape[-1]))
+    plain = models.classifier.in_precision(classifier, "float32")
+    for dtype, name in ((np.float32, "serving_default"), (np.uint8, "serving_uint8")):
+        logits = loaded.signatures[name](images=tf.constant(images.astype(dtype)))["logits"]
+        np.testing.assert_allclose(logits, plain(images), atol=1e-4 * np.ptp(plain(images)))
+
+
+def test_bfloat16(model, saved, tmp_path):
+    export_saved_model(model, tmp_path / "low", dtype="bfloat16")
+    assert set(verify(tmp_path / "low", model)) == set(SIGNATURES)
+    images = tf.constant(pixels(), tf.float32)
+    low, high = (
+        tf.saved_model.load(folder).signatures["serving_default"](images=images)["logits"]
+        for folder in (tmp_path / "low", saved)
+    )
+    assert low.dtype == tf.float32
+    assert 0 < np.max(np.abs(low - high)) < 0.1 * np.ptp(high)
+
+
+def test_image_files_of_any_size_and_format(loaded, model):
+    wide, grey = pixels(1, (40, 60, 3))[0], pixels(1, (28, 28, 1))[0]
+    files = [tf.io.encode_jpeg(wide).numpy(), tf.io.encode_png(grey).numpy(), tf.io.encode_png(wide).numpy()]
+    expected = [data.resize(tf.io.decode_image(file, channels=1), (28, 28)) for file in files]
+    outputs = loaded.signatures["serving_bytes"](image_bytes=tf.constant(files))
+    np.testing.assert_allclose(outputs["logits"], model(tf.stack(expected)), atol=1e-5)
+    np.testing.assert_array_equal(outputs["classes"], np.argmax(outputs["logits"], -1))
+
+
+def test_damaged_images_are_named(loaded):
+    good = tf.io.encode_jpeg(pixels(1, (64, 64, 1))[0]).numpy()
+    files = [good, b"no image", good, good[: len(good) // 2], b""]
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"no JPEG.* at index\] \[1 3 4\]"):
+        loaded.signatures["serving_bytes"](image_bytes=tf.constant(files))
+    assert loaded.signatures["serving_bytes"](image_bytes=tf.constant([good]))["logits"].shape == (1, 10)
+
+
+def test_features_and_input_gradients(loaded, model):
+    images, labels = tf.constant(pixels(), tf.float32), tf.range(5, dtype=tf.int64)
+    features = loaded.signatures["features"](images=images)["features"]
+    dense = model.layers[-1]
+    np.testing.assert_allclose(features @ dense.kernel.value + dense.bias.value, model(images), atol=1e-5)
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, model(images))
+    outputs = loaded.signatures["input_gradient"](images=images, labels=labels)
+    np.testing.assert_allclose(outputs["loss"], loss, rtol=1e-5)
+    gradient = tape.gradient(loss, images)
+    np.testing.assert_allclose(outputs["gradient"], gradient, atol=1e-5 * np.abs(gradient).max())
+
+
+TRAIN_WITHOUT_KERAS = """
+import sys
+sys.modules.update({"keras": None, "keras_sat": None})
+import numpy as np
+import tensorflow as tf
+loaded = tf.saved_model.load(sys.argv[1])
+images, labels = tf.constant(np.load(sys.argv[2]), tf.float32), tf.constant([0, 1, 2, 3, 4])
+before = [variable.numpy() for variable in loaded.variables]
+losses = []
+for _ in range(12):
+    with tf.GradientTape() as tape:
+        logits = loaded(images, training=True)
+        loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+    for variable, gradient in zip(loaded.trainable_variables, tape.gradient(loss, loaded.trainable_variables)):
+        variable.assign_sub(0.5 * gradient)
+    losses.append(float(loss))
+assert losses[-1] < 0.5 * losses[0], losses
+assert len(loaded.variables) > len(loaded.trainable_variables) > 0
+for variable, was in zip(loaded.variables, before):  # the statistics of batch norm too
+    assert np.any(variable.numpy() != was)
+classes = loaded.signatures["serving_default"](images=images)["classes"]
+np.testing.assert_array_equal(classes, np.argmax(loaded(images), -1))
+"""
+
+
+def test_trains_in_a_process_without_keras(saved, tmp_path):
+    np.save(tmp_path / "images.npy", pixels())
+    command = [sys.executable, "-c", TRAIN_WITHOUT_KERAS, saved, tmp_path / "images.npy"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_assets(saved, model, tmp_path):
+    assert (saved / "assets" / "labels.txt").read_text().splitlines() == LABELS
+    card = json.loads((saved / CARD).read_text())
+    assert card["weights_sha256"] == evaluation.report.weights_sha256(model)
+    assert (card["dtype"], card["images"]) == ("float32", {"height": 28, "width": 28, "channels": 1})
+    report = evaluation.evaluate(model, (pixels(), np.arange(5)), PGD(LinfBall(4), steps=2), progress=False)
+    trainer = AdversarialModel(model, PGD(LinfBall(4), steps=3), attack_batch_norm="batch")
+    export_saved_model(trainer, tmp_path / "saved", signatures=["features"], report=report, card={"licence": "mine"})
+    card = json.loads((tmp_path / "saved" / CARD).read_text())
+    assert card["training"]["attack"]["steps"] == 3
+    assert (card["training"]["attack_batch_norm"], card["licence"]) == ("batch", "mine")
+    clean, attacked = card["measured"]["accuracy"]
+    assert (clean["name"], clean["n"], attacked["settings"]["epsilon"]) == ("clean", 5, 4)
+    assert card["measured"]["batch_norm"] == "frozen"
+    assert set(tf.saved_model.load(tmp_path / "saved").signatures) == {"serving_default", "features"}
+
+
+def test_warm_up_requests_are_answered(saved, loaded, model, tmp_path):
+    records = tf.data.TFRecordDataset(str(saved / "assets.extra" / "tf_serving_warmup_requests"))
+    logs = [prediction_log_pb2.PredictionLog.FromString(record.numpy()) for record in records]
+    assert {log.predict_log.request.model_spec.signature_name for log in logs} == set(SIGNATURES)
+    for log in logs:
+        request = log.predict_log.request
+        inputs = {name: tf.constant(tf.make_ndarray(proto)) for name, proto in request.inputs.items()}
+        outputs = loaded.signatures[request.model_spec.signature_name](**inputs)
+        assert all(np.all(np.isfinite(value)) for value in outputs.values())
+    export_saved_model(model, tmp_path / "none", warmup=False, signatures=[])
+    assert not (tmp_path / "none" / "assets.extra").exists()
+    export_saved_model(model, tmp_path / "own", warmup=pixels(3), signatures=[])
+    (record,) = tf.data.TFRecordDataset(str(tmp_path / "own" / "assets.extra" / "tf_serving_warmup_requests"))
+    (proto,) = prediction_log_pb2.PredictionLog.FromString(record.numpy()).predict_log.request.inputs.values()
+    np.testing.assert_array_equal(tf.make_ndarray(proto), pixels(3))
+
+
+def test_any_image_size_and_gradients(tmp_path):
+    model = resnet(input_shape=(None, None, 3), classes=4)
+    export_saved_model(model, tmp_path / "saved")
+    loaded = tf.saved_model.load(tmp_path / "saved")
+    assert set(loaded.signatures) == set(SIGNATURES) - {"serving_bytes"}
+    for size in (8, 13):
+        x = tf.random.uniform((2, size, size, 3), 0, 255)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            logits = loaded.signatures["serving_default"](images=x)["logits"]
+        np.testing.assert_allclose(logits, model(x), atol=1e-5)
+        assert np.any(tape.gradient(logits, x) != 0)
+
+
+def test_the_c_loader_runs_every_signature(saved, loaded, tmp_path):
+    """What TF Serving is made of: the C++ loader and session, with no Python of TensorFlow's."""
+    graph = saved_model_pb2.SavedModel.FromString((saved / "saved_model.pb").read_bytes()).meta_graphs[0]
+    images = pixels(3)
+    files = np.array([tf.io.encode_png(image).numpy() for image in images], object)
+    damaged = files.copy()
+    damaged[1] = b"no image"
+    inputs = {"float": images.astype(np.float32), "uint8": images, "bytes": files, "damaged": damaged}
+    np.savez(tmp_path / "inputs.npz", labels=np.arange(3), **inputs)
+    given = {"serving_default": {"images": "float"}, "serving_uint8": {"images": "uint8"}}
+    given |= {"serving_bytes": {"image_bytes": "bytes"}, "features": {"images": "float"}}
+    given |= {"input_gradient": {"images": "float", "labels": "labels"}}
+    calls = [call(graph.signature_def[name], name, arrays) for name, arrays in given.items()]
+    calls.append(call(graph.signature_def["serving_bytes"], "not", {"image_bytes": "damaged"}))
+    (tmp_path / "calls.json").write_text(json.dumps(calls))
+    script = pathlib.Path(__file__).with_name("c_loader.py")
+    library = pathlib.Path(tf.__file__).with_name("libtensorflow_cc.so.2")
+    arguments = [script, library, saved, *(tmp_path / name for name in ("calls.json", "inputs.npz", "outputs.npz"))]
+    done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with np.load(tmp_path / "outputs.npz") as found:
+        for name, arrays in given.items():
+            values = {"labels": np.arange(3), **inputs}
+            expected = loaded.signatures[name](**{key: tf.constant(values[a]) for key, a in arrays.items()})
+            for output, value in expected.items():
+                np.testing.assert_allclose(found[f"{name}/{output}"], value, atol=1e-6)
+        assert "at index] [1]" in str(found["error"])
+        assert "not/logits" not in found
+
+
+def call(signature, name, arrays):
+    return {
+        "inputs": {array: signature.inputs[key].name for key, array in arrays.items()},
+        "outputs": {f"{name}/{key}": tensor.name for key, tensor in signature.outputs.items()},
+    }
+
+
+def test_another_runtime_agrees(saved, model, tmp_path):
+    openvino = pytest.importorskip("openvino")
+    images = pixels().astype(np.float32)
+    core = openvino.Core()
+    # By itself it computes in bfloat16 on a CPU that can.
+    compiled = core.compile_model(core.read_model(str(saved)), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    found = {output.any_name: value for output, value in compiled(images).items()}
+    logits = model(images).numpy()
+    np.testing.assert_allclose(found["logits"], logits, atol=1e-4 * np.ptp(logits))
+    np.testing.assert_allclose(found["probabilities"], tf.nn.softmax(logits), atol=1e-4)
+
+
+def test_onnx_through_keras_agrees(model, tmp_path):
+    pytest.importorskip("tf2onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    images = pixels().astype(np.float32)
+    logits = model(images).numpy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Keras' own, of NumPy 2
+        model.export(str(tmp_path / "model.onnx"), format="onnx", verbose=False)
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    (found,) = session.run(None, {session.get_inputs()[0].name: images})
+    np.testing.assert_allclose(found, logits, atol=1e-4 * np.ptp(logits))
+
+
+def subclassed():
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.layer = keras.layers.Dense(2)
+
+        def call(self, x):
+            return self.layer(keras.ops.mean(x, (1, 2)))
+
+    model = Own()
+    model(np.zeros((1, 8, 8, 3), np.float32))
+    return model
+
+
+def test_a_subclassed_model_exports_in_a_sequential(tmp_path):
+    inner = subclassed()
+    model = keras.Sequential([keras.Input((8, 8, 3)), inner])
+    export_saved_model(model, tmp_path / "saved")
+    images = tf.random.uniform((2, 8, 8, 3))
+    loaded = tf.saved_model.load(tmp_path / "saved")
+    np.testing.assert_allclose(loaded(images), inner(images), atol=1e-6)
+    assert "features" not in loaded.signatures
+
+
+def of_no_image_size(model):
+    return keras.Sequential([keras.Input((None, None, 3)), keras.layers.Conv2D(2, 5), keras.layers.GlobalMaxPool2D()])
+
+
+def test_refusals_write_nothing(tiny_model, tmp_path):
+    export_saved_model(tiny_model(), tmp_path / "saved", signatures=[])
+    before = sorted(os.listdir(tmp_path / "saved"))
+    softmax = keras.Sequential([tiny_model(), keras.layers.Softmax()])
+    softmax.build((None, 8, 8, 3))
+    any_size = models.ResNet8(input_shape=(None, None, 3), classes=4)
+    report = evaluation.evaluate(
+        tiny_model(seed=1), (np.zeros((2, 8, 8, 3), np.uint8), [0, 1]), PGD(LinfBall(4)), progress=False
+    )
+    tiny = tiny_model()
+    for model, arguments, message in (
+        (tiny, {"path": tmp_path / "saved"}, "exists"),
+        (softmax, {}, "probabilities"),
+        (keras.Sequential([keras.layers.Dense(2)]), {}, "built"),
+        (subclassed(), {}, r"wrap it, as in keras.Sequential"),
+        (tiny, {"image_size": 9}, "takes images of 8 x 8. Received: image_size=9"),
+        (tiny, {"image_size": 0}, "integers >= 1"),
+        (tiny, {"image_size": (8, 8, 3)}, "one or two integers"),
+        (of_no_image_size(tiny), {"image_size": 3}, "takes no images of 3 x 3 x 3"),
+        (any_size, {"signatures": ["serving_bytes"]}, "to which image_size"),
+        (tiny, {"signatures": "features"}, "signatures must be names"),
+        (tiny, {"signatures": ["serve"]}, "serving_default, serving_uint8"),
+        (tiny, {"labels": ["a", "b"]}, "labels must be 4 names"),
+        (tiny, {"labels": ["a", "b", "c", "d\ne"]}, "each one line"),
+        (tiny, {"warmup": np.zeros((1, 9, 9, 3))}, r"shape \(n, \*\(8, 8, 3\)\)"),
+        (tiny, {"dtype": "int8"}, "float32, bfloat16"),
+        (tiny, {"report": report}, "other weights"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export_saved_model(model, **{"path": tmp_path / "other"} | arguments)
+    assert os.listdir(tmp_path) == ["saved"]
+    assert sorted(os.listdir(tmp_path / "saved")) == before
+
+
+def test_a_full_disk_leaves_nothing(tiny_model, tmp_path):
+    """The kernel refuses to let a file grow beyond 20 kB, in the middle of the export."""
+    code = f"""
+import resource, keras
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+import signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from keras_sat import export, models
+export.export_saved_model(models.ResNet8(input_shape=(8, 8, 3), classes=4), {str(tmp_path / "saved")!r})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "File too large" in done.stderr
+    assert os.listdir(tmp_path) == []
