@@ -47,7 +47,7 @@ def run(attack, logits_fn, images, labels, seed, start=None):
             return attack.perturb(logits_fn, tf.identity(images), labels, seed, *start)
     _check_values(images, attack.ball.bounds)
     check_logits(logits_fn, images, labels)
-    function = _compiled(attack)
+    function = _compiled(attack, seed.shape.rank)
     # Traced at once for any number of images: else the second batch, of another size, would be traced anew.
     specs = [_any_number(tensor, batch=tensor is not seed or seed.shape.rank == 2) for tensor in (images, labels, seed)]
     function.get_concrete_function(logits_fn, *specs, *map(_any_number, start))
@@ -55,8 +55,11 @@ def run(attack, logits_fn, images, labels, seed, start=None):
 
 
 @functools.lru_cache(maxsize=64)
-def _compiled(attack):
-    """Returns the attack as a compiled function; it holds a logits function no longer than others do."""
+def _compiled(attack, seed_rank):
+    """Returns the attack as a compiled function; it holds a logits function no longer than others do.
+
+    One for each kind of seed: for both, TensorFlow would generalise to a seed of unknown rank.
+    """
     return tf.function(attack.perturb, autograph=False, reduce_retracing=True)
 
 

@@ -187,6 +187,16 @@ def test_no_retracing_over_batches_seeds_and_partial_batches():
     assert len(traces) == twice <= 2 * once
 
 
+def test_one_seed_or_one_for_each_example_in_any_order(tiny_model, images, labels):
+    model, each = tiny_model(), tf.stack([tf.range(len(labels)), tf.ones(len(labels), tf.int32)], axis=1)
+    for first, second in ((each, 0), (0, each)):
+        attack = PGD(LinfBall(3.5), steps=2, step_size=1.25 if first is each else 1.5)  # each with a fresh function
+        before = attack(model, images, labels, first)
+        after = attack(model, images, labels, second)
+        assert np.any(before != after)
+        np.testing.assert_array_equal(attack(model, images, labels, first), before)
+
+
 def test_a_model_is_released_after_an_attack(tiny_model, images, labels):
     model = tiny_model()
     PGD(LinfBall(8), steps=1)(model, images, labels)

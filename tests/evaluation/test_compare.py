@@ -1,0 +1,102 @@
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_sat.attacks import FGSM, PGD, LinfBall, Square
+from keras_sat.evaluation import compare
+from keras_sat.evaluation.compare import ORIGINAL, WORST
+from keras_sat.export import export_litert, export_saved_model
+
+ATTACK = PGD(LinfBall(2), steps=3)
+
+
+@pytest.fixture
+def data(tiny_model):
+    """Images, and as labels what the model of seed 0 says of them."""
+    images = np.random.default_rng(3).integers(0, 256, (60, 8, 8, 3)).astype(np.uint8)
+    return images, np.argmax(tiny_model()(images), -1)
+
+
+def test_an_export_is_as_robust_as_its_original(tiny_model, data, tmp_path):
+    model = tiny_model()
+    export_saved_model(model, tmp_path / "saved", signatures=[])
+    comparison = compare(model, tmp_path / "saved", data, ATTACK, batch_size=25)
+    assert set(comparison.results) == {ORIGINAL, "saved"}
+    one, other = comparison.results.values()
+    assert one["clean"].accuracy == 1
+    assert 0.1 < one[ORIGINAL].accuracy < 0.9
+    assert list(one) == ["clean", ORIGINAL, "saved", WORST]
+    for column in one:
+        assert abs(one[column].correct - other[column].correct) <= 1
+    assert comparison.warnings == []
+    assert (one["clean"].n, comparison.context["attacks"]) == (60, {str(ATTACK): ATTACK.settings()})
+    comparison.to_json(tmp_path / "table.json")
+    assert json.loads((tmp_path / "table.json").read_text())["results"]["saved"]["clean"]["n"] == 60
+
+
+def test_attacks_are_carried_over(tiny_model, data):
+    """Each cell against its definition."""
+    networks = {ORIGINAL: tiny_model(), "other": tiny_model(seed=1)}
+    images, labels = data
+    attacks = [FGSM(LinfBall(8)), ATTACK]
+    with pytest.warns(UserWarning, match="other is less"):
+        comparison = compare(networks[ORIGINAL], {"other": networks["other"]}, data, attacks, batch_size=60)
+    x, y = tf.cast(images, tf.float32), tf.cast(labels, tf.int32)
+    for source, network in networks.items():
+        found = [attack(network, x, y, 0) for attack in attacks]
+        for target, judge in networks.items():
+            right = [np.argmax(judge(shown), -1) == labels for shown in (x, *found)]
+            cell = comparison.results[target][source]
+            assert abs(cell.correct - np.sum(np.all(right, axis=0))) <= 2  # of other random starts
+    for rows in comparison.results.values():
+        assert rows[WORST].correct <= min(rows[ORIGINAL].correct, rows["other"].correct)
+
+
+def test_a_loss_of_robustness_is_said(tiny_model, data):
+    model = tiny_model()
+    images = data[0] // 8 * 8
+    data = (images, np.argmax(model(images), -1))
+
+    def brittle(images):
+        """The same classes of these images, but a perturbation counts twentyfold."""
+        images = tf.cast(images, tf.float32)
+        nearest = tf.stop_gradient(tf.round(images / 8) * 8)
+        return model(nearest + 20 * (images - nearest))
+
+    with pytest.warns(UserWarning, match="brittle is less robust than the original") as warned:
+        comparison = compare(model, {"brittle": brittle}, data, PGD(LinfBall(1), steps=3))
+    assert [str(one.message) for one in warned if one.category is UserWarning] == comparison.warnings
+    assert len(comparison.warnings) == 1
+    assert comparison.results["brittle"]["clean"].accuracy == 1
+    assert f"Warning: {comparison.warnings[0]}" in comparison.table()
+
+
+def test_without_gradients(tiny_model, data, tmp_path):
+    pytest.importorskip("ai_edge_litert")
+    model = tiny_model()
+    export_saved_model(model, tmp_path / "saved", signatures=[])
+    export_litert(tmp_path / "saved", tmp_path / "int8.tflite", data[0])
+    exported = {"int8": tmp_path / "int8.tflite"}
+    comparison = compare(model, exported, data, ATTACK)
+    assert list(comparison.results["int8"]) == ["clean", ORIGINAL, WORST]
+    assert comparison.results["int8"][ORIGINAL].accuracy < comparison.results["int8"]["clean"].accuracy
+    comparison = compare(model, exported, data, Square(LinfBall(4), queries=20))
+    assert list(comparison.results["int8"]) == ["clean", ORIGINAL, "int8", WORST]
+    assert comparison.table().splitlines()[0].split() == "network clean from original from int8 worst of all".split()
+
+
+def test_refusals(tiny_model, data, tmp_path):
+    model = tiny_model()
+    empty = (data[0][:0], data[1][:0])
+    for exported, dataset, attacks, message in (
+        ({}, data, ATTACK, "exported must be a path"),
+        ({"original": model}, data, ATTACK, "other than 'original'"),
+        (tmp_path / "none", data, ATTACK, "is not a SavedModel"),
+        ({"other": model}, data, [], "at least one attack"),
+        ({"other": model}, data, "pgd-50", "An attack is a configuration"),
+        ({"other": model}, empty, ATTACK, "no images to compare on"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            compare(model, exported, dataset, attacks)
