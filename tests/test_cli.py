@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 
 import numpy as np
 import pytest
@@ -77,11 +78,23 @@ def test_evaluate_with_all_its_flags(folder, tmp_path, capsys):
     assert whole["results"][1]["n"] == 12
     assert whole["examples"]["index"] == list(range(12))
 
-    export_to = tmp_path / "saved"
-    assert inside("export", folder, f"--to={export_to}") == 0
+    export_to, small = tmp_path / "saved", tmp_path / "small.tflite"
+    assert inside("export", folder, f"--to={export_to}", f"--int8={small}") == 0
+    assert "Verified" in capsys.readouterr().out
+    card = json.loads((export_to / "assets" / "robustness_card.json").read_text())
+    assert card["training"]["epsilon"] == 10
+    assert (export_to / "assets" / "labels.txt").read_text().startswith("T-shirt/top\n")
     given = ("--dataset=fashion_mnist_mini", "--epsilon=2,8", "--attack=pgd-2")
     assert inside("evaluate", export_to, *given, *flags) == 0
     assert re.search(r"epsilon 8 +linf +8 +12", capsys.readouterr().out)
+    given = ("--dataset=fashion_mnist_mini", "--epsilon=8", "--attack=corruptions")
+    assert inside("evaluate", small, *given, *flags) == 0
+    assert (
+        inside("compare", folder, export_to, small, "--attack=pgd-2", f"--output={tmp_path / 'c.json'}", *flags[:2])
+        == 0
+    )
+    assert re.search(r"^small.tflite +\d+\.\d %", capsys.readouterr().out, re.MULTILINE)
+    assert set(json.loads((tmp_path / "c.json").read_text())["results"]) == {"original", "saved", "small.tflite"}
 
 
 def test_bad_flags_of_evaluate(folder, tmp_path):
@@ -94,7 +107,7 @@ def test_bad_flags_of_evaluate(folder, tmp_path):
     for flag, message in (
         ("--shard=4/4", "K < N"),
         ("--epsilon=big", "epsilon must be a number"),
-        ("--dataset=x", "for a SavedModel"),
+        ("--dataset=x", "for an export"),
         ("--attack=pgd-fifty", "attack must be one of fgsm, pgd-STEPS"),
         ("--attack=autoatack", "autoattack-plus"),
     ):
@@ -116,6 +129,24 @@ def test_a_killed_evaluation_goes_on(folder, tmp_path):
     assert not state.exists()
     assert not done.stdout.startswith("clean")  # that pass was done before the kill
     assert (tmp_path / "report.json").exists()
+
+
+def test_serve(folder, tmp_path):
+    assert inside("export", folder, f"--to={tmp_path / 'net' / '1'}") == 0
+    command = [COMMAND, "serve", str(tmp_path / "net"), "--rest_port=0", "--grpc_port=0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        lines = [process.stdout.readline() for _ in range(3)]
+        address = lines[1].split()[-1]
+        with urllib.request.urlopen(address, timeout=60) as answer:
+            assert json.load(answer)["model_version_status"][0]["state"] == "AVAILABLE"
+        process.send_signal(signal.SIGTERM)
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 0
+    assert error == ""
 
 
 # A shell that starts the tests in the background has them, and all that they start, ignore Ctrl-C.
@@ -201,6 +232,8 @@ TIRED = {
     ),
     "a missing folder": (("evaluate", "nowhere"), 1, "no folder nowhere"),
     "an empty folder": (("export", "."), 1, "run.json is missing"),
+    "nothing to serve": (("serve", "."), 1, "holds no SavedModel"),
+    "nothing to compare": (("compare", "."), 2, "exported"),
 }
 
 

@@ -106,7 +106,7 @@ def audit(model, dataset, ball, *, seed=0, examples=128, steps=20, queries=500, 
     Raises:
         ValueError: if no example is classified correctly.
     """
-    model = deployed.load(model) if isinstance(model, str) else model
+    model = deployed.model_of(model)
     images, labels = _take(model, dataset, examples)
     auditor = _Auditor(model, images, labels, ball, seed, steps)
     questions = {

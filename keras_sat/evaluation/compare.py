@@ -12,6 +12,7 @@ import tensorflow as tf
 from keras_sat import files, losses
 from keras_sat.attacks import Square, inputs, randomness
 from keras_sat.evaluation import deployed
+from keras_sat.evaluation.corruptions import Corruption
 from keras_sat.evaluation.evaluate import batches, by_name
 from keras_sat.evaluation.report import AttackResult, context
 
@@ -113,12 +114,11 @@ def _networks(exported):
         raise ValueError(
             f"exported must be a path, or a dict from names (other than {ORIGINAL!r}) to paths. Received: {exported!r}"
         )
-    is_path = {name: isinstance(what, (str, os.PathLike)) for name, what in exported.items()}
-    return {name: deployed.load(os.fspath(what)) if is_path[name] else what for name, what in exported.items()}
+    return {name: deployed.model_of(what) for name, what in exported.items()}
 
 
 def _can(network, attack):
-    return getattr(network, "has_gradients", True) or isinstance(attack, Square)
+    return getattr(network, "has_gradients", True) or isinstance(attack, (Square, Corruption))
 
 
 def _seeds(seed, places):

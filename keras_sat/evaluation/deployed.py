@@ -105,6 +105,11 @@ def load(path, signature="serving_default", output=None):
     return Deployed(path, signature, output)
 
 
+def model_of(what):
+    """Returns what `load` makes of a path; anything else as it is."""
+    return load(os.fspath(what)) if isinstance(what, (str, os.PathLike)) else what
+
+
 def read(path):
     """Returns tf.saved_model.load(path).
 

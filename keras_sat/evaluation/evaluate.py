@@ -138,7 +138,7 @@ class _Engine:
     """The examples of one evaluation, and what is done to them, batch by batch."""
 
     def __init__(self, model, dataset, batch_size, seed, shard, path, configuration):
-        self.model = deployed.load(model) if isinstance(model, str) else model
+        self.model = deployed.model_of(model)
         self.dataset, self.batch_size, self.seed, self.shard = dataset, batch_size, int(seed), shard
         if not 0 <= shard[0] < shard[1]:
             raise ValueError(f"shard must be (k, n) with 0 <= k < n. Received: {shard!r}")

@@ -84,7 +84,17 @@ def test_without_gradients(tiny_model, data, tmp_path):
     assert comparison.results["int8"][ORIGINAL].accuracy < comparison.results["int8"]["clean"].accuracy
     comparison = compare(model, exported, data, Square(LinfBall(4), queries=20))
     assert list(comparison.results["int8"]) == ["clean", ORIGINAL, "int8", WORST]
-    assert comparison.table().splitlines()[0].split() == "network clean from original from int8 worst of all".split()
+    assert comparison.table().splitlines()[0].split() == [
+        "network",
+        "clean",
+        "from",
+        "original",
+        "from",
+        "int8",
+        "worst",
+        "of",
+        "all",
+    ]
 
 
 def test_refusals(tiny_model, data, tmp_path):
