@@ -43,7 +43,7 @@ def test_probabilities_alone_are_enough(exported):
 
 def test_refusals(exported, tmp_path):
     _, path, _ = exported
-    with pytest.raises(ValueError, match=r"no signature 'serve'; it has \['serving_default', 'serving_uint8'\]"):
+    with pytest.raises(ValueError, match=r"no signature 'serve'; it has .*'serving_default', 'serving_uint8'"):
         deployed.load(path, "serve")
     with pytest.raises(ValueError, match="no output 'classes'; it has"):
         deployed.load(path, output="classes")
