@@ -45,7 +45,7 @@ def test_refusals(exported, tmp_path):
     _, path, _ = exported
     with pytest.raises(ValueError, match=r"no signature 'serve'; it has .*'serving_default', 'serving_uint8'"):
         deployed.load(path, "serve")
-    with pytest.raises(ValueError, match="no output 'classes'; it has"):
-        deployed.load(path, output="classes")
+    with pytest.raises(ValueError, match="no output 'scores'; it has"):
+        deployed.load(path, output="scores")
     with pytest.raises(ValueError, match="is not a SavedModel"):
         deployed.load(str(tmp_path))
