@@ -80,10 +80,7 @@ def in_precision(model, policy):
         return model
 
     def convert(layer):
-        config = layer.get_config()
-        if policy == "float32" or not isinstance(layer, keras.layers.Rescaling):
-            config["dtype"] = policy
-        return type(layer).from_config(config)
+        return type(layer).from_config(config_in(layer, policy))
 
     try:
         copy = keras.models.clone_model(model, clone_function=convert, recursive=True)
@@ -91,6 +88,12 @@ def in_precision(model, policy):
         raise ValueError(f"{model.name} cannot be copied in {policy}: {error}") from error
     copy.set_weights(model.get_weights())
     return copy
+
+
+def config_in(layer, policy):
+    """Returns the configuration of a layer in a precision (None: its own); what scales pixels keeps its own in low."""
+    keeps = policy is None or (policy != "float32" and isinstance(layer, keras.layers.Rescaling))
+    return layer.get_config() | ({} if keeps else {"dtype": policy})
 
 
 def leaves(model):

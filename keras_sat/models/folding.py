@@ -1,8 +1,11 @@
 """A classifier's inference function with batch norm folded into its convolutions: the same numbers, fewer passes."""
 
+import functools
+
 import keras
-import numpy as np
-from keras.ops import convert_to_numpy
+import tensorflow as tf
+
+from keras_sat.models import classifier
 
 _FOLDABLE = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
 
@@ -20,7 +23,8 @@ def fold(model):
         factor = gamma / sqrt(variance + epsilon),    kernel' = kernel factor,    bias' = beta + (bias - mean) factor
 
     It computes the same logits and gradients up to float32 rounding. It is a copy: later changes of the model do not
-    reach it. A batch norm that does not follow directly a convolution or dense layer stays as it is.
+    reach it (`Folding` follows them). A batch norm that does not follow directly a convolution or dense layer stays as
+    it is.
 
     Args:
         model: a functional or sequential keras.Model.
@@ -29,25 +33,78 @@ def fold(model):
         A keras.Model; or `model` itself where there is nothing to fold, or it cannot be copied.
     """
     pairs = _pairs(model)
-    if not pairs:
+    copy = _copied(model, pairs)
+    if copy is None:
         return model
+    for variable, value in _values(model, copy, pairs):
+        variable.assign(value)
+    return copy
+
+
+class Folding:
+    """Folds a classifier that is being trained, anew for each batch that is attacked.
+
+        folding = Folding(model)
+        logits_fn = folding.bind()    # folds the variables as they are now; in a graph, once for all steps of an attack
+
+    Args:
+        model: a keras.Model.
+        precision: None, the model's; or "mixed_bfloat16" or "mixed_float16", to compute in.
+
+    Raises:
+        ValueError: for another precision, or a model that cannot be copied in it.
+    """
+
+    def __init__(self, model, precision=None):
+        self._model, self._pairs = model, _pairs(model)
+        if precision not in (None, *classifier.PRECISIONS):
+            raise ValueError(f"The precision must be one of {classifier.PRECISIONS}. Received: {precision!r}")
+        # What is mixed about a precision is that variables stay float32; here there are none, and a kernel is cast once
+        # for all steps of an attack.
+        policy = precision and precision.removeprefix("mixed_")
+        with keras.StatelessScope(initialize_variables=False):  # the copy is a structure: it never holds weights
+            self._copy = _copied(model, self._pairs, policy)
+        if precision is not None and self._copy is None:
+            raise ValueError(f"{getattr(model, 'name', model)} cannot be copied in {precision}.")
+
+    def bind(self):
+        """Returns a function from images to logits, in inference mode; the model itself where nothing can be folded."""
+        if self._copy is None:
+            return functools.partial(self._model, training=False)
+        values = {id(v): tf.cast(value, v.dtype) for v, value in _values(self._model, self._copy, self._pairs)}
+        lists = [
+            [values[id(v)] if id(v) in values else tf.zeros(v.shape, v.dtype) for v in variables]  # a seed, not used
+            for variables in (self._copy.trainable_variables, self._copy.non_trainable_variables)
+        ]
+        return lambda images: self._copy.stateless_call(*lists, images, training=False)[0]
+
+
+def _copied(model, pairs, precision=None):
+    """Returns the model without its folded batch norms, with weights of its own; None where that cannot be."""
+    if not pairs and precision is None:
+        return None
     norms = {norm.name for norm in pairs.values()}
 
     def convert(layer):
         if layer.name in norms:
-            return _Absorbed(name=layer.name, dtype=layer.dtype_policy)
-        config = layer.get_config()
+            return _Absorbed(name=layer.name, dtype=precision or layer.dtype_policy)
+        config = classifier.config_in(layer, precision)
         return type(layer).from_config(config | ({"use_bias": True} if layer.name in pairs else {}))
 
     try:
-        copy = keras.models.clone_model(model, clone_function=convert)
-    except (TypeError, ValueError, NotImplementedError):  # a layer that cannot be made from its configuration
-        return model
+        uncompiled = keras.Model(model.inputs[0], model.outputs[0])  # a clone would be given an optimizer too
+        return keras.models.clone_model(uncompiled, clone_function=convert, recursive=precision is not None)
+    except (AttributeError, TypeError, ValueError, NotImplementedError):  # of no layers, or some without configuration
+        return None
+
+
+def _values(model, copy, pairs):
+    """Yields the variables of a folded copy, and what they must be for the model's to be as they are."""
+    norms = {norm.name for norm in pairs.values()}
     for layer in model.layers:
         if layer.weights and layer.name not in norms:
-            weights = _folded(layer, pairs[layer.name]) if layer.name in pairs else layer.get_weights()
-            copy.get_layer(layer.name).set_weights(weights)
-    return copy
+            values = _folded(layer, pairs[layer.name]) if layer.name in pairs else map(_value, layer.weights)
+            yield from zip(copy.get_layer(layer.name).weights, values)
 
 
 def _pairs(model):
@@ -80,9 +137,15 @@ def _takes(layer, norm):
 
 def _folded(layer, norm):
     """Returns kernel and bias with the batch norm in them."""
-    mean, variance = convert_to_numpy(norm.moving_mean), convert_to_numpy(norm.moving_variance)
-    factor = (convert_to_numpy(norm.gamma) if norm.scale else 1.0) / np.sqrt(variance + norm.epsilon)
-    bias = convert_to_numpy(layer.bias) if layer.use_bias else 0.0
-    kernel = convert_to_numpy(layer.kernel)
-    scaled = kernel * (factor.reshape(kernel.shape[-2:]) if isinstance(layer, keras.layers.DepthwiseConv2D) else factor)
-    return [scaled, (convert_to_numpy(norm.beta) if norm.center else 0.0) + (bias - mean) * factor]
+    mean = _value(norm.moving_mean)
+    factor = tf.math.rsqrt(_value(norm.moving_variance) + norm.epsilon) * (_value(norm.gamma) if norm.scale else 1.0)
+    kernel = _value(layer.kernel)
+    is_depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
+    scaled = kernel * (tf.reshape(factor, kernel.shape[-2:]) if is_depthwise else factor)
+    bias = _value(layer.bias) if layer.use_bias else 0.0
+    return [scaled, (_value(norm.beta) if norm.center else 0.0) + (bias - mean) * factor]
+
+
+def _value(variable):
+    """Returns a Keras variable as it is now; of a mirrored one, this replica's."""
+    return tf.convert_to_tensor(variable.value)

@@ -81,3 +81,52 @@ def test_the_model_itself_is_untouched_and_its_later_weights_do_not_reach_the_co
         np.testing.assert_array_equal(old, new)
     model.set_weights([2 * weight for weight in before])
     np.testing.assert_allclose(folded(images), logits, atol=1e-4)
+
+
+def test_folding_follows_the_variables(tiny_model, images):
+    model = tiny_model()
+    model.compile("adam", "mse")  # a clone would have an optimizer of its own, and variables
+    live = folding.Folding(model)
+    in_a_graph = tf.function(lambda x: live.bind()(x))
+    assert live._copy is not None
+    for scale in (1, 2, 3):
+        model.set_weights([scale * np.abs(weight) + 0.1 for weight in model.get_weights()])
+        logits = np.array(model(images))
+        for found in (live.bind()(images), in_a_graph(images)):
+            np.testing.assert_allclose(found, logits, atol=1e-5 * np.ptp(logits) + 1e-5)
+
+
+def test_folding_holds_no_weights_and_a_graph_folds_outside_its_loop(tiny_model, images):
+    model = tiny_model()
+    live = folding.Folding(model)
+    assert all(variable._value is None for variable in live._copy.variables)
+
+    @tf.function(autograph=False)
+    def loop(x):
+        logits_fn = live.bind()
+        return tf.while_loop(lambda *_: True, lambda x: [x + tf.reduce_sum(logits_fn(x))], [x], maximum_iterations=3)
+
+    graph = loop.get_concrete_function(tf.cast(images, tf.float32)).graph.as_graph_def()
+    (body,) = [function for function in graph.library.function if "while_body" in function.signature.name]
+    assert "Conv2D" in {node.op for node in body.node_def}
+    assert "Rsqrt" not in {node.op for node in body.node_def}
+    assert "Rsqrt" in {node.op for node in graph.node}
+
+
+def test_folding_in_low_precision(tiny_model, images):
+    model = tiny_model(batch_norm=False)
+    low = folding.Folding(model, "mixed_bfloat16").bind()(images)
+    logits = np.array(model(images))
+    difference = np.abs(tf.cast(low, tf.float32) - logits).max()
+    assert 0 < difference < 0.05 * np.ptp(logits)
+    for subject, precision, message in (
+        (model, "bf16", "must be one of"),
+        (lambda x: x, "mixed_bfloat16", "copied in"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            folding.Folding(subject, precision)
+
+
+def test_folding_falls_back_to_the_model_itself(tiny_model, images):
+    model = tiny_model(batch_norm=False)
+    assert folding.Folding(model).bind().func is model

@@ -178,6 +178,18 @@ def test_mixed_precision(policy, images, labels):
     assert np.any(trainer.predict(bright, verbose=0) != trainer.predict(bright - 0.25, verbose=0))
 
 
+def test_the_attack_alone_in_low_precision(tiny_model, images, labels):
+    weights_after = {}
+    for precision in (None, "mixed_bfloat16", "mixed_float16"):
+        trainer = compiled(tiny_model(), attack_precision=precision)
+        trainer.fit(images, labels, batch_size=8, epochs=3, verbose=0)
+        assert {layer.compute_dtype for layer in trainer.model.layers} == {"float32"}
+        weights_after[precision] = weights(trainer.model)
+    for precision in ("mixed_bfloat16", "mixed_float16"):
+        difference = np.abs(weights_after[precision] - weights_after[None])
+        assert 0 < difference.max() < 0.05
+
+
 def test_two_replicas_equal_one(tiny_model, images, labels):
     images, labels = np.tile(images, (4, 1, 1, 1)), np.tile(labels, 4)
     images[8:] = 255 - images[8:]
@@ -279,6 +291,10 @@ def test_refusals(tiny_model, images):
         AdversarialModel(lambda x: x, RANDOM)
     with pytest.raises(ValueError, match='"frozen" or "batch"'):
         AdversarialModel(tiny_model(), RANDOM, attack_batch_norm="eval")
+    with pytest.raises(ValueError, match="The precision must be one of"):
+        AdversarialModel(tiny_model(), RANDOM, attack_precision="bfloat16")
+    with pytest.raises(ValueError, match='for attack_batch_norm="frozen"'):
+        AdversarialModel(tiny_model(), RANDOM, attack_batch_norm="batch", attack_precision="mixed_bfloat16")
     with pytest.raises(ValueError, match="need labels"):
         compiled(tiny_model()).fit(images, verbose=0)
 
