@@ -37,6 +37,8 @@ def _operation(layer):
         case keras.layers.ZeroPadding2D():
             (top, bottom), (left, right) = layer.padding
             return lambda x: F.pad(x, (left, right, top, bottom))
+        case keras.layers.MaxPooling2D():  # 3, stride 2, SAME: of an even size the padding is right and below
+            return lambda x: F.max_pool2d(F.pad(x, (0, 1, 0, 1), value=-torch.inf), layer.pool_size, layer.strides)
         case keras.layers.Conv2D():
             kernel = weights[0].permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
             padding = kernel.shape[-1] // 2 if layer.padding == "same" else 0

@@ -221,10 +221,16 @@ class _Engine:
 
     def _attack(self, stage, images, labels, seeds, start=None):
         """Returns adversarial images as an array."""
-        if self.strategy.num_replicas_in_sync > 1:
-            return _on_replicas(self.strategy, stage, images, labels, seeds, start)
-        more = () if start is None else (start,)
-        return stage.attack(stage.logits_fn, images, labels, seeds, *more).numpy()
+        values = [np.asarray(value) for value in (images, labels, seeds, start) if value is not None]
+        number, size = len(labels), len(labels)
+        if getattr(stage.attack, "survivors", None) == "mask":  # its shapes are to stay, in the last batch too
+            size = self.batch_size
+        replicas = self.strategy.num_replicas_in_sync
+        filled = np.resize(np.arange(number), -(-size // replicas) * replicas)  # up with its first examples
+        values = [value[filled] for value in values]
+        if replicas > 1:
+            return _on_replicas(self.strategy, stage, values)[:number]
+        return stage.attack(stage.logits_fn, *values).numpy()[:number]
 
     def _record(self, row, number, places, images, adversarial, labels):
         """Writes into the row what the attack came to, and returns which are still classified correctly."""
@@ -306,13 +312,9 @@ def _goes_on(attack):
     return isinstance(attack, (attacks_lib.PGD, attacks_lib.APGD))
 
 
-def _on_replicas(strategy, stage, images, labels, seeds, start):
-    """Attacks a batch in parts, one for each replica; it is filled up with its first examples to equal parts."""
-    number = len(labels)
-    replicas = strategy.num_replicas_in_sync
-    filled = np.resize(np.arange(number), -(-number // replicas) * replicas)
-    parts = [np.array_split(np.asarray(value)[filled], replicas) for value in (images, labels, seeds)]
-    parts += [] if start is None else [np.array_split(start[filled], replicas)]
+def _on_replicas(strategy, stage, values):
+    """Attacks a batch in equal parts, one for each replica."""
+    parts = [np.split(value, strategy.num_replicas_in_sync) for value in values]
     values = [
         strategy.experimental_distribute_values_from_function(
             lambda context, part=part: tf.constant(part[context.replica_id_in_sync_group])
@@ -320,7 +322,7 @@ def _on_replicas(strategy, stage, images, labels, seeds, start):
         for part in parts
     ]
     found = strategy.experimental_local_results(_replicated(strategy, stage.attack, stage.logits_fn, *values))
-    return np.concatenate([part.numpy() for part in found])[:number]
+    return np.concatenate([part.numpy() for part in found])
 
 
 @tf.function(autograph=False, reduce_retracing=True)

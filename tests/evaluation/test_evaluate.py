@@ -145,6 +145,23 @@ def test_the_batch_size_changes_nothing(whole):
     assert by_example(other) == by_example(report)
 
 
+def test_masked_attacks_see_one_size_of_batch(whole):
+    model, data, _ = whole  # 54 of the 60 are classified correctly
+    sizes = {"mask": [], "compact": []}
+
+    class Watched(PGD):
+        def __call__(self, logits_fn, images, *more):
+            sizes[self.survivors].append(len(images))
+            return super().__call__(logits_fn, images, *more)
+
+    found = {}
+    for survivors in sizes:
+        attack = Watched(LinfBall(3), steps=3, keep="first", survivors=survivors)
+        found[survivors] = evaluate(model, data, {"it": attack}, batch_size=24, progress=False)
+    assert sizes == {"mask": [24, 24, 24], "compact": [24, 24, 6]}
+    assert by_example(found["mask"]) == by_example(found["compact"])
+
+
 def test_shards_merge_to_the_whole(whole, tmp_path):
     model, data, report = whole
     for k in range(3):

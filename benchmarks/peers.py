@@ -1,0 +1,177 @@
+"""Compares the time of attacks and of adversarial training with peers: the same weights, images and cores, in one run.
+
+    pip install torch -e '.[bench]' && pip install --no-deps cleverhans==4.0.0
+    python benchmarks/peers.py [--only torchattacks cleverhans art] [--repeats 5]
+
+PGD-10 on ResNet-50 (silu, 64 px, batch 32) against torchattacks on the PyTorch twin (channels last; benchmarks/twin.py)
+and against CleverHans' TF2; an adversarial training step (PGD-7) against ART's AdversarialTrainer on TF2, of ResNet-50
+and of ResNet-8 on 28 px. The candidates take turns; medians are compared, after what each must do once. Before, the
+results are compared: everyone's cross entropy on the adversarial images, all started at the images themselves, without
+a random start, so that they differ by rounding alone.
+"""
+
+import argparse
+import functools
+import statistics
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import keras_sat
+from keras_sat.attacks import PGD, LinfBall
+from keras_sat.models import folding
+
+EPSILON, STEP, PIXELS = 4.0, 1.0, 255.0
+
+
+def data(size, channels, batch, classes):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (batch, size, size, channels)).astype(np.float32)
+    return images, rng.integers(0, classes, batch)
+
+
+def race(candidates, repeats):
+    """Returns {name: seconds of each turn}; the first two turns only warm up."""
+    seconds = {name: [] for name in candidates}
+    for turn in range(repeats + 2):
+        for name, candidate in candidates.items():
+            start = time.perf_counter()
+            candidate()
+            if turn >= 2:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def show(title, seconds, theirs):
+    print(title)
+    reference = statistics.median(seconds[theirs])
+    for name, times in seconds.items():
+        median = statistics.median(times)
+        spread = f"({min(times):.3f}..{max(times):.3f})"
+        print(f"    {name:<16}{median:8.3f} s  {spread}  over theirs {median / reference:.3f}")
+    print()
+
+
+def losses(model, found, labels):
+    """Prints the mean cross entropy of the model on everyone's adversarial images."""
+    for name, images in found.items():
+        logits = model(np.clip(images, 0, PIXELS), training=False)
+        loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(tf.cast(labels, tf.int64), logits))
+        print(f"    cross entropy under {name:<16}{float(loss):.5f}")
+
+
+def network():
+    """Returns ResNet-50 with batch norms as of a trained one: where gamma is 0, whole blocks have no gradient."""
+    model, rng = keras_sat.models.ResNet50(input_shape=(64, 64, 3)), np.random.default_rng(1)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            shape = layer.gamma.shape
+            layer.set_weights(
+                [rng.uniform(*limits, shape) for limits in ((0.2, 1), (-0.2, 0.2), (-0.2, 0.2), (0.5, 2))]
+            )
+    return model
+
+
+def ours(model, precision, random_start=True):
+    """Returns our PGD-10 as evaluation and training run it: on folded batch norms."""
+    attack = PGD(LinfBall(EPSILON), steps=10, step_size=STEP, random_start=random_start)
+    logits_fn = folding.Folding(model, precision).bind()
+    return lambda images, labels: attack(logits_fn, images, labels, 0).numpy()
+
+
+def versus(model, images, labels, name, theirs, repeats):
+    """Compares PGD-10, ours in two precisions with theirs: `theirs(random_start)` returns adversarial images."""
+    rows = {"keras_sat": None, "keras_sat bf16": "mixed_bfloat16"}
+    found = {row: ours(model, precision, random_start=False)(images, labels) for row, precision in rows.items()}
+    losses(model, found | {name: theirs(False)}, labels)
+    attacks = {row: ours(model, precision) for row, precision in rows.items()}
+    candidates = {row: lambda attack=attack: attack(images, labels) for row, attack in attacks.items()}
+    show("PGD-10, ResNet-50, 64 px, batch 32", race(candidates | {name: lambda: theirs(True)}, repeats), name)
+
+
+def torchattacks(repeats):
+    import torch
+    import torchattacks as peer
+    from twin import Twin
+
+    model = network()
+    images, labels = data(64, 3, 32, 1000)
+    twin = Twin(model)
+    inputs = torch.from_numpy(images.transpose(0, 3, 1, 2) / PIXELS).contiguous(memory_format=torch.channels_last)
+    targets = torch.from_numpy(labels)
+    logits = model(images).numpy()
+    difference = np.abs(twin(inputs).detach().numpy() - logits).max() / np.ptp(logits)
+    print(f"PyTorch twin: logits differ by {difference:.1e} of their range")
+    attacks = {s: peer.PGD(twin, EPSILON / PIXELS, STEP / PIXELS, steps=10, random_start=s) for s in (False, True)}
+
+    def theirs(random_start):
+        return attacks[random_start](inputs, targets).numpy().transpose(0, 2, 3, 1) * PIXELS
+
+    versus(model, images, labels, "torchattacks", theirs, repeats)
+
+
+def cleverhans(repeats):
+    from cleverhans.tf2.attacks.projected_gradient_descent import projected_gradient_descent
+
+    model = network()
+    images, labels = data(64, 3, 32, 1000)
+
+    def theirs(random_start):
+        limits = {"clip_min": 0.0, "clip_max": PIXELS, "rand_init": random_start, "sanity_checks": False}
+        attack = projected_gradient_descent
+        return attack(model, tf.constant(images), EPSILON, STEP, 10, np.inf, y=labels, **limits).numpy()
+
+    versus(model, images, labels, "cleverhans", theirs, repeats)
+
+
+def art(repeats):
+    for name, shape, classes in (("ResNet8", (28, 28, 1), 10), ("ResNet50", (64, 64, 3), 1000)):
+        build = keras_sat.models.BUILDERS[name]
+        models = [build(input_shape=shape, classes=classes) for _ in range(2)]
+        images, labels = data(shape[0], shape[2], 32, classes)
+        trainer = keras_sat.training.AdversarialModel(models[0], PGD(LinfBall(EPSILON), steps=7, step_size=STEP))
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        trainer.compile(keras.optimizers.SGD(0.01), loss)
+        candidates = {
+            "keras_sat": functools.partial(trainer.train_on_batch, images, labels),
+            "art": functools.partial(_art_trainer(models[1], shape, classes).fit, images, labels, 32, 1),
+        }
+        show(f"adversarial training step, PGD-7, {name}, batch 32", race(candidates, repeats), "art")
+
+
+def _art_trainer(model, shape, classes):
+    from art.attacks.evasion import ProjectedGradientDescent
+    from art.defences.trainer import AdversarialTrainer
+    from art.estimators.classification import TensorFlowV2Classifier
+
+    loss, optimizer = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True), keras.optimizers.SGD(0.01)
+
+    @tf.function
+    def train_step(model, images, labels):
+        with tf.GradientTape() as tape:
+            value = loss(labels, model(images, training=True))
+        optimizer.apply(tape.gradient(value, model.trainable_variables), model.trainable_variables)
+
+    classifier = TensorFlowV2Classifier(
+        model, classes, shape, loss_object=loss, train_step=train_step, clip_values=(0, PIXELS)
+    )
+    options = {"eps": EPSILON, "eps_step": STEP, "max_iter": 7, "num_random_init": 1, "verbose": False}
+    return AdversarialTrainer(classifier, ProjectedGradientDescent(classifier, batch_size=32, **options), ratio=1.0)
+
+
+PEERS = {"torchattacks": torchattacks, "cleverhans": cleverhans, "art": art}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    for name in args.only:
+        PEERS[name](args.repeats)
+
+
+if __name__ == "__main__":
+    main()
