@@ -1,9 +1,9 @@
 """What the package adds: seconds to `import keras`, and memory of an adversarial step to that of a plain one.
 
-    python benchmarks/footprint.py [--repeats 5]
+    python benchmarks/footprint.py [--image_size 64] [--batch_size 32] [--repeats 5]
 
-Each figure is of processes of their own. Memory is the peak of the resident set over three steps of ResNet-50 at 64 px,
-batch 32, with SGD and momentum.
+Each figure is of processes of their own. Memory is the peak of the resident set over three steps of ResNet-50 with SGD
+and momentum; the attack's graph and kernels are part of it, whatever the size of the batch.
 """
 
 import argparse
@@ -14,11 +14,12 @@ import sys
 STEP = """
 import resource, keras, numpy as np, keras_sat
 from keras_sat.attacks import PGD, LinfBall
-model = keras_sat.models.ResNet50(input_shape=(64, 64, 3))
+model = keras_sat.models.ResNet50(input_shape=({size}, {size}, 3))
 steps = {steps}
 trainer = keras_sat.training.AdversarialModel(model, PGD(LinfBall(4), steps=steps)) if steps else model
 trainer.compile(keras.optimizers.SGD(0.1, 0.9), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-images, labels = np.random.default_rng(0).integers(0, 256, (32, 64, 64, 3)).astype(np.uint8), np.arange(32)
+labels = np.arange({batch})
+images = np.random.default_rng(0).integers(0, 256, ({batch}, {size}, {size}, 3)).astype(np.uint8)
 for _ in range(3):
     trainer.train_on_batch(images, labels)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
@@ -31,10 +32,7 @@ def measured(code):
     return float(done.stdout.split()[-1])
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
-    repeats = parser.parse_args().repeats
+def imports(repeats):
     found = {"keras": [], "keras_sat": []}
     for _ in range(repeats):
         for module, seconds in found.items():
@@ -43,15 +41,29 @@ def main():
     for module, seconds in found.items():
         print(f"import {module:<12}{medians[module]:6.2f} s  ({min(seconds):.2f}..{max(seconds):.2f})")
     print(f"more{'':<15}{medians['keras_sat'] - medians['keras']:6.2f} s\n")
+
+
+def memory(size, batch, repeats):
     peaks = {0: [], 1: [], 10: []}
-    for _ in range(min(3, repeats)):
+    for _ in range(repeats):
         for steps, seen in peaks.items():
-            seen.append(measured(STEP.format(steps=steps)))
+            seen.append(measured(STEP.format(steps=steps, size=size, batch=batch)))
+    print(f"ResNet-50, {size} px, batch {batch}")
     plain = statistics.median(peaks[0])
     for steps, seen in peaks.items():
         median = statistics.median(seen)
         name = f"PGD-{steps}" if steps else "plain"
         print(f"step {name:<9}{median:7.0f} MiB  ({min(seen):.0f}..{max(seen):.0f})  over plain {median / plain:.3f}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--image_size", type=int, default=64)
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    imports(args.repeats)
+    memory(args.image_size, args.batch_size, min(3, args.repeats))
 
 
 if __name__ == "__main__":

@@ -76,7 +76,11 @@ class Folding:
             [values[id(v)] if id(v) in values else tf.zeros(v.shape, v.dtype) for v in variables]  # a seed, not used
             for variables in (self._copy.trainable_variables, self._copy.non_trainable_variables)
         ]
-        return lambda images: self._copy.stateless_call(*lists, images, training=False)[0]
+        return functools.partial(self._call, lists)
+
+    def _call(self, lists, images):
+        with keras.StatelessScope(initialize_variables=False):  # else Keras would now give the copy weights of its own
+            return self._copy.stateless_call(*lists, images, training=False)[0]
 
 
 def _copied(model, pairs, precision=None):
