@@ -1,8 +1,10 @@
 # make quickstart: trains, attacks, evaluates and exports a small network.  make test: the whole test suite.
+# make bench: every figure of docs/performance.md, beside its peers; downloads PyTorch and takes some forty minutes.
 PYTHON ?= python3
 VENV ?= .venv
+BENCH_RUN ?= runs/bench
 
-.PHONY: quickstart test
+.PHONY: quickstart test bench
 
 quickstart: $(VENV)/installed
 	$(VENV)/bin/keras-sat quickstart
@@ -10,6 +12,17 @@ quickstart: $(VENV)/installed
 test: $(VENV)/installed
 	$(VENV)/bin/python -m pip install --quiet --editable '.[test]'
 	$(VENV)/bin/python -m pytest --numprocesses=auto --dist=loadfile
+
+bench: $(VENV)/installed
+	$(VENV)/bin/python -m pip install --quiet --editable '.[bench]'
+	test -e $(BENCH_RUN) || $(VENV)/bin/keras-sat train --output=$(BENCH_RUN)
+	$(VENV)/bin/python benchmarks/train_step.py --steps 1 10
+	$(VENV)/bin/python benchmarks/train_step.py --steps 1 --image_size=224 --batch_size=8
+	$(VENV)/bin/python benchmarks/peers.py
+	$(VENV)/bin/python benchmarks/evaluation.py $(BENCH_RUN)
+	$(VENV)/bin/python benchmarks/footprint.py
+	$(VENV)/bin/python benchmarks/attacks.py $(BENCH_RUN)
+	$(VENV)/bin/python benchmarks/serving.py
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -1,6 +1,6 @@
 """Compares the attacks with the reference implementations: robust accuracy and seconds, ours and theirs, in one run.
 
-    pip install torch -e '.[bench]'     # the pinned peers; torchattacks asks for an old requests: --no-deps helps
+    pip install -e '.[bench]'     # the pinned peers
     python benchmarks/attacks.py RUN [--only pgd ensemble ...] [--images 500] [--epsilon 25.5]
 
 RUN is the folder of a network that `keras-sat train` wrote: a ResNet on Fashion-MNIST. The PyTorch twin has its weights

@@ -1,11 +1,11 @@
 """What evaluation saves and what it needs: survivors, and time and memory as the number of images doubles.
 
-    python benchmarks/evaluation.py RUN [--images 500] [--epsilon 36] [--repeats 3]
+    python benchmarks/evaluation.py RUN [--images 1000] [--epsilon 36] [--repeats 3]
 
-RUN is the folder of a network that `keras-sat train` wrote. PGD-200 as evaluation runs it, on batches that lose the
-examples that broke ("compact"); on batches that keep them, of the correctly classified images ("mask"); and on batches
-of all images, every step ("all"): the same examples must break. Then PGD-100 on N, 2 N and 4 N images, each in a
-process of its own.
+RUN is the folder of a network that `keras-sat train` wrote. PGD-200 as evaluation runs it against every step for every
+image; then, on correctly classified images alone, batches that lose the examples that broke ("compact") against such
+that keep them ("mask"): the same examples must break. Then PGD-100 on N / 2, N and 2 N images, each in a process of its
+own.
 """
 
 import argparse
@@ -17,13 +17,14 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import tensorflow as tf
 
 from keras_sat import attacks, evaluation, run
 from keras_sat.attacks import randomness
 from keras_sat.models import folding
 
-BATCH_SIZE = 250
+BATCH_SIZE = 500
 
 
 def evaluated(model, dataset, attack):
@@ -32,46 +33,50 @@ def evaluated(model, dataset, attack):
     return [stage == "" for stage in report.examples["attacks"]["it"]["broken_by"]], report["it"].seconds
 
 
-def on_all(model, folded, dataset, ball):
-    """The same for every image and every step, with the seeds that evaluation gives the examples."""
-    attack = attacks.PGD(ball, steps=200, keep="first", survivors="mask")
-    standing, end, start = [], 0, time.perf_counter()
-    for images, labels in dataset:
-        index = tf.range(end, end + len(labels))
+def every_step(model, folded, dataset, attack):
+    """The same without evaluation: every image takes every step, with the seed that evaluation gives it."""
+    standing, start = [], time.perf_counter()
+    for begin in range(0, len(dataset[1]), BATCH_SIZE):
+        images, labels = (values[begin : begin + BATCH_SIZE] for values in dataset)
+        index = tf.range(begin, begin + len(labels))
         seeds = tf.stack([tf.fill(index.shape, randomness.fold(tf.constant([0, 0]), 0)[0]), index], axis=1)
-        adversarial = attack(folded, images, labels, seeds)
-        clean, attacked = (
-            tf.argmax(model(x), -1, tf.int32) == tf.cast(labels, tf.int32) for x in (images, adversarial)
-        )
-        standing += (clean & attacked).numpy().tolist()
-        end += len(labels)
+        both = images, attack(folded, images, labels, seeds).numpy()
+        clean, attacked = (model.predict_on_batch(x).argmax(-1) == labels for x in both)
+        standing += (clean & attacked).tolist()
     return standing, time.perf_counter() - start
 
 
-def survivors(folder, images, epsilon, repeats):
+def survivors(folder, number, epsilon, repeats):
     config, model = run.load(folder)
-    dataset = config.load_data(f"test[:{images}]", BATCH_SIZE)
+    images, labels = (values.numpy() for values in next(iter(config.load_data(f"test[:{number}]", number))))
+    correct = np.flatnonzero(model.predict(images, verbose=0).argmax(-1) == labels)
+    correct = correct[: len(correct) // BATCH_SIZE * BATCH_SIZE]  # full batches: "mask" fills up others
+    ball, everything, some = config.ball(epsilon), (images, labels), (images[correct], labels[correct])
+    compact, mask = (attacks.PGD(ball, steps=200, keep="first", survivors=mode) for mode in ("compact", "mask"))
     candidates = {
-        mode: attacks.PGD(config.ball(epsilon), steps=200, keep="first", survivors=mode) for mode in ("compact", "mask")
+        "evaluate": functools.partial(evaluated, model, everything, compact),
+        "every image, every step": functools.partial(every_step, model, folding.fold(model), everything, mask),
     }
-    candidates = {mode: functools.partial(evaluated, model, dataset, attack) for mode, attack in candidates.items()}
-    candidates["all"] = functools.partial(on_all, model, folding.fold(model), dataset, config.ball(epsilon))
-    seconds, standing = {mode: [] for mode in candidates}, {}
+    compare(f"PGD-200, {number} images, epsilon {epsilon:g}", candidates, repeats)
+    candidates = {mode.survivors: functools.partial(evaluated, model, some, mode) for mode in (compact, mask)}
+    compare(f"PGD-200, {len(correct)} images that are classified correctly", candidates, repeats)
+
+
+def compare(title, candidates, repeats):
+    """Prints what the first costs over the second, which must find the same."""
+    seconds, standing = {name: [] for name in candidates}, {}
     for repeat in range(repeats + 1):
-        for mode, candidate in candidates.items():
-            standing[mode], took = candidate()
+        for name, candidate in candidates.items():
+            standing[name], took = candidate()
             if repeat:
-                seconds[mode].append(took)
-    assert standing["compact"] == standing["mask"] == standing["all"], "the same examples must break"
-    medians = {mode: statistics.median(times) for mode, times in seconds.items()}
-    share = sum(standing["mask"]) / images
-    print(f"PGD-200, {images} images, epsilon {epsilon:g}: {100 * share:.1f} % stand, the same ones")
-    for mode, times in seconds.items():
-        spread = f"({min(times):.2f}..{max(times):.2f})"
-        print(
-            f"    {mode:<10}{medians[mode]:7.2f} s  {spread}  compact over it {medians['compact'] / medians[mode]:.2f}"
-        )
-    print()
+                seconds[name].append(took)
+    one, other = standing.values()
+    assert one == other, "the same examples must break"
+    medians = [statistics.median(times) for times in seconds.values()]
+    print(f"{title}: {100 * sum(one) / len(one):.1f} % stand, the same ones")
+    for median, (name, times) in zip(medians, seconds.items()):
+        print(f"    {name:<24}{median:7.2f} s  ({min(times):.2f}..{max(times):.2f})")
+    print(f"    ratio                   {medians[0] / medians[1]:7.2f}\n")
 
 
 def child(folder, images, epsilon):
@@ -87,21 +92,25 @@ def child(folder, images, epsilon):
 
 def doubling(folder, images, epsilon, repeats):
     print("PGD-100, every step for every image: N, seconds, over N / 2, peak memory")
+    found = {number: [] for number in (images // 2, images, 2 * images)}
+    for _ in range(repeats):
+        for number, seen in found.items():
+            command = [sys.executable, __file__, folder, f"--images={number}", f"--epsilon={epsilon}", "--child"]
+            output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            seen.append(json.loads(output.splitlines()[-1]))
     before = None
-    for number in (images, 2 * images, 4 * images):
-        command = [sys.executable, __file__, folder, f"--images={number}", f"--epsilon={epsilon}", "--child"]
-        outputs = [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(repeats)]
-        found = [json.loads(output.splitlines()[-1]) for output in outputs]
-        seconds, peak = (statistics.median(one[key] for one in found) for key in ("seconds", "peak"))
+    for number, seen in found.items():
+        times = [one["seconds"] for one in seen]
+        seconds, peak = statistics.median(times), statistics.median(one["peak"] for one in seen)
         ratio = f"x {seconds / before:.2f}" if before else ""
-        print(f"    {number:<8}{seconds:7.2f} s  {ratio:<8}{peak:8.0f} MiB")
+        print(f"    {number:<8}{seconds:7.2f} s  ({min(times):.2f}..{max(times):.2f})  {ratio:<8}{peak:8.0f} MiB")
         before = seconds
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
-    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--epsilon", type=float, default=36.0)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)

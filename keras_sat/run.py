@@ -11,10 +11,10 @@ import keras
 from keras_sat import activations, attacks, data, files, models
 from keras_sat import export as export_lib
 from keras_sat.evaluation import report
+from keras_sat.models.classifier import PRECISIONS
 from keras_sat.training import AdversarialModel, distribution
 
 BALLS = {"linf": attacks.LinfBall, "l2": attacks.L2Ball}
-PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 VALIDATION_IMAGES = 500
 CALIBRATION_IMAGES = 200
 NO_WEIGHT_DECAY = ("gamma", "beta", "bias")
@@ -48,6 +48,9 @@ class Run:
     learning_rate: float = _flag(0.008, "peak of AdamW's warm-up and cosine decay")
     weight_decay: float = _flag(0.001, "AdamW's, on convolution and dense kernels only")
     precision: str = _flag("float32", ", ".join(PRECISIONS))
+    attack_precision: str | None = _flag(
+        None, f"of the training attack alone: {', '.join(PRECISIONS)}; default: precision"
+    )
     strategy: str = _flag("auto", "auto, none or mirrored (every GPU of this machine)")
     seed: int = _flag(0, "the same seed gives the same run")
 
@@ -55,6 +58,8 @@ class Run:
         _expect("model", self.model, self.model in models.BUILDERS, f"one of {', '.join(models.BUILDERS)}")
         _expect("norm", self.norm, self.norm in BALLS, f"one of {', '.join(BALLS)}")
         _expect("precision", self.precision, self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
+        is_known = self.attack_precision in (None, *PRECISIONS)
+        _expect("attack_precision", self.attack_precision, is_known, f"one of {', '.join(PRECISIONS)}")
         for name in ("epochs", "batch_size", "steps"):
             _expect(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         _expect("image_size", self.image_size, self.image_size is None or self.image_size >= 1, "at least 1")
@@ -214,7 +219,8 @@ def _policy(name):
 def _trainer(run, steps):
     """Returns a compiled AdversarialModel, built for `steps` steps of training."""
     attack = attacks.PGD(run.ball(), steps=run.steps)
-    trainer = AdversarialModel(run.build(), attack, dataclasses.replace(attack, steps=10), seed=run.seed)
+    options = {"seed": run.seed, "attack_precision": run.attack_precision}
+    trainer = AdversarialModel(run.build(), attack, dataclasses.replace(attack, steps=10), **options)
     warmup = steps // 5
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0, steps - warmup, warmup_target=run.learning_rate, warmup_steps=warmup

@@ -28,7 +28,8 @@ def folder(tmp_path_factory):
     """A folder trained with flags, strategy and precision among them."""
     path = tmp_path_factory.mktemp("runs") / "gelu"
     spec = '--activation={"name": "gelu", "approximate": false}'
-    done = run("train", f"--output={path}", spec, *SHORT, "--strategy=mirrored", "--epsilon=10")
+    flags = [*SHORT, "--strategy=mirrored", "--epsilon=10", "--attack_precision=mixed_bfloat16"]
+    done = run("train", f"--output={path}", spec, *flags)
     assert done.returncode == 0, done.stderr
     assert f"keras-sat evaluate {path}" in done.stdout
     return path
@@ -38,6 +39,7 @@ def test_train_writes_what_evaluate_and_export_read(folder):
     record = json.loads((folder / "run.json").read_text())
     assert record["activation"] == {"name": "gelu", "approximate": False}
     assert (record["epsilon"], record["strategy"], record["finished"]) == (10, "mirrored", True)
+    assert record["attack_precision"] == "mixed_bfloat16"
 
     done = run("evaluate", folder, "--attack=fgsm,pgd-3", "--split=test[:200]")
     assert done.returncode == 0, done.stderr

@@ -99,6 +99,7 @@ def test_precision_is_that_of_the_run_alone(tmp_path):
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"precision": "fp16"}, "mixed_float16"),
+        ({"attack_precision": "bf16"}, "attack_precision must be one of"),
         ({"image_size": 0}, "image_size"),
     ],
 )
