@@ -45,13 +45,15 @@ def _quickstart_flags(parser):
 
 def _train_flags(parser):
     from keras_sat.run import Run
+    from keras_sat.training import RECIPES
 
-    parser.add_argument("--output", required=True, help="folder to write; must hold no run yet")
+    parser.add_argument("--output", required=True, help="folder to write; must hold no run yet, or this, unfinished")
+    parser.add_argument("--recipe", choices=RECIPES, help="published settings, which further flags change")
     for field in dataclasses.fields(Run):
         text = field.metadata["help"].replace("%", "%%")
-        if field.default is not None:
+        if field.default not in (None, ""):
             text += f" (default: {field.default})"
-        parser.add_argument(f"--{field.name}", default=field.default, help=text, **_flag_kind(field))
+        parser.add_argument(f"--{field.name}", default=argparse.SUPPRESS, help=text, **_flag_kind(field))
 
 
 def _flag_kind(field):
@@ -174,10 +176,18 @@ def _bin():
 
 
 def train(args):
-    """Trains a network adversarially and writes its folder: weights, run.json and TensorBoard logs."""
-    from keras_sat import run as run_lib
+    """Trains a network adversarially and writes its folder: weights, run.json and TensorBoard logs.
 
-    config = run_lib.Run(**{field.name: getattr(args, field.name) for field in dataclasses.fields(run_lib.Run)})
+    Killed, it goes on from its last checkpoint when the same command is given again.
+    """
+    from keras_sat import run as run_lib
+    from keras_sat.training import RECIPES
+
+    given = {field.name for field in dataclasses.fields(run_lib.Run)} & set(vars(args))
+    settings = RECIPES[args.recipe].settings if args.recipe else {}
+    config = run_lib.Run(**settings | {name: getattr(args, name) for name in given})
+    if os.path.isdir(run_lib.checkpoints(args.output)):
+        print(f"Going on with the unfinished run in {args.output}.", flush=True)
     _, finished = run_lib.train(config, args.output)
     if not finished:
         return _interrupted(args.output)
@@ -466,7 +476,7 @@ def _main(args):
     except KeyboardInterrupt:
         print("\nkeras-sat: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"keras-sat: {error}", file=sys.stderr)
         return 1
 

@@ -1,14 +1,19 @@
 """Datasets: TFDS -> tf.data of (images, labels), pixels 0..255, NHWC. One real dataset is embedded."""
 
+import functools
 import os
 
+import keras
 import tensorflow as tf
+
+from keras_sat import preprocessing
 
 EMBEDDED = os.path.join(os.path.dirname(__file__), "datasets")
 # A mirror image of these is another class, or none.
 WITHOUT_FLIP = ("mnist", "emnist", "kmnist", "svhn_cropped", "gtsrb", "mnist_corrupted")
 LARGEST_SMALL_IMAGE = 64  # pixels
 SHUFFLE_BYTES = 2**29
+AUTOTUNE = tf.data.AUTOTUNE
 
 
 def names():
@@ -16,27 +21,57 @@ def names():
     return sorted(entry.name for entry in os.scandir(EMBEDDED) if entry.is_dir())
 
 
-def load(name, split, batch_size, image_size=None, training=False, data_dir=None, seed=0, augment=True):
+def load(
+    name,
+    split,
+    batch_size,
+    image_size=None,
+    training=False,
+    data_dir=None,
+    seed=0,
+    augment=True,
+    *,
+    crop=None,
+    epochs=None,
+    first_step=0,
+    rand_augment=None,
+    mixup=None,
+    cutmix=None,
+    input_context=None,
+):
     """Returns batches of (images, labels) of a classification dataset.
 
     `fashion_mnist_mini` is embedded: 10,000 training and 2,000 test images, 28 x 28 x 1, of Fashion-MNIST (Zalando SE,
-    MIT licence), equally many of each of its 10 classes. Any other name is TFDS' ("cifar10", "imagenette/160px-v2").
+    MIT licence), equally many of each of its 10 classes. Any other name is TFDS' ("cifar10", "imagenet2012"), or the
+    path of a folder of images, SPLIT/CLASS/*.jpg.
+
+    All that is random follows from the seed, the epoch and the place in it, not from what was drawn before: the same
+    arguments give the same batches, and training can begin anywhere, without decoding what is left out.
 
     Args:
         name: of the dataset.
-        split: "train", "test", or any slice in TFDS' language, such as "test[:500]".
-        batch_size: images in a batch.
-        image_size: height and width to resize to (bilinear, antialiased; float32 pixels), or None to keep the images
-            as they are (uint8).
+        split: "train", "test", or any slice in TFDS' language, such as "test[:500]"; of a folder, a whole split.
+        batch_size: images in a batch, over all devices and workers.
+        image_size: height and width to bring the images to, or None to keep them as they are.
         training: shuffles, anew each epoch, and augments; the last, partial batch is dropped.
         data_dir: TFDS' folder of prepared datasets; None is TFDS' own.
         seed: of shuffling and augmentation.
-        augment: in training, pads images of up to 64 pixels by an eighth, crops them at random and, where a mirror
-            image is of the same class, flips them at random.
+        augment: in training, of images of many sizes Inception's random part is taken (`preprocessing.random_part`);
+            others are padded by an eighth and cropped at random, up to 64 pixels. And where a mirror image is of the
+            same class, half are mirrored.
+        crop: what `image_size` takes of an image: "stretch", "padded" or "shortest_edge", as
+            `preprocessing.centre` says. Default: "stretch" for images of one size, "padded" for others.
+        epochs: in training, the batches of all these epochs, one after the other, for `fit(steps_per_epoch=...)`.
+            Default: those of one epoch, another at each iteration.
+        first_step: with `epochs`, number of the batch to begin with, counted over all epochs.
+        rand_augment: in training, factor 0..1 of Keras' RandAugment, of each image.
+        mixup, cutmix: in training, alpha of Keras' MixUp and factor of its CutMix; with both, a batch gets either.
+            Labels are then float32 [batch, classes].
+        input_context: a tf.distribute.InputContext; reads this worker's share of the files, and gives batches for one
+            replica, as `strategy.distribute_datasets_from_function` wants them.
 
     Returns:
-        A tf.data.Dataset of images [batch, height, width, channels], uint8 or float32 in 0..255, and int64 labels
-        [batch].
+        A tf.data.Dataset of images [batch, height, width, channels], uint8 in 0..255, and int64 labels [batch].
 
     Raises:
         ValueError: for an unknown dataset or split, or one that has no (image, label) pairs, or images of several
@@ -44,21 +79,99 @@ def load(name, split, batch_size, image_size=None, training=False, data_dir=None
     """
     if not (isinstance(batch_size, int) and batch_size >= 1):
         raise ValueError(f"batch_size must be an integer >= 1. Received: {batch_size!r}")
+    if crop not in (None, *preprocessing.CROPS):
+        raise ValueError(f"crop must be one of {', '.join(preprocessing.CROPS)}. Received: {crop!r}")
     builder = _builder(name, data_dir)
-    dataset = _read(builder, split, training, seed)
-    image_shape = dataset.element_spec[0].shape
-    if image_size is None and not image_shape.is_fully_defined():
+    number, feature = _number_of_images(builder, split), builder.info.features[_keys(builder.info)[0]]
+    has_one_size = None not in feature.shape[:2]
+    if image_size is None and not has_one_size:
         raise ValueError(f"The images of {name} differ in size: say image_size, such as image_size=224.")
-    if image_size is not None:
-        dataset = dataset.map(lambda image, label: (resize(image, (image_size, image_size)), label), tf.data.AUTOTUNE)
-    if training:
-        dataset = dataset.shuffle(_shuffle_buffer(dataset), seed=seed, reshuffle_each_iteration=True)
-    if training and augment and max(dataset.element_spec[0].shape) <= LARGEST_SMALL_IMAGE:
-        dataset = _augment(dataset, flip=builder.name not in WITHOUT_FLIP, seed=seed)
-    dataset = dataset.batch(batch_size, drop_remainder=training, num_parallel_calls=tf.data.AUTOTUNE)
-    if dataset.cardinality() == 0:
+    crop = crop or ("stretch" if has_one_size else "padded")
+    share = input_context.get_per_replica_batch_size(batch_size) if input_context else batch_size
+    read = functools.partial(_read, builder, split, input_context)
+    if not training:
+        dataset = read().map(lambda image, label: (_decoded(image, feature, image_size, crop), label), AUTOTUNE)
+        return dataset.batch(share, num_parallel_calls=AUTOTUNE).prefetch(AUTOTUNE)
+    if number < batch_size:
         raise ValueError(f"{name} {split} has fewer images than a batch of {batch_size}.")
-    return dataset.prefetch(tf.data.AUTOTUNE)
+    augmented = _augmentation(feature, image_size, crop, augment, builder.name not in WITHOUT_FLIP, rand_augment)
+    dataset = _epochs(read, seed, number, batch_size, epochs, first_step, input_context)
+    dataset = dataset.map(lambda image, label, seed: (augmented(image, seed), label, seed), AUTOTUNE)
+    dataset = dataset.batch(share, drop_remainder=True, num_parallel_calls=AUTOTUNE)
+    classes = builder.info.features[_keys(builder.info)[1]].num_classes
+    dataset = dataset.map(_mixing(classes, mixup, cutmix), AUTOTUNE)
+    if not epochs and not input_context:  # of all epochs fit(steps_per_epoch) must not know: it counts what was skipped
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(number // batch_size))
+    return dataset.prefetch(AUTOTUNE)
+
+
+def _epochs(read, seed, number, batch_size, epochs, first_step, input_context):
+    """Returns encoded images, labels and a seed for each, in the order of training."""
+    steps = number // batch_size
+    workers = input_context.num_input_pipelines if input_context else 1
+
+    def one(epoch):
+        tf.random.set_seed(1)  # of this graph: the order is the seed's alone, not also that of the program's seed
+        key = tf.cast(seed, tf.int64) * 1_000_003 + epoch
+        examples = read(key)
+        if workers > 1:
+            examples = examples.repeat()  # a worker's files may hold a few images less than its share
+        done = tf.where(epoch == first_step // steps, first_step % steps, 0) if epochs else 0
+        examples = (
+            examples.take(steps * batch_size // workers)
+            .enumerate()
+            .skip(tf.cast(done * batch_size // workers, tf.int64))
+        )
+        low = tf.bitcast(key, tf.int32)[0]
+        return examples.map(lambda place, example: (*example, tf.stack([low, tf.cast(place, tf.int32)])))
+
+    if epochs:
+        numbers = tf.data.Dataset.range(first_step // steps, epochs)
+    else:
+        numbers = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).take(1)
+    return numbers.flat_map(tf.autograph.experimental.do_not_convert(one))
+
+
+def _read(builder, split, input_context, key=None):
+    """Returns encoded images and labels; shuffled by an int64 `key`, if there is one."""
+    import tensorflow_datasets as tfds
+
+    if isinstance(builder, tfds.ImageFolder):
+        return _read_folder(builder, split, input_context, key)
+    image, label = _keys(builder.info)
+    workers = input_context.num_input_pipelines if input_context else 1
+    by_files = len(builder.info.splits[split].file_instructions) >= workers
+    dataset = builder.as_dataset(
+        split=split,
+        shuffle_files=key is not None and not builder.info.disable_shuffling,
+        decoders={image: tfds.decode.SkipDecoding()},
+        read_config=tfds.ReadConfig(
+            shuffle_seed=key, try_autocache=False, input_context=input_context if by_files else None
+        ),
+    )
+    if not by_files:
+        dataset = dataset.shard(workers, input_context.input_pipeline_id)
+    dataset = dataset.map(lambda example: (example[image], example[label]), AUTOTUNE)
+    return dataset if key is None else dataset.shuffle(_buffer(builder, split), key, reshuffle_each_iteration=False)
+
+
+def _read_folder(builder, split, input_context, key):
+    folder, names = os.path.join(builder.data_dir, split), builder.info.features["label"].names
+    found = [(entry.path, label) for label, name in enumerate(names) for entry in _images(os.path.join(folder, name))]
+    paths, labels = zip(*sorted(found))
+    dataset = tf.data.Dataset.from_tensor_slices((list(paths), tf.constant(labels, tf.int64)))
+    if input_context:
+        dataset = dataset.shard(input_context.num_input_pipelines, input_context.input_pipeline_id)
+    if key is not None:
+        dataset = dataset.shuffle(len(paths), key, reshuffle_each_iteration=False)
+    return dataset.map(lambda path, label: (tf.io.read_file(path), label), AUTOTUNE)
+
+
+def _images(folder):
+    """Returns the directory entries that tfds.ImageFolder counts as images."""
+    if not os.path.isdir(folder):
+        return []
+    return [entry for entry in os.scandir(folder) if entry.name.lower().endswith((".jpeg", ".jpg", ".png"))]
 
 
 def info(name, data_dir=None):
@@ -73,8 +186,9 @@ def class_names(name, data_dir=None):
 
 
 def evaluation_split(name, data_dir=None):
-    """Returns the name of the split to evaluate on: "test", or "validation" where there is none."""
-    return "test" if "test" in info(name, data_dir).splits else "validation"
+    """Returns the name of the split to evaluate on: "test", or "validation" or "val" where there is none."""
+    splits = info(name, data_dir).splits
+    return next((split for split in ("test", "validation", "val") if split in splits), "test")
 
 
 def shape_and_classes(name, image_size=None, data_dir=None):
@@ -88,6 +202,8 @@ def shape_and_classes(name, image_size=None, data_dir=None):
 def _builder(name, data_dir):
     import tensorflow_datasets as tfds  # takes a second to import
 
+    if os.path.isdir(name):
+        return tfds.ImageFolder(os.path.abspath(name))
     try:
         builder = tfds.builder(name, data_dir=EMBEDDED if name in names() else data_dir)
     except tfds.core.DatasetNotFoundError as error:
@@ -113,50 +229,77 @@ def _keys(info):
     return keys
 
 
-def _read(builder, split, training, seed):
-    import tensorflow_datasets as tfds
-
-    image, label = _keys(builder.info)
+def _number_of_images(builder, split):
+    """Returns how many images a split has, or raises ValueError."""
     try:
-        builder.info.splits[split]
+        return builder.info.splits[split].num_examples
     except (ValueError, KeyError, AssertionError) as error:
         known = ", ".join(builder.info.splits)
         raise ValueError(
             f"{builder.name} has no split {split!r}; it has {known}, and slices such as test[:500]."
         ) from error
-    dataset = builder.as_dataset(
-        split=split,
-        shuffle_files=training and not builder.info.disable_shuffling,
-        read_config=tfds.ReadConfig(shuffle_seed=seed, try_autocache=False),
-    )
-    return dataset.map(lambda example: (example[image], example[label]), tf.data.AUTOTUNE)
 
 
-def resize(image, size):
-    """Returns an image (or a batch) resized to `size`, (height, width): bilinear, antialiased; float32 in 0..255."""
-    return tf.clip_by_value(tf.image.resize(image, size, antialias=True), 0, 255)
+def _buffer(builder, split):
+    """Returns among how many encoded images to shuffle: all of them, where they fit into SHUFFLE_BYTES."""
+    info = builder.info.splits[split]
+    size = max(1, builder.info.dataset_size // max(1, sum(s.num_examples for s in builder.info.splits.values())))
+    return max(1, min(info.num_examples, SHUFFLE_BYTES // size))
 
 
-def _shuffle_buffer(dataset):
-    """Returns how many examples to shuffle among: all of them, where they fit into SHUFFLE_BYTES."""
-    spec = dataset.element_spec[0]
-    fitting = SHUFFLE_BYTES // (spec.shape.num_elements() * spec.dtype.size)
-    return max(1, min(int(dataset.cardinality()), fitting))
+def _decoded(encoded, feature, image_size, crop):
+    """Returns the uint8 pixels of an encoded image as evaluation sees them."""
+    if image_size is None:
+        return feature.decode_example(encoded)
+    if crop == "stretch":
+        return preprocessing.to_uint8(preprocessing.resize(feature.decode_example(encoded), (image_size, image_size)))
+    return preprocessing.centre(_as_file(encoded, feature), image_size, feature.shape[-1], crop)
 
 
-def _augment(dataset, flip, seed):
-    height, width, channels = dataset.element_spec[0].shape
-    pad = max(height, width) // 8
+def _as_file(encoded, feature):
+    """Returns an image as a file of a known format, which a features.Tensor is not."""
+    import tensorflow_datasets as tfds
 
-    def augment(example, random):
-        image, label = example
-        seed_pair = tf.bitcast(random, tf.int32)
-        image = tf.pad(image, [[pad, pad], [pad, pad], [0, 0]])
-        image = tf.image.stateless_random_crop(image, (height, width, channels), seed_pair)
-        if flip:
-            image = tf.image.stateless_random_flip_left_right(image, seed_pair + 1)
-        return image, label
+    if isinstance(feature, tfds.features.Image):
+        return encoded
+    return tf.io.encode_png(feature.decode_example(encoded))
 
-    # Stateless: the same seed gives the same batches however many threads map them.
-    random = tf.data.Dataset.random(seed, rerandomize_each_iteration=True)
-    return tf.data.Dataset.zip(dataset, random).map(augment, tf.data.AUTOTUNE)
+
+def _augmentation(feature, image_size, crop, augment, flip, rand_augment):
+    """Returns the function from an encoded image and a seed to the uint8 pixels that are trained on."""
+    layer = None if rand_augment is None else keras.layers.RandAugment(factor=rand_augment)
+
+    def augmented(encoded, seed):
+        if augment and crop != "stretch":
+            image = preprocessing.random_part(
+                _as_file(encoded, feature), image_size, feature.shape[-1], preprocessing.fold(seed, 0)
+            )
+        else:
+            image = _decoded(encoded, feature, image_size, crop)
+            if augment and max(image.shape) <= LARGEST_SMALL_IMAGE:
+                image = preprocessing.random_shift(image, max(image.shape[:2]) // 8, preprocessing.fold(seed, 0))
+        if augment and flip and (crop != "stretch" or max(image.shape) <= LARGEST_SMALL_IMAGE):
+            image = tf.image.stateless_random_flip_left_right(image, preprocessing.fold(seed, 1))
+        if layer is not None:
+            image = preprocessing.to_uint8(preprocessing.stateless(layer, preprocessing.fold(seed, 2), image))
+        return image
+
+    return augmented
+
+
+def _mixing(classes, mixup, cutmix):
+    """Returns the function from images, labels and seeds of a batch to what is trained on."""
+    layers = [] if mixup is None else [keras.layers.MixUp(alpha=mixup)]
+    layers += [] if cutmix is None else [keras.layers.CutMix(factor=cutmix)]
+
+    def mixed(images, labels, seeds):
+        if not layers:
+            return images, labels
+        batch = {"images": images, "labels": tf.one_hot(labels, classes)}
+        seed = preprocessing.fold(seeds[0], 3)
+        outputs = [lambda layer=layer: preprocessing.stateless(layer, seed, batch) for layer in layers]
+        chosen = tf.random.stateless_uniform([], preprocessing.fold(seed, 4), maxval=len(layers), dtype=tf.int32)
+        batch = tf.switch_case(chosen, outputs)
+        return preprocessing.to_uint8(batch["images"]), batch["labels"]
+
+    return mixed

@@ -26,6 +26,15 @@ def replacing(path):
             os.remove(temporary)
 
 
+def sha256(path):
+    """Returns the SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def fingerprint(value):
     """Returns eight letters and digits that tell this JSON value from others, for the name of a file."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]

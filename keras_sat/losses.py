@@ -25,6 +25,12 @@ def cross_entropy(labels, logits):
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
 
 
+def kl(reference, logits):
+    """Returns KL(p || q) = sum_k p_k (log p_k - log q_k) of p = softmax(reference) and q = softmax(logits), [batch]."""
+    log_p, log_q = tf.nn.log_softmax(reference), tf.nn.log_softmax(logits)
+    return tf.reduce_sum(tf.exp(log_p) * (log_p - log_q), axis=-1)
+
+
 def margin(labels, logits):
     """Returns max_{k != label} logits[k] - logits[label]: positive exactly where the label is not the prediction."""
     others = tf.reduce_max(without_label(labels, logits), axis=-1)

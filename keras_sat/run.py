@@ -1,20 +1,36 @@
-"""A training run and its folder: `run.json` (the whole configuration), `model.weights.h5`, `logs/` (TensorBoard)."""
+"""A training run and its folder: `run.json` (the whole configuration), `model.weights.h5`, `logs/` (TensorBoard).
+
+While it trains there is `checkpoints/` instead of the first two.
+"""
 
 import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import sys
 
 import keras
+import tensorflow as tf
 
 from keras_sat import activations, attacks, data, files, models
 from keras_sat import export as export_lib
 from keras_sat.evaluation import report
 from keras_sat.models.classifier import PRECISIONS
-from keras_sat.training import AdversarialModel, distribution
+from keras_sat.training import (
+    AWP,
+    MART,
+    TRADES,
+    AdversarialModel,
+    AdversarialTraining,
+    Checkpoint,
+    Free,
+    distribution,
+    schedules,
+)
 
 BALLS = {"linf": attacks.LinfBall, "l2": attacks.L2Ball}
+OBJECTIVES = {"adversarial": AdversarialTraining, "trades": TRADES, "mart": MART}
 VALIDATION_IMAGES = 500
 CALIBRATION_IMAGES = 200
 NO_WEIGHT_DECAY = ("gamma", "beta", "bias")
@@ -37,21 +53,36 @@ class Run:
     dataset: str = _flag("fashion_mnist_mini", "embedded, or any prepared TFDS classification dataset")
     data_dir: str | None = _flag(None, "folder of prepared TFDS datasets; default: TFDS' own")
     image_size: int | None = _flag(None, "resize the images to this height and width; default: as they are")
-    augment: bool = _flag(
-        False, "crop and flip small images at random: for long trainings; costs accuracy in short ones"
-    )
+    augment: bool = _flag(False, "crop and flip images at random: for long trainings; costs accuracy in short ones")
+    rand_augment: float | None = _flag(None, "factor 0..1 of RandAugment; default: none")
+    mixup: float | None = _flag(None, "alpha of MixUp; default: none")
+    cutmix: float | None = _flag(None, "factor of CutMix; default: none")
     norm: str = _flag("linf", "of the attack: linf or l2")
     epsilon: float = _flag(25.5, "radius of the attack, in pixels 0..255")
     steps: int = _flag(2, "gradient steps of the training attack")
+    step_size: float | None = _flag(None, "of the training attack, in pixels; default: max(1, epsilon / steps)")
+    clean_start: float = _flag(0.0, "probability with which a batch is attacked from the images themselves")
+    replays: int = _flag(0, "of each batch, in free adversarial training; 0: PGD")
+    objective: str = _flag("adversarial", ", ".join(OBJECTIVES))
+    awp: float = _flag(0.0, "adversarial weight perturbation, relative to the kernels: 0.005, say; 0 for none")
     epochs: int = _flag(8, "passes over the training split")
     batch_size: int = _flag(100, "images in a batch, over all devices")
-    learning_rate: float = _flag(0.008, "peak of AdamW's warm-up and cosine decay")
-    weight_decay: float = _flag(0.001, "AdamW's, on convolution and dense kernels only")
+    optimizer: str = _flag("adamw", "adamw, or sgd (Nesterov, momentum 0.9)")
+    learning_rate: float = _flag(0.008, "at its peak")
+    schedule: str = _flag("cosine", "of the learning rate: cosine, or steps: a tenth after each of decay_epochs")
+    decay_epochs: str = _flag("", "such as 30,60,90")
+    warmup_epochs: float | None = _flag(None, "the learning rate rises for so long; default: a fifth of the training")
+    warmup_from: float = _flag(0.0, "learning rate at step 0")
+    weight_decay: float = _flag(0.001, "on convolution and dense kernels only: AdamW's, or for sgd an L2 penalty")
+    label_smoothing: float = _flag(0.0, "of the loss; the attack does not see it")
+    clip_norm: float | None = _flag(None, "norm to which the whole gradient is clipped; default: none")
+    ema: float = _flag(0.0, "momentum of averaged weights, which are evaluated and saved; 0 for none")
     precision: str = _flag("float32", ", ".join(PRECISIONS))
     attack_precision: str | None = _flag(
         None, f"of the training attack alone: {', '.join(PRECISIONS)}; default: precision"
     )
-    strategy: str = _flag("auto", "auto, none or mirrored (every GPU of this machine)")
+    strategy: str = _flag("auto", "auto, none, mirrored (every GPU of this machine), multiworker (TF_CONFIG), tpu")
+    checkpoint_every: int = _flag(500, "steps after which a checkpoint is saved, from which a killed run goes on")
     seed: int = _flag(0, "the same seed gives the same run")
 
     def __post_init__(self):
@@ -60,20 +91,36 @@ class Run:
         _expect("precision", self.precision, self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
         is_known = self.attack_precision in (None, *PRECISIONS)
         _expect("attack_precision", self.attack_precision, is_known, f"one of {', '.join(PRECISIONS)}")
-        for name in ("epochs", "batch_size", "steps"):
+        _expect("objective", self.objective, self.objective in OBJECTIVES, f"one of {', '.join(OBJECTIVES)}")
+        _expect("awp", self.awp, self.awp >= 0, "at least 0")
+        _expect("optimizer", self.optimizer, self.optimizer in ("adamw", "sgd"), "adamw or sgd")
+        _expect("schedule", self.schedule, self.schedule in ("cosine", "steps"), "cosine or steps")
+        _expect("ema", self.ema, 0 <= self.ema < 1, "at least 0, and less than 1")
+        _expect("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "at least 0, and less than 1")
+        for name in ("epochs", "batch_size", "steps", "checkpoint_every"):
             _expect(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         _expect("image_size", self.image_size, self.image_size is None or self.image_size >= 1, "at least 1")
         _expect("learning_rate", self.learning_rate, self.learning_rate > 0, "positive")
-        _expect("weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
-        self.ball()  # refuses an epsilon out of its range
+        for name in ("weight_decay", "replays", "warmup_from"):
+            _expect(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
+        are_numbers = all(epoch.strip().isdigit() for epoch in self.decay_epochs.split(","))
+        is_given = are_numbers if self.schedule == "steps" else are_numbers or not self.decay_epochs
+        _expect("decay_epochs", self.decay_epochs, is_given, "whole numbers, such as 30,60,90")
+        self.attack()  # refuses an epsilon, a step size or a clean_start out of its range
         activations.layer(self.activation)
 
     def ball(self, epsilon=None):
         """Returns the threat model, of this run's epsilon or another."""
         return BALLS[self.norm](self.epsilon if epsilon is None else epsilon)
 
-    def load_data(self, split, batch_size=None, training=False):
-        """Returns the run's dataset as `keras_sat.data.load` does."""
+    def attack(self):
+        """Returns the attack of training."""
+        if self.replays:
+            return Free(self.ball(), self.replays, self.step_size)
+        return attacks.PGD(self.ball(), steps=self.steps, step_size=self.step_size, clean_start=self.clean_start)
+
+    def load_data(self, split, batch_size=None, training=False, **options):
+        """Returns the run's dataset as `keras_sat.data.load` does; that names the options."""
         return data.load(
             self.dataset,
             split,
@@ -83,7 +130,34 @@ class Run:
             data_dir=self.data_dir,
             seed=self.seed,
             augment=self.augment,
+            **options,
         )
+
+    def training_data(self, first_step=0):
+        """Returns the batches of all epochs from a step on, as `trainer.fit` takes them."""
+        mixing = {"rand_augment": self.rand_augment, "mixup": self.mixup, "cutmix": self.cutmix}
+        options = {"training": True, "epochs": self.epochs, "first_step": first_step}
+        return self._labelled(self.load_data("train", **options, **mixing))
+
+    def validation_data(self):
+        """Returns some hundred images of the evaluation split, in whole batches."""
+        batches = max(1, VALIDATION_IMAGES // self.batch_size)
+        return self._labelled(self.load_data(self.evaluation_split()).take(batches))
+
+    @property
+    def has_soft_labels(self):
+        """Whether the loss is given the classes' probabilities, [batch, classes], not their numbers."""
+        return bool(self.label_smoothing or self.mixup or self.cutmix)
+
+    def _labelled(self, dataset):
+        if not self.has_soft_labels:
+            return dataset
+        _, classes = data.shape_and_classes(self.dataset, self.image_size, self.data_dir)
+
+        def soft(images, labels):
+            return images, tf.one_hot(labels, classes) if labels.shape.rank == 1 else labels
+
+        return dataset.map(soft)
 
     def evaluation_split(self):
         """Returns the name of the split to evaluate on."""
@@ -108,43 +182,91 @@ def _expect(name, value, is_valid, expected):
 def train(run, folder):
     """Trains a network adversarially, and writes the run's folder.
 
-    Ctrl-C ends the training early; what was trained until then is written.
+    Killed, it goes on from its last checkpoint when it is called again, and ends with the same weights. Ctrl-C ends the
+    training early; what was trained until then is written.
 
     Args:
         run: a `Run`.
-        folder: to write; must hold no run yet.
+        folder: to write; must hold no run yet, or the same, unfinished.
 
     Returns:
         The trained keras.Model, and whether the training ran to its end.
 
     Raises:
-        ValueError: if the folder holds a run already, or for a dataset that cannot be had. Nothing is written then.
+        ValueError: if the folder holds a finished run, another one, or one that is being written, or for a dataset that
+            cannot be had. Nothing is written then.
+        FloatingPointError, OSError: as `training.Checkpoint`.
     """
     if os.path.exists(_json(folder)):
         raise ValueError(f"{folder} holds a run already: choose another output folder.")
+    _check_is_unfinished(run, folder)
+    strategy = distribution.strategy(run.strategy)  # before anything is computed, for several workers
     keras.utils.set_random_seed(run.seed)
-    dataset = run.load_data("train", training=True)
-    with _policy(run.precision), distribution.strategy(run.strategy).scope():
-        trainer = _trainer(run, steps=run.epochs * int(dataset.cardinality()))
-    history = keras.callbacks.History()
+    steps = int(run.load_data("train", training=True).cardinality())
+    with _policy(run.precision), strategy.scope():
+        trainer = _trainer(run, steps)
+    with Checkpoint(checkpoints(folder), steps, run.checkpoint_every) as checkpoint:
+        files.write_json(_json(checkpoint.folder), dataclasses.asdict(run))
+        finished = _fit(run, trainer, checkpoint, steps, os.path.join(folder, "logs"))
+        with files.replacing(_weights(folder)) as temporary:
+            trainer.model.save_weights(temporary)
+        record = {**dataclasses.asdict(run), "attack_batch_norm": trainer.attack_batch_norm, "finished": finished}
+        record |= {"iterations": int(trainer.optimizer.iterations.numpy()), "history": _curves(checkpoint.history)}
+        files.write_json(_json(folder), record | {"versions": report.versions()})
+        shutil.rmtree(checkpoint.folder)
+    return trainer.model, finished
+
+
+def checkpoints(folder):
+    """Returns the folder of an unfinished run's checkpoints."""
+    return os.path.join(folder, "checkpoints")
+
+
+def _check_is_unfinished(run, folder):
+    """Raises ValueError if the folder holds checkpoints of another run."""
+    path = _json(checkpoints(folder))
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            before = json.load(file)
+        settings = dataclasses.asdict(run).items()
+        differing = [f"{name}={before.get(name)!r}" for name, value in settings if before.get(name) != value]
+        if differing:
+            raise ValueError(
+                f"{folder} holds an unfinished run of other settings ({', '.join(differing)}): go on with these, or "
+                f"choose another output folder, or remove {checkpoints(folder)}."
+            )
+
+
+def _fit(run, trainer, checkpoint, steps, logs):
+    """Trains from the last checkpoint on; returns whether it came to its end."""
+    done = checkpoint.restore(trainer)
+    if done == steps * run.epochs:  # killed after its last step
+        trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
+        return True
     try:
         trainer.fit(
-            dataset,
-            validation_data=run.load_data(run.evaluation_split()).take(max(1, VALIDATION_IMAGES // run.batch_size)),
+            run.training_data(first_step=done),
+            validation_data=run.validation_data(),
             epochs=run.epochs,
+            steps_per_epoch=steps,
+            initial_epoch=done // steps,
             shuffle=False,  # the dataset shuffles
-            callbacks=[history, keras.callbacks.TensorBoard(os.path.join(folder, "logs"), write_graph=False)],
+            callbacks=[
+                checkpoint,
+                *([keras.callbacks.SwapEMAWeights()] if run.ema else []),
+                keras.callbacks.TensorBoard(logs, write_graph=False),
+            ],
             verbose="auto" if sys.stdout.isatty() else 2,
         )
-        finished = True
     except KeyboardInterrupt:
-        finished = False
-    with files.replacing(_weights(folder)) as temporary:
-        trainer.model.save_weights(temporary)
-    record = {**dataclasses.asdict(run), "attack_batch_norm": trainer.attack_batch_norm, "finished": finished}
-    record |= {"iterations": int(trainer.optimizer.iterations.numpy()), "history": history.history}
-    files.write_json(_json(folder), record | {"versions": report.versions()})
-    return trainer.model, finished
+        return False
+    return True
+
+
+def _curves(history):
+    """Returns {metric: its value after each epoch} from {epoch: {metric: value}}."""
+    names = dict.fromkeys(name for logs in history.values() for name in logs)
+    return {name: [logs.get(name) for _, logs in sorted(history.items())] for name in names}
 
 
 def load(folder):
@@ -158,7 +280,8 @@ def load(folder):
     try:
         with open(_json(folder), encoding="utf-8") as file:
             record = json.load(file)
-        run = Run(**{field.name: record[field.name] for field in dataclasses.fields(Run)})
+        names = [field.name for field in dataclasses.fields(Run)]
+        run = Run(**{name: record[name] for name in names if name in record})  # others are younger than the run
     except FileNotFoundError:
         raise ValueError(f"{folder} holds no run: {_json(folder)} is missing.") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -217,15 +340,46 @@ def _policy(name):
 
 
 def _trainer(run, steps):
-    """Returns a compiled AdversarialModel, built for `steps` steps of training."""
-    attack = attacks.PGD(run.ball(), steps=run.steps)
-    options = {"seed": run.seed, "attack_precision": run.attack_precision}
-    trainer = AdversarialModel(run.build(), attack, dataclasses.replace(attack, steps=10), **options)
-    warmup = steps // 5
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, steps - warmup, warmup_target=run.learning_rate, warmup_steps=warmup
+    """Returns a compiled AdversarialModel, built for epochs of `steps` steps."""
+    model = run.build()
+    trainer = AdversarialModel(
+        model,
+        run.attack(),
+        attacks.PGD(run.ball(), steps=10),
+        seed=run.seed,
+        attack_precision=run.attack_precision,
+        objective=OBJECTIVES[run.objective](),
+        weight_perturbation=AWP(run.awp) if run.awp else None,
     )
-    optimizer = keras.optimizers.AdamW(schedule, weight_decay=run.weight_decay)
-    optimizer.exclude_from_weight_decay(var_names=NO_WEIGHT_DECAY)
-    trainer.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    if run.has_soft_labels:
+        loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=run.label_smoothing)
+    else:
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    trainer.compile(_optimizer(run, model, steps), loss, metrics=["accuracy"])
     return trainer
+
+
+def _optimizer(run, model, steps):
+    options = {"global_clipnorm": run.clip_norm}
+    if run.ema:
+        options |= {"use_ema": True, "ema_momentum": run.ema, "ema_overwrite_frequency": None}
+    rate = _learning_rate(run, steps * max(1, run.replays))  # the optimizer counts replays
+    if run.optimizer == "adamw":
+        optimizer = keras.optimizers.AdamW(rate, weight_decay=run.weight_decay, **options)
+        optimizer.exclude_from_weight_decay(var_names=NO_WEIGHT_DECAY)
+        return optimizer
+    for layer in model.layers:
+        if getattr(layer, "kernel", None) is not None and run.weight_decay:
+            layer.kernel.regularizer = keras.regularizers.L2(run.weight_decay / 2)
+    return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, **options)
+
+
+def _learning_rate(run, steps):
+    warmup = run.epochs / 5 if run.warmup_epochs is None else run.warmup_epochs
+    warmup = min(int(warmup * steps), run.epochs * steps - 1)
+    if run.schedule == "cosine":
+        return keras.optimizers.schedules.CosineDecay(
+            run.warmup_from, run.epochs * steps - warmup, warmup_target=run.learning_rate, warmup_steps=warmup
+        )
+    boundaries = [int(epoch) * steps for epoch in run.decay_epochs.split(",")]
+    return schedules.StepDecay(run.learning_rate, boundaries, warmup_steps=warmup, warmup_from=run.warmup_from)

@@ -15,13 +15,18 @@ PACKAGE = ROOT / "keras_sat"
 
 # What a module may import of the package: the layers below its own, and its own.
 LAYERS = [
-    ("version", "files", "activations", "losses", "data"),
+    ("version", "files", "activations", "losses", "preprocessing", "data"),
     ("attacks", "models"),
     ("training", "evaluation", "export", "serving"),
     ("run",),
     ("cli",),
 ]
-BESIDE = {"attacks": {"attacks"}, "models": {"models"}, "export": {"export", "training", "evaluation"}}
+BESIDE = {
+    "data": {"data", "preprocessing"},
+    "attacks": {"attacks"},
+    "models": {"models"},
+    "export": {"export", "training", "evaluation"},
+}
 
 
 def layer(module):

@@ -1,4 +1,4 @@
-"""The only place that opens a tape for the gradient of an input."""
+"""The only place that opens a tape: for the gradient of an input, and of a training step."""
 
 import tensorflow as tf
 
@@ -69,3 +69,21 @@ def jacobian(logits_fn, images):
         tape.watch(images)
         outputs = logits(logits_fn, images)
     return outputs, tape.batch_jacobian(outputs, images)
+
+
+def of_training(forward, sources, scale=tf.identity):
+    """Differentiates the loss of a training step: by weights, and by images where an attack wants them too.
+
+    Args:
+        forward: a function without arguments that returns a scalar loss and the logits it is of.
+        sources: variables, and tensors that `forward` computes with.
+        scale: is applied to the loss before it is differentiated (the optimizer's loss scaling).
+
+    Returns:
+        loss, logits, gradients of `scale(loss)`, as many as `sources`.
+    """
+    with tf.GradientTape() as tape:
+        tape.watch([source for source in sources if tf.is_tensor(source) and not hasattr(source, "assign")])
+        loss, outputs = forward()
+        scaled = scale(loss)
+    return loss, outputs, tape.gradient(scaled, sources)

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from keras_sat import data, losses
+from keras_sat import losses, preprocessing
 from keras_sat.attacks import gradients
 from keras_sat.models import classifier
 
@@ -82,7 +82,7 @@ def _decode(image_bytes, shape):
 
     def decode(index, encoded):
         image = tf.io.decode_image(encoded, channels=shape[-1], expand_animations=False)
-        return index, data.resize(image, shape[:2])
+        return index, preprocessing.resize(image, shape[:2])
 
     images = tf.data.Dataset.from_tensor_slices((tf.range(number), image_bytes))
     images = images.map(decode, tf.data.AUTOTUNE).ignore_errors()

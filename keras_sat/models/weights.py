@@ -1,6 +1,5 @@
 """Weights for the builders: what `weights=` means. The registry, weights.json, is data."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -140,7 +139,7 @@ def _is_intact(path):
     if not (os.path.exists(path) and os.path.exists(f"{path}.sha256")):
         return False
     with open(f"{path}.sha256", encoding="utf-8") as file:
-        if file.read().strip() == _sha256(path):
+        if file.read().strip() == files.sha256(path):
             return True
     warnings.warn(f"{path} was changed since it was fetched: fetching it again.", stacklevel=2)
     return False
@@ -156,7 +155,7 @@ def _convert(entry, model, path):
         release.load(model, os.path.join(folder, entry["id"]), entry["ema"])
         with files.replacing(path) as temporary:
             model.save_weights(temporary)
-        files.write_text(f"{path}.sha256", _sha256(path) + "\n")
+        files.write_text(f"{path}.sha256", files.sha256(path) + "\n")
     finally:
         shutil.rmtree(folder)
 
@@ -180,7 +179,7 @@ def _download(name, drive_id, folder, sha256):
     with open(path, "rb") as file:
         if file.read(1024).lstrip()[:1] == b"<":
             raise ValueError(f"{origin} sent a web page in place of the file {name}.")
-    if sha256 and (found := _sha256(path)) != sha256:
+    if sha256 and (found := files.sha256(path)) != sha256:
         raise ValueError(f"{name} from {origin} is not the file expected: its sha256 is {found}, not {sha256}.")
 
 
@@ -192,14 +191,6 @@ def _download_from_drive(drive_id, path):
             "The weights lie on Google Drive; to download them: pip install 'keras-sat[weights]'"
         ) from error
     gdown.download(id=drive_id, output=path)
-
-
-def _sha256(path):
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _copy(source, model):

@@ -1,5 +1,29 @@
 """Adversarial training with Keras' own compile and fit."""
 
 from keras_sat.training.adversarial import AdversarialModel
+from keras_sat.training.callbacks import CatastrophicOverfittingGuard, PerturbationImages, RobustAccuracy
+from keras_sat.training.checkpoint import Checkpoint
+from keras_sat.training.cost import Cost, cost
+from keras_sat.training.free import Free
+from keras_sat.training.objectives import MART, TRADES, AdversarialTraining
+from keras_sat.training.perturbation import AWP
+from keras_sat.training.recipes import RECIPES, Recipe
+from keras_sat.training.schedules import StepDecay
 
-__all__ = ["AdversarialModel"]
+__all__ = [
+    "AWP",
+    "AdversarialModel",
+    "AdversarialTraining",
+    "CatastrophicOverfittingGuard",
+    "Checkpoint",
+    "Cost",
+    "Free",
+    "MART",
+    "PerturbationImages",
+    "RECIPES",
+    "Recipe",
+    "RobustAccuracy",
+    "StepDecay",
+    "TRADES",
+    "cost",
+]

@@ -7,8 +7,11 @@ import keras
 import tensorflow as tf
 
 from keras_sat import activations, losses
-from keras_sat.attacks import inputs, randomness
+from keras_sat.attacks import PGD, gradients, inputs, randomness
 from keras_sat.models import classifier, folding
+from keras_sat.training import distribution, schedules
+from keras_sat.training.free import Free
+from keras_sat.training.objectives import AdversarialTraining
 
 
 class AdversarialModel(keras.Model):
@@ -19,10 +22,11 @@ class AdversarialModel(keras.Model):
         trainer.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
         trainer.fit(train_dataset, validation_data=test_dataset)
 
-    `train_step` perturbs the batch and hands it to Keras' own step, so loss and metrics in the logs of training are
-    those on the adversarial images. `evaluate` reports them on the clean images, and `robust_accuracy`: the share of
-    examples classified correctly both clean and under `evaluation_attack`. `predict` and calls are clean inference.
-    The attack ascends its loss for the hard label, whatever the training loss does (label smoothing, say).
+    `train_step` perturbs the batch and takes Keras' own step on it, so loss and metrics in the logs of training are
+    those on the adversarial images (the loss: the objective's). `evaluate` reports the compiled ones on the clean
+    images, and `robust_accuracy`: the share of examples classified correctly both clean and under `evaluation_attack`.
+    `predict` and calls are clean inference. The attack ascends its loss for the hard label, whatever the training loss
+    does (label smoothing, say).
 
     The noise of the attack is drawn from `seed`, the optimizer's iterations and the replica: the same seed gives the
     same run, a resumed run goes on as the uninterrupted one, and no two replicas draw the same. `evaluate` draws the
@@ -32,21 +36,32 @@ class AdversarialModel(keras.Model):
         model: a built Keras classifier from images [batch, height, width, channels] to logits [batch, classes]; from
             this package, keras.applications or anywhere else. Its weights are the ones trained; it is what is saved
             and exported (`.model`).
-        attack: makes the training examples, such as `PGD(LinfBall(4), steps=1, clean_start=0.2)`, the paper's.
-        evaluation_attack: used by `evaluate` and for validation; default: `attack`, never from a clean start.
+        attack: makes the training examples, such as `PGD(LinfBall(4), steps=1, clean_start=0.2)`, the paper's; or
+            `Free(LinfBall(4), replays=4)`.
+        evaluation_attack: used by `evaluate` and for validation; default: `attack`, never from a clean start; for
+            `Free` PGD-10.
         attack_batch_norm: how the model runs while it is attacked in training: "frozen", the paper's, in inference
             mode; or "batch", in training mode (statistics of the batch, dropout live), without any update. The
             evaluation attack always sees inference mode.
         attack_precision: None; or "mixed_bfloat16" or "mixed_float16", in which the training attack alone computes:
             where the hardware gains by it, it costs less and finds nearly the same examples. For "frozen".
+        objective: `AdversarialTraining()`, the default; `TRADES(beta)` or `MART(beta)`.
+        weight_perturbation: None, or `AWP(gamma)`.
+        epsilon_schedule: None, or a function of the optimizer's iterations (an int64 tensor) that returns the factor by
+            which epsilon and step size of the training attack are multiplied, such as
+            `keras.optimizers.schedules.PolynomialDecay(0.0, 1000, 1.0)`, which lets them grow over 1,000 iterations.
+        step_size_schedule: the same for the step size alone.
         seed: of the attack's noise.
+
+    `trainer.step_size_factor` is a variable, 1 at first, by which the step size is multiplied too: what a callback
+    assigns to it holds from the next batch on.
 
     Labels are integers [batch] or [batch, 1], or one-hot [batch, classes]. Sample weights weigh the loss and the
     metrics, not the attack.
 
     Raises:
-        ValueError: for a model that is not built or ends in a softmax, an unknown `attack_batch_norm`, or an
-            `attack_precision` that the model cannot be copied in.
+        ValueError: for a model that is not built or ends in a softmax, an unknown `attack_batch_norm`, an
+            `attack_precision` that the model cannot be copied in, or an objective that the attack cannot serve.
         tf.errors.InvalidArgumentError: in `fit`, for images outside the attack's bounds, or that reach from 0 to 1
             where the bounds are 0..255.
     """
@@ -60,6 +75,10 @@ class AdversarialModel(keras.Model):
         seed=0,
         *,
         attack_precision=None,
+        objective=AdversarialTraining(),  # noqa: B008 - frozen
+        weight_perturbation=None,
+        epsilon_schedule=None,
+        step_size_schedule=None,
         **kwargs,
     ):
         classifier.check(model)
@@ -67,46 +86,147 @@ class AdversarialModel(keras.Model):
             raise ValueError(f'attack_batch_norm must be "frozen" or "batch". Received: {attack_batch_norm!r}')
         if attack_precision is not None and attack_batch_norm == "batch":
             raise ValueError('attack_precision is for attack_batch_norm="frozen". Received: "batch"')
+        _check_objective(objective, attack)
         # The policy is the model's, for the loss scaling that Keras derives from it. The images are not cast to it
         # here: bfloat16 rounds pixels above 127 to whole levels, out of the ball. The model's own layers cast.
         super().__init__(dtype=model.dtype_policy, autocast=False, **kwargs)
         self.model = model
         self.attack = attack
-        self.evaluation_attack = evaluation_attack or _without_clean_start(attack)
+        self.evaluation_attack = evaluation_attack or _evaluation_attack(attack)
         self.attack_batch_norm = attack_batch_norm
+        self.objective = objective
+        self.weight_perturbation = weight_perturbation
+        self.epsilon_schedule = epsilon_schedule
+        self.step_size_schedule = step_size_schedule
         self.seed = seed
         # Kept, not made at each step: an attack that runs eagerly compiles its loop once for this object.
         self._inference = functools.partial(model, training=False)
         self._folding = folding.Folding(model)
         self._low = folding.Folding(model, attack_precision) if attack_precision else self._folding
         self.robust_accuracy = keras.metrics.Mean(name="robust_accuracy")
+        self.step_size_factor = self.add_weight(
+            shape=(), initializer="ones", dtype="float32", trainable=False, name="step_size_factor"
+        )
         self.built = True
 
     def call(self, inputs, training=False):
-        return self.model(inputs, training=training)
+        if training:
+            return self.model(inputs, training=True)
+        return distribution.not_empty(self._inference, inputs)
+
+    def compile(self, optimizer="rmsprop", *args, jit_compile="auto", **kwargs):
+        """Compiles as Keras does; under several replicas `jit_compile=True` compiles the attack alone, which is most.
+
+        Raises:
+            ValueError: under several replicas, for what would be wrong there (see `distribution.check`).
+        """
+        replicas = self.distribute_strategy.num_replicas_in_sync
+        self._jit_attack = jit_compile is True and replicas > 1
+        super().compile(optimizer, *args, jit_compile=False if self._jit_attack else jit_compile, **kwargs)
+        distribution.check(self.model, self.optimizer, self.distribute_strategy)
 
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         seed = self._replica_seed(self.optimizer.iterations)
         with tf.control_dependencies([inputs.assert_not_scaled(x, self.attack.ball.bounds)]):
             x = tf.identity(x)
-        with activations.training_attack():
-            attacked = self._batch_statistics if self.attack_batch_norm == "batch" else self._frozen(self._low)
-            adversarial = self.attack(attacked, x, losses.hard_labels(y), seed)
-        logs = super().train_step((adversarial, y, sample_weight))
+        attack = self._scheduled_attack()
+        if isinstance(attack, Free):
+            logits = self._replay(attack, tf.cast(x, tf.float32), y, sample_weight, seed)
+        else:
+            adversarial = self._adversarial(attack, x, losses.hard_labels(y), seed)
+            logits, _ = self._descend(x, adversarial, y, sample_weight)
+        logs = self.compute_metrics(x, y, logits, sample_weight=sample_weight)
         return {name: value for name, value in logs.items() if name != self.robust_accuracy.name}
 
     def test_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         labels = losses.hard_labels(y)
-        adversarial = self.evaluation_attack(self._frozen(self._folding), x, labels, self._replica_seed(-1))
+        attack = functools.partial(self.evaluation_attack, self._frozen(self._folding), seed=self._replica_seed(-1))
+        adversarial = distribution.not_empty(attack, x, labels)
         robust = self._is_correct(x, labels) & self._is_correct(adversarial, labels)
         self.robust_accuracy.update_state(robust, sample_weight)
         return super().test_step(data)
 
+    def make_train_function(self, force=False):
+        self.train_function = self._own_loop(self.train_step, self.train_function, force)
+        super().make_train_function()
+
+    def make_test_function(self, force=False):
+        self.test_function = self._own_loop(self.test_step, self.test_function, force)
+        super().make_test_function()
+
     def save(self, filepath, **kwargs):
         """Saves the classifier, `.model`: the trainer around it is code, not weights."""
         return self.model.save(filepath, **kwargs)
+
+    def _own_loop(self, step, function, force):
+        """Returns the function there is, a new one where Keras' own would fail, or None, for Keras to make it."""
+        if function is not None and not force:
+            return function
+        if not self.run_eagerly and distribution.needs_own_loop(self.distribute_strategy, self.steps_per_execution):
+            return distribution.loop(self.distribute_strategy, step, self.steps_per_execution)
+        return None
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        if isinstance(self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy) and iterator is not None:
+            _, _, batches = next(iter(iterator))  # Keras averages this batch over the workers, which fails
+            first = functools.partial(_first_replica, self.distribute_strategy)
+            iterator, data_batch = None, tf.nest.map_structure(first, next(batches))
+        super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
+
+    def _scheduled_attack(self):
+        step, factor = self.optimizer.iterations, tf.convert_to_tensor(self.step_size_factor.value)
+        if self.step_size_schedule is not None:
+            factor = factor * self.step_size_schedule(step)
+        epsilon_factor = 1.0 if self.epsilon_schedule is None else self.epsilon_schedule(step)
+        return schedules.scaled(self.attack, epsilon_factor, factor)
+
+    def _adversarial(self, attack, x, labels, seed):
+        with activations.training_attack():
+            attacked = self._batch_statistics if self.attack_batch_norm == "batch" else self._frozen(self._low)
+            if self.objective.attack_loss is not None:
+                loss = self.objective.attack_loss(gradients.logits(attacked, tf.cast(x, tf.float32)))
+                attack = schedules.replaced(attack, loss=loss)
+            if self._jit_attack:  # around the attack alone: Keras' whole step cannot be compiled on replicas
+                compiled = tf.function(functools.partial(attack, attacked), jit_compile=True, autograph=False)
+                return compiled(x, labels, seed)
+            return attack(attacked, x, labels, seed)
+
+    def _replay(self, attack, x, y, sample_weight, seed):
+        """Takes the steps of `Free`, and returns the logits of the last."""
+        points = attack.ball.sample(seed, x)
+        for _ in range(attack.replays):
+            logits, gradient = self._descend(x, points, y, sample_weight)
+            points = attack.ball.project(points + attack.resolved_step_size * attack.ball.steepest(gradient), x)
+        return logits
+
+    def _descend(self, clean, adversarial, y, sample_weight):
+        """Takes Keras' step on a batch; returns the adversarial logits, and for `Free` the images' gradient."""
+        forward = functools.partial(self._objective, clean, adversarial, y, sample_weight)
+        if self.weight_perturbation is not None:
+            forward = self.weight_perturbation.perturb(forward, self.model)
+        weights = self.trainable_variables
+        sources = [*weights, adversarial] if isinstance(self.attack, Free) else weights
+        loss, logits, found = gradients.of_training(forward, sources, self.optimizer.scale_loss)
+        self.optimizer.apply(distribution.corrected(self.optimizer, found[: len(weights)]), weights)
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        tracker = next(metric for metric in self.metrics if metric.name == "loss")
+        tracker.update_state(loss * replicas, sample_weight=tf.shape(logits)[0])
+        return logits, found[len(weights)] if len(found) > len(weights) else None
+
+    def _objective(self, clean, adversarial, y, sample_weight):
+        """Returns the objective of a batch, divided by the number of replicas as Keras does, and adversarial logits."""
+        clean_logits = self(clean, training=True) if self.objective.sees_clean else None
+        logits = self(adversarial, training=True)
+        outputs = clean_logits if self.objective.compiled_loss == "clean" else logits
+        loss = self.compute_loss(adversarial, y, outputs, sample_weight, training=True)
+        penalty = self.objective.penalty(losses.hard_labels(y), logits, clean_logits)
+        if penalty is None:
+            return loss, logits
+        if sample_weight is not None:
+            penalty *= tf.reshape(tf.cast(sample_weight, penalty.dtype), [-1])
+        return loss + tf.reduce_mean(penalty) / tf.distribute.get_strategy().num_replicas_in_sync, logits
 
     def _frozen(self, folded):
         """Returns the model in inference mode; in a graph its batch norms are folded, once for all steps."""
@@ -117,7 +237,7 @@ class AdversarialModel(keras.Model):
             return self.model(images, training=True)
 
     def _is_correct(self, images, labels):
-        return tf.argmax(self._inference(images), axis=-1, output_type=tf.int32) == labels
+        return tf.argmax(self(images), axis=-1, output_type=tf.int32) == labels
 
     def _replica_seed(self, step):
         seed = tf.stack([tf.cast(self.seed, tf.int32), tf.cast(step, tf.int32)])
@@ -125,5 +245,23 @@ class AdversarialModel(keras.Model):
         return randomness.fold(seed, replica)
 
 
-def _without_clean_start(attack):
+def _first_replica(strategy, value):
+    return strategy.experimental_local_results(value)[0]
+
+
+def _evaluation_attack(attack):
+    if isinstance(attack, Free):
+        return PGD(attack.ball)
     return dataclasses.replace(attack, clean_start=0.0) if hasattr(attack, "clean_start") else attack
+
+
+def _check_objective(objective, attack):
+    if isinstance(attack, Free) and objective != AdversarialTraining():
+        raise ValueError(f"Free has no attack of its own to serve {objective!r} with: it is for AdversarialTraining().")
+    if objective.attack_loss is not None and not hasattr(attack, "loss"):
+        raise ValueError(f"{objective!r} needs an attack whose loss it can choose, such as PGD. Received: {attack!r}")
+    if objective.attack_loss is not None and not getattr(attack, "random_start", True):
+        raise ValueError(
+            f"{objective!r} has no gradient at the image itself: the attack needs random_start=True. "
+            f"Received: {attack!r}"
+        )

@@ -1,8 +1,13 @@
-"""Which devices a run trains on."""
+"""Which devices a run trains on, and what Keras gets wrong on several of them."""
 
 import functools
+import json
+import os
 
+import keras
 import tensorflow as tf
+
+NAMES = ("auto", "none", "mirrored", "multiworker", "tpu")
 
 
 def strategy(name="auto"):
@@ -10,20 +15,28 @@ def strategy(name="auto"):
 
     Args:
         name: "none": one device; "mirrored": one replica for each GPU of this machine (or for each logical CPU device,
-            where there is no GPU), the same object at each call; "auto": "mirrored" with several GPUs, else "none".
+            where there is no GPU), the same object at each call; "multiworker": the same on every machine that the
+            environment variable TF_CONFIG names; "tpu": the TPU of this machine, or the slice that the environment
+            variable TPU_NAME names; "auto": "multiworker" where TF_CONFIG names several workers, "mirrored" with
+            several GPUs, else "none".
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: for an unknown name, no TF_CONFIG, or no TPU.
+        RuntimeError: for "multiworker", if TensorFlow has computed something before.
     """
-    gpus = tf.config.list_logical_devices("GPU")
     if name == "auto":
-        name = "mirrored" if len(gpus) > 1 else "none"
+        gpus = tf.config.list_physical_devices("GPU")
+        name = "multiworker" if len(_workers()) > 1 else "mirrored" if len(gpus) > 1 else "none"
     if name == "none":
         return tf.distribute.get_strategy()
     if name == "mirrored":
-        devices = gpus or tf.config.list_logical_devices("CPU")
+        devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         return _mirrored(tuple(device.name for device in devices))
-    raise ValueError(f'strategy must be "auto", "none" or "mirrored". Received: {name!r}')
+    if name == "multiworker":
+        return _multiworker()
+    if name == "tpu":
+        return _tpu()
+    raise ValueError(f"strategy must be one of {', '.join(NAMES)}. Received: {name!r}")
 
 
 @functools.cache
@@ -34,3 +47,122 @@ def _mirrored(devices):
     number: with a second object in the process, synchronised batch norm fails with "Shape mismatch in the collective".
     """
     return tf.distribute.MirroredStrategy(devices)
+
+
+@functools.cache
+def _multiworker():
+    if not _workers():
+        raise ValueError(
+            "multiworker reads the environment variable TF_CONFIG, the same on every machine but for the index: "
+            '{"cluster": {"worker": ["host1:12345", "host2:12345"]}, "task": {"type": "worker", "index": 0}}'
+        )
+    return tf.distribute.MultiWorkerMirroredStrategy()
+
+
+def _workers():
+    cluster = json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {})
+    return cluster.get("chief", []) + cluster.get("worker", [])
+
+
+@functools.cache
+def _tpu():
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect()
+    except Exception as error:  # what is raised where there is no TPU is not documented
+        raise ValueError(f"No TPU was found: {error}") from error
+    return tf.distribute.TPUStrategy(resolver)
+
+
+def is_chief(strategy):
+    """Says whether this process is the one that writes files."""
+    resolver = strategy.cluster_resolver
+    return resolver is None or resolver.task_type in (None, "", "chief") or resolver.task_id == 0
+
+
+def needs_own_loop(strategy, steps_per_execution):
+    """Says whether Keras' train function fails: with several workers, or several steps in one call on replicas."""
+    is_multiworker = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    return is_multiworker or (steps_per_execution > 1 and strategy.num_replicas_in_sync > 1)
+
+
+def loop(strategy, step, steps_per_execution):
+    """Returns a train or test function as Keras wants it, from an iterator to logs: the mean over all replicas."""
+    step = tf.autograph.experimental.do_not_convert(step)
+
+    @tf.function
+    def function(iterator):
+        for _ in tf.range(steps_per_execution - 1):
+            strategy.run(step, (next(iterator),))
+        logs = strategy.run(step, (next(iterator),))
+        return {name: strategy.reduce("MEAN", value, axis=None) for name, value in logs.items()}
+
+    return function
+
+
+def check(model, optimizer, strategy):
+    """Refuses what would fail under several replicas with an error that helps nobody, or be wrong without a word.
+
+    Raises:
+        ValueError: for batch norms that are not synchronised, whose moving statistics would be one replica's, and for
+            optimizer options that Keras cannot run there.
+    """
+    if strategy.num_replicas_in_sync == 1:
+        return
+    layers = getattr(model, "_flatten_layers", lambda: model.layers)()
+    alone = [
+        layer.name for layer in layers if isinstance(layer, keras.layers.BatchNormalization) and not layer.synchronized
+    ]
+    if alone:
+        raise ValueError(
+            f"Under {strategy.num_replicas_in_sync} replicas batch norms must be synchronised, or the statistics that "
+            f"are saved are one replica's: set layer.synchronized = True for all {len(alone)}, such as {alone[0]}."
+        )
+    for option in ("gradient_accumulation_steps", "ema_overwrite_frequency"):
+        if getattr(_inner(optimizer), option, None):
+            raise ValueError(
+                f"Keras cannot run {option} under {strategy.num_replicas_in_sync} replicas: leave it None. (Averaged "
+                "weights are then written when fit ends; keras.callbacks.SwapEMAWeights evaluates with them before.)"
+            )
+
+
+def corrected(optimizer, gradients):
+    """Returns each replica's gradients such that `optimizer.apply` does what it does on one device.
+
+    Keras clips each replica's gradients, not their sum, and skips a step that overflowed if it did so on the first
+    replica. Here all replicas get the sum, clipped and divided by their number (which is not clipped again), and a NaN
+    if any of them is not finite.
+    """
+    context = tf.distribute.get_replica_context()
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    if replicas == 1:
+        return gradients
+    scale = 1.0
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        overflowed = tf.reduce_any([~tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
+        anywhere = context.all_reduce("SUM", tf.cast(overflowed, tf.float32)) > 0
+        gradients = [tf.where(anywhere, tf.constant(float("nan"), g.dtype), g) for g in gradients]
+        scale = tf.convert_to_tensor(optimizer.dynamic_scale) if optimizer.built else optimizer.initial_scale
+    inner = _inner(optimizer)
+    if not (inner.clipnorm or inner.global_clipnorm or inner.clipvalue):
+        return gradients
+    total = context.all_reduce("SUM", gradients)
+    if inner.clipnorm:
+        total = [tf.clip_by_norm(g, inner.clipnorm * scale) for g in total]
+    elif inner.global_clipnorm:
+        total, _ = tf.clip_by_global_norm(total, inner.global_clipnorm * scale)
+    else:
+        total = [tf.clip_by_value(g, -inner.clipvalue * scale, inner.clipvalue * scale) for g in total]
+    return [g / replicas for g in total]
+
+
+def not_empty(function, *tensors):
+    """Returns function(*tensors) for a replica's share of a batch, which may be empty: convolutions fail on that."""
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+        return function(*tensors)
+    number = tf.shape(tensors[0])[0]
+    missing = tf.maximum(0, 1 - number)
+    return function(*(tf.pad(x, [[0, missing]] + [[0, 0]] * (x.shape.rank - 1)) for x in tensors))[:number]
+
+
+def _inner(optimizer):
+    return getattr(optimizer, "inner_optimizer", optimizer)

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
-from keras_sat import data, evaluation, models
+from keras_sat import evaluation, models, preprocessing
 from keras_sat.attacks import PGD, LinfBall
 from keras_sat.export import SIGNATURES, export_saved_model, verify
 from keras_sat.training import AdversarialModel
@@ -112,7 +112,7 @@ def test_bfloat16(model, saved, tmp_path):
 def test_image_files_of_any_size_and_format(loaded, model):
     wide, grey = pixels(1, (40, 60, 3))[0], pixels(1, (28, 28, 1))[0]
     files = [tf.io.encode_jpeg(wide).numpy(), tf.io.encode_png(grey).numpy(), tf.io.encode_png(wide).numpy()]
-    expected = [data.resize(tf.io.decode_image(file, channels=1), (28, 28)) for file in files]
+    expected = [preprocessing.resize(tf.io.decode_image(file, channels=1), (28, 28)) for file in files]
     outputs = loaded.signatures["serving_bytes"](image_bytes=tf.constant(files))
     np.testing.assert_allclose(outputs["logits"], model(tf.stack(expected)), atol=1e-5)
     np.testing.assert_array_equal(outputs["classes"], np.argmax(outputs["logits"], -1))

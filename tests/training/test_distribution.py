@@ -1,7 +1,19 @@
+import json
+import pathlib
+import socket
+import subprocess
+import sys
+
+import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_sat.training import distribution
+from keras_sat.attacks import PGD, LinfBall
+from keras_sat.training import AdversarialModel, distribution
+
+WORKER = pathlib.Path(__file__).with_name("worker.py")
+FROM_IMAGE = PGD(LinfBall(8), steps=2, random_start=False)
 
 
 def test_strategies():
@@ -10,5 +22,136 @@ def test_strategies():
     assert isinstance(distribution.strategy("mirrored"), tf.distribute.MirroredStrategy)
     assert distribution.strategy("mirrored").num_replicas_in_sync == 2  # the tests' two logical devices
     assert distribution.strategy("mirrored") is distribution.strategy("mirrored")
-    with pytest.raises(ValueError, match="none.*mirrored.*tpu_pod"):
+    with pytest.raises(ValueError, match="auto, none, mirrored, multiworker, tpu.*tpu_pod"):
         distribution.strategy("tpu_pod")
+    with pytest.raises(ValueError, match="TF_CONFIG"):
+        distribution.strategy("multiworker")
+
+
+def free_ports(number):
+    sockets = [socket.socket() for _ in range(number)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def test_two_workers_equal_one_device(tmp_path):
+    """Real processes on loopback: the same loss, metrics and weights at the same global batch, batch norm included."""
+    ports = list(map(str, free_ports(2)))
+    tasks = [("alone",), ("0", *ports), ("1", *ports)]
+    processes = [
+        subprocess.Popen([sys.executable, str(WORKER), str(tmp_path), *task], stderr=subprocess.PIPE, text=True)
+        for task in tasks
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+    alone, *workers = (json.loads((tmp_path / f"{task}.json").read_text()) for task, *_ in tasks)
+    assert [record["replicas"] for record in (alone, *workers)] == [1, 2, 2]
+    for worker in workers:
+        for ours, theirs in zip(worker["weights"], alone["weights"]):
+            np.testing.assert_allclose(ours, theirs, atol=1e-5)
+        for name, values in alone["history"].items():
+            np.testing.assert_allclose(worker["history"][name], values, rtol=1e-4)
+        assert worker["evaluated"]["robust_accuracy"] == pytest.approx(alone["evaluated"]["robust_accuracy"])
+        assert worker["evaluated"]["accuracy"] == pytest.approx(alone["evaluated"]["accuracy"])
+    assert workers[0]["weights"] == workers[1]["weights"]
+    assert {path.name for path in (tmp_path / "checkpoints").glob("*.npz")} == {"step-2.npz", "step-4.npz"}
+    assert not list(tmp_path.glob("unused-1/*.npz"))  # the chief alone writes
+
+
+@pytest.fixture
+def batches():
+    rng = np.random.default_rng(3)
+    images, labels = rng.integers(0, 256, (40, 8, 8, 3)).astype(np.uint8), rng.integers(0, 4, 40)
+    return tf.data.Dataset.from_tensor_slices((images, labels)).batch(8)
+
+
+def trained(strategy, model, batches, optimizer=None, attack=FROM_IMAGE, **options):
+    with distribution.strategy(strategy).scope():
+        trainer = AdversarialModel(model(), attack)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        trainer.compile(optimizer() if optimizer else keras.optimizers.SGD(0.05), loss, metrics=["accuracy"], **options)
+    history = trainer.fit(batches, epochs=1, shuffle=False, verbose=0).history
+    return trainer, np.concatenate([np.ravel(weight) for weight in trainer.model.get_weights()]), history
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [
+        (lambda: keras.optimizers.SGD(0.05), {}),
+        (lambda: keras.optimizers.SGD(0.5, global_clipnorm=0.1), {}),
+        (lambda: keras.optimizers.SGD(0.5, clipnorm=0.1), {}),
+        (lambda: keras.optimizers.SGD(0.5, clipvalue=0.01), {}),
+        (lambda: keras.optimizers.SGD(0.05), {"steps_per_execution": 5}),
+        (lambda: keras.optimizers.SGD(0.05), {"jit_compile": True}),
+        (lambda: keras.optimizers.SGD(0.05, use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=None), {}),
+    ],
+    ids=["plain", "global_clipnorm", "clipnorm", "clipvalue", "steps_per_execution", "jit_compile", "ema"],
+)
+def test_two_replicas_equal_one(optimizer, options, tiny_model, batches):
+    _, one, alone = trained("none", tiny_model, batches, optimizer, jit_compile=False)
+    _, two, mirrored = trained("mirrored", tiny_model, batches, optimizer, **options)
+    np.testing.assert_allclose(two, one, atol=1e-5 if "jit_compile" not in options else 1e-3)
+    assert mirrored["accuracy"] == pytest.approx(alone["accuracy"])
+
+
+def test_an_overflow_on_one_replica_skips_the_step_on_all():
+    strategy = distribution.strategy("mirrored")
+    with strategy.scope():
+        variable = keras.Variable(np.ones(3, np.float32))
+        optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(1.0), initial_scale=4.0)
+        optimizer.build([variable])
+
+    @tf.function
+    def step(bad):
+        def replica():
+            number = tf.distribute.get_replica_context().replica_id_in_sync_group
+            gradient = tf.where(number == bad, tf.constant(float("inf")), 1.0) * tf.ones(3)
+            optimizer.apply(distribution.corrected(optimizer, [gradient]), [variable])
+
+        strategy.run(replica)
+
+    for bad in (0, 1):
+        step(tf.constant(bad))
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), np.ones(3))
+    assert keras.ops.convert_to_numpy(optimizer.dynamic_scale) == 1.0  # halved twice
+    step(tf.constant(2))  # none overflows
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), -np.ones(3))
+
+
+def test_clipping_is_of_unscaled_gradients():
+    strategy = distribution.strategy("mirrored")
+    with strategy.scope():
+        optimizer = keras.optimizers.LossScaleOptimizer(
+            keras.optimizers.SGD(1.0, global_clipnorm=0.5), initial_scale=8.0
+        )
+        optimizer.build([keras.Variable(np.zeros(4, np.float32))])
+    run = tf.function(lambda: strategy.run(lambda: distribution.corrected(optimizer, [8 * tf.ones(4)])[0]))
+    for gradient in strategy.experimental_local_results(run()):
+        np.testing.assert_allclose(np.linalg.norm(2 * gradient / 8), 0.5, rtol=1e-5)
+
+
+def test_a_last_batch_of_one_image(tiny_model, batches):
+    images, labels = next(iter(batches.unbatch().batch(9)))
+    few = tf.data.Dataset.from_tensor_slices((images, labels)).batch(8)  # the second replica gets none of the last one
+    trainers = [trained(name, tiny_model, batches)[0] for name in ("none", "mirrored")]
+    alone, mirrored = (trainer.evaluate(few, verbose=0, return_dict=True) for trainer in trainers)
+    for name in ("accuracy", "robust_accuracy"):
+        assert mirrored[name] == pytest.approx(alone[name])
+
+
+def test_what_would_be_wrong_is_refused(tiny_model):
+    strategy = distribution.strategy("mirrored")
+    with strategy.scope():
+        model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.BatchNormalization(), keras.layers.Flatten()])
+        trainer = AdversarialModel(model, FROM_IMAGE)
+        with pytest.raises(ValueError, match="synchronized = True for all 1"):
+            trainer.compile("sgd", "mse")
+        trainer = AdversarialModel(tiny_model(), FROM_IMAGE)
+        for option in ({"gradient_accumulation_steps": 2}, {"use_ema": True, "ema_overwrite_frequency": 5}):
+            with pytest.raises(ValueError, match="Keras cannot run"):
+                trainer.compile(keras.optimizers.SGD(0.1, **option), "mse")

@@ -1,0 +1,150 @@
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from keras_sat.attacks import PGD, LinfBall
+from keras_sat.training import AdversarialModel, Checkpoint
+
+SURVIVOR = pathlib.Path(__file__).with_name("survivor.py")
+
+
+def survivor(folder, devices, *arguments):
+    """Runs trainings that are killed and taken up; returns the lines printed, one or more a child."""
+    folder.mkdir()
+    command = [sys.executable, str(SURVIVOR), str(folder), str(devices), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split("\n")[:-1]
+
+
+def weights(folder):
+    with np.load(folder / "weights.npz") as arrays:
+        return [arrays[name].tobytes() for name in arrays]
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory):
+    """Returns the weights of a run that nobody disturbs, on one device and on two."""
+    found = {}
+    for devices in (1, 2):
+        folder = tmp_path_factory.mktemp("runs") / "calm"
+        assert survivor(folder, devices, "SIGKILL") == ["0"]
+        found[devices] = weights(folder)
+    return found
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(devices, calm, tmp_path):
+    # Before the first checkpoint, amid the first epoch, and across the end of the second.
+    assert survivor(tmp_path / "killed", devices, "SIGKILL", 3, 9, 16) == ["-9", "-9", "-9", "0"]
+    assert weights(tmp_path / "killed") == calm[devices]
+
+
+def test_sigterm_saves_before_it_ends(calm, tmp_path):
+    assert survivor(tmp_path / "term", 1, "SIGTERM", 3, 2) == ["143", "143", "0"]
+    assert weights(tmp_path / "term") == calm[1]
+
+
+def test_on_a_full_disk_the_checkpoint_before_is_still_there(tmp_path):
+    first, *rest = survivor(tmp_path / "full", 1, "full", 7)
+    assert "No checkpoint could be written at step 10" in first
+    assert "Last good checkpoint" in first
+    assert "step-5.npz" in first
+    assert rest == ["3", "0"]
+    assert (tmp_path / "full" / "weights.npz").exists()
+
+
+@pytest.fixture
+def trainer(tiny_model):
+    def build(learning_rate=0.1, width=4):
+        model = keras.Sequential([*tiny_model().layers[:-1], keras.layers.Dense(width)])
+        model.build((None, 8, 8, 3))
+        trainer = AdversarialModel(model, PGD(LinfBall(8), steps=1))
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        trainer.compile(keras.optimizers.SGD(learning_rate, momentum=0.9), loss)
+        return trainer
+
+    return build
+
+
+@pytest.fixture
+def fit(images, labels):
+    def run(trainer, checkpoint, epochs=1):
+        trainer.fit(images, labels, batch_size=2, shuffle=False, epochs=epochs, callbacks=[checkpoint], verbose=0)
+
+    return run
+
+
+@pytest.mark.parametrize("damage", ["cut short", "a bit", "no record", "record cut short"])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(damage, trainer, fit, tmp_path):
+    with Checkpoint(tmp_path, 4, every=2) as checkpoint:
+        checkpoint.restore(first := trainer())
+        fit(first, checkpoint)
+    assert sorted(path.name for path in tmp_path.glob("step*")) == [
+        "step-2.json",
+        "step-2.npz",
+        "step-4.json",
+        "step-4.npz",
+    ]
+    newest = tmp_path / ("step-4.json" if "record" in damage else "step-4.npz")
+    content = bytearray(newest.read_bytes())
+    if damage == "a bit":
+        content[len(content) // 2] ^= 1
+    newest.write_bytes(content if damage == "a bit" else content[: len(content) // 2])
+    if damage == "no record":  # killed between the two
+        newest.unlink()
+        with Checkpoint(tmp_path, 4) as checkpoint:
+            assert checkpoint.restore(trainer()) == 2
+        assert not (tmp_path / "step-4.npz").exists()
+        return
+    with Checkpoint(tmp_path, 4) as checkpoint, pytest.warns(UserWarning, match="step-4.npz is damaged"):
+        assert checkpoint.restore(trainer()) == 2
+    (tmp_path / "step-2.npz").write_bytes(b"")
+    with Checkpoint(tmp_path, 4) as checkpoint, pytest.warns(UserWarning), pytest.raises(ValueError, match="is whole"):
+        checkpoint.restore(trainer())
+
+
+def test_what_is_kept(trainer, fit, tmp_path):
+    with Checkpoint(tmp_path, 4, every=1, keep=3) as checkpoint:
+        fit(trainer(), checkpoint, epochs=2)
+        assert sorted(checkpoint._steps()) == [6, 7, 8]
+        assert set(checkpoint.history) == {0, 1}
+    with Checkpoint(tmp_path, 4) as again:
+        again.restore(trainer())
+        assert set(again.history) == {0}  # that of the second epoch came after the last step
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(trainer, fit, tmp_path):
+    with Checkpoint(tmp_path, 4, every=1) as checkpoint:
+        with pytest.raises(FloatingPointError, match=r"at step \d .*learning rate 1e\+20.*Last good checkpoint"):
+            fit(trainer(learning_rate=1e20), checkpoint, epochs=3)
+        saved = checkpoint.restore(other := trainer())
+        assert saved or not list(tmp_path.glob("step*"))
+        assert all(np.isfinite(weight).all() for weight in other.model.get_weights())
+
+
+def test_two_runs_on_one_folder(trainer, tmp_path):
+    with Checkpoint(tmp_path, 4):
+        with pytest.raises(ValueError, match="Another run is writing"), Checkpoint(tmp_path, 4):
+            pass
+    with Checkpoint(tmp_path, 4):
+        pass
+
+
+def test_another_network_is_refused(trainer, fit, tmp_path):
+    with Checkpoint(tmp_path, 4, every=2) as checkpoint:
+        fit(trainer(), checkpoint)
+        with pytest.raises(ValueError, match="of another network or optimizer"):
+            checkpoint.restore(trainer(width=5))
+
+
+def test_refusals(tmp_path):
+    for options in ({"steps_per_epoch": 0}, {"every": 0}, {"keep": 0}, {"every": 2.5}):
+        with pytest.raises(ValueError, match="must be an integer >= 1"):
+            Checkpoint(tmp_path / "x", **{"steps_per_epoch": 4, **options})
+    assert not os.path.exists(tmp_path / "x")

@@ -1,0 +1,102 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_sat.attacks import PGD, LinfBall
+from keras_sat.run import Run
+from keras_sat.training import RECIPES, AdversarialModel, Free, StepDecay, cost, schedules
+
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def test_step_decay_is_a_rise_then_tenths():
+    rate = StepDecay(0.4, [30, 60, 90], warmup_steps=5, warmup_from=0.1)
+    expected = {0: 0.1, 1: 0.16, 5: 0.4, 29: 0.4, 30: 0.04, 60: 0.004, 90: 0.0004, 99: 0.0004}
+    for step, value in expected.items():
+        assert float(rate(tf.constant(step))) == pytest.approx(value, rel=1e-5)
+    again = keras.optimizers.schedules.deserialize(keras.optimizers.schedules.serialize(rate))
+    assert float(again(60)) == pytest.approx(0.004)
+
+
+@pytest.mark.parametrize("attack", [PGD(LinfBall(8), steps=2), Free(LinfBall(8), replays=1)], ids=str)
+def test_scaled(attack):
+    in_python = schedules.scaled(attack, 0.5, 0.25)
+    assert in_python.ball.epsilon == 4
+    assert in_python.resolved_step_size == pytest.approx(attack.resolved_step_size / 8)
+
+    @tf.function
+    def in_graph(epsilon, step_size):
+        changed = schedules.scaled(attack, epsilon, step_size)
+        return changed.ball.epsilon, changed.resolved_step_size
+
+    for factor in (0.0, 0.5, 1.0):
+        epsilon, step_size = in_graph(tf.constant(factor), tf.constant(0.25))
+        assert float(epsilon) == 8 * factor
+        assert float(step_size) == pytest.approx(attack.resolved_step_size * factor / 4)
+    assert attack.ball.epsilon == 8
+
+
+class Distance(AdversarialModel):
+    """Records how far the images are moved: the largest pixel of each step."""
+
+    def build_record(self):
+        self.moved = tf.Variable(tf.zeros([4]), trainable=False)
+
+    def _adversarial(self, attack, x, labels, seed):
+        adversarial = super()._adversarial(attack, x, labels, seed)
+        moved = tf.reduce_max(tf.abs(adversarial - tf.cast(x, tf.float32)))
+        self.moved.scatter_nd_update([[tf.cast(self.optimizer.iterations, tf.int32)]], [moved])
+        return adversarial
+
+
+def test_epsilon_and_step_size_change_in_a_traced_step(tiny_model, images, labels):
+    images = np.clip(images, 20, 235)  # the bounds cut nothing off
+    attack = PGD(LinfBall(8), steps=8, step_size=8.0, random_start=False)
+    ramp = keras.optimizers.schedules.PolynomialDecay(0.0, 4, 1.0)  # 0, 1/4, 2/4, 3/4
+    trainer = Distance(tiny_model(), attack, epsilon_schedule=ramp)
+    trainer.build_record()
+    trainer.compile("sgd", LOSS)
+    trainer.fit(images, labels, batch_size=8, epochs=4, verbose=0)
+    np.testing.assert_allclose(trainer.moved, [0, 2, 4, 6], atol=1e-3)
+
+    trainer = Distance(
+        tiny_model(), PGD(LinfBall(8), steps=1, step_size=4.0, random_start=False), step_size_schedule=ramp
+    )
+    trainer.build_record()
+    trainer.compile("sgd", LOSS)
+    for _ in range(2):
+        trainer.train_on_batch(images, labels)
+    trainer.step_size_factor.assign(0.1)
+    for _ in range(2):
+        trainer.train_on_batch(images, labels)
+    np.testing.assert_allclose(trainer.moved, [0, 1, 0.2, 0.3], atol=1e-3)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_runs(name):
+    recipe = RECIPES[name]
+    run = Run(**recipe.settings)
+    assert run.attack().ball.epsilon in (4, 8)
+    assert all((recipe.paper, recipe.cost, recipe.differs))
+
+
+def test_the_papers_recipe_is_the_papers():
+    run = Run(**RECIPES["sat_resnet"].settings)
+    attack = run.attack()
+    assert (attack.steps, attack.ball.epsilon, attack.resolved_step_size, attack.clean_start) == (1, 4, 4, 0.2)
+    assert (run.epochs, run.optimizer, run.label_smoothing, run.weight_decay) == (100, "sgd", 0.1, 1e-4)
+
+
+def test_cost_leaves_the_model_as_it_was(tiny_model, images, labels):
+    model = tiny_model()
+    before = model.get_weights()
+    dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(4)
+    found = cost(model, PGD(LinfBall(8), steps=1), dataset, steps=2)
+    for one, other in zip(model.get_weights(), before):
+        np.testing.assert_array_equal(one, other)
+    assert found.images_per_second > 1
+    assert found.seconds_per_epoch == pytest.approx(2 * 4 / found.images_per_second)
+    assert found.memory > 50
+    assert "images/s" in str(found)
+    assert cost(model, PGD(LinfBall(8), steps=1), dataset.repeat(), steps=1).seconds_per_epoch is None
