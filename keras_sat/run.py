@@ -5,6 +5,7 @@ While it trains there is `checkpoints/` instead of the first two.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from keras_sat.training import (
     TRADES,
     AdversarialModel,
     AdversarialTraining,
+    AveragedWeights,
     Checkpoint,
     Free,
     distribution,
@@ -133,16 +135,18 @@ class Run:
             **options,
         )
 
-    def training_data(self, first_step=0):
+    def training_data(self, first_step=0, input_context=None):
         """Returns the batches of all epochs from a step on, as `trainer.fit` takes them."""
         mixing = {"rand_augment": self.rand_augment, "mixup": self.mixup, "cutmix": self.cutmix}
-        options = {"training": True, "epochs": self.epochs, "first_step": first_step}
+        options = {"training": True, "epochs": self.epochs, "first_step": first_step, "input_context": input_context}
         return self._labelled(self.load_data("train", **options, **mixing))
 
     def validation_data(self):
         """Returns some hundred images of the evaluation split, in whole batches."""
         batches = max(1, VALIDATION_IMAGES // self.batch_size)
-        return self._labelled(self.load_data(self.evaluation_split()).take(batches))
+        options = tf.data.Options()
+        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+        return self._labelled(self.load_data(self.evaluation_split()).take(batches)).with_options(options)
 
     @property
     def has_soft_labels(self):
@@ -183,7 +187,7 @@ def train(run, folder):
     """Trains a network adversarially, and writes the run's folder.
 
     Killed, it goes on from its last checkpoint when it is called again, and ends with the same weights. Ctrl-C ends the
-    training early; what was trained until then is written.
+    training early; what was trained until then is written. Of several workers each calls this, and the chief writes.
 
     Args:
         run: a `Run`.
@@ -196,6 +200,7 @@ def train(run, folder):
         ValueError: if the folder holds a finished run, another one, or one that is being written, or for a dataset that
             cannot be had. Nothing is written then.
         FloatingPointError, OSError: as `training.Checkpoint`.
+        ConnectionError: if another worker is gone.
     """
     if os.path.exists(_json(folder)):
         raise ValueError(f"{folder} holds a run already: choose another output folder.")
@@ -205,16 +210,24 @@ def train(run, folder):
     steps = int(run.load_data("train", training=True).cardinality())
     with _policy(run.precision), strategy.scope():
         trainer = _trainer(run, steps)
-    with Checkpoint(checkpoints(folder), steps, run.checkpoint_every) as checkpoint:
-        files.write_json(_json(checkpoint.folder), dataclasses.asdict(run))
+    is_chief = distribution.is_chief(strategy)
+    with Checkpoint(checkpoints(folder), steps, run.checkpoint_every, is_chief=is_chief) as checkpoint:
+        if is_chief:
+            files.write_json(_json(checkpoint.folder), dataclasses.asdict(run))
         finished = _fit(run, trainer, checkpoint, steps, os.path.join(folder, "logs"))
-        with files.replacing(_weights(folder)) as temporary:
-            trainer.model.save_weights(temporary)
-        record = {**dataclasses.asdict(run), "attack_batch_norm": trainer.attack_batch_norm, "finished": finished}
-        record |= {"iterations": int(trainer.optimizer.iterations.numpy()), "history": _curves(checkpoint.history)}
-        files.write_json(_json(folder), record | {"versions": report.versions()})
-        shutil.rmtree(checkpoint.folder)
+        if is_chief:
+            _write(run, trainer, checkpoint, finished, folder)
     return trainer.model, finished
+
+
+def _write(run, trainer, checkpoint, finished, folder):
+    """Writes the weights, then run.json, which says that the run is there; removes its checkpoints."""
+    with files.replacing(_weights(folder)) as temporary:
+        trainer.model.save_weights(temporary)
+    record = {**dataclasses.asdict(run), "attack_batch_norm": trainer.attack_batch_norm, "finished": finished}
+    record |= {"iterations": int(trainer.optimizer.iterations.numpy()), "history": _curves(checkpoint.history)}
+    files.write_json(_json(folder), record | {"versions": report.versions()})
+    shutil.rmtree(checkpoint.folder)
 
 
 def checkpoints(folder):
@@ -243,9 +256,12 @@ def _fit(run, trainer, checkpoint, steps, logs):
     if done == steps * run.epochs:  # killed after its last step
         trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
         return True
+    data_of = functools.partial(run.training_data, done)
+    strategy, averaged = trainer.distribute_strategy, AveragedWeights()
+    several = strategy.num_replicas_in_sync > 1  # then each worker reads its share of the files
     try:
         trainer.fit(
-            run.training_data(first_step=done),
+            strategy.distribute_datasets_from_function(data_of) if several else data_of(),
             validation_data=run.validation_data(),
             epochs=run.epochs,
             steps_per_epoch=steps,
@@ -253,13 +269,22 @@ def _fit(run, trainer, checkpoint, steps, logs):
             shuffle=False,  # the dataset shuffles
             callbacks=[
                 checkpoint,
-                *([keras.callbacks.SwapEMAWeights()] if run.ema else []),
-                keras.callbacks.TensorBoard(logs, write_graph=False),
+                *([averaged] if run.ema else []),
+                *([keras.callbacks.TensorBoard(logs, write_graph=False)] if checkpoint.is_chief else []),
             ],
-            verbose="auto" if sys.stdout.isatty() else 2,
+            verbose=0 if not checkpoint.is_chief else "auto" if sys.stdout.isatty() else 2,
         )
     except KeyboardInterrupt:
+        averaged.on_test_end()
+        trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
         return False
+    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.InternalError) as error:
+        if not distribution.has_several_workers(strategy):
+            raise
+        raise ConnectionError(
+            f"Another worker is gone ({error.message.splitlines()[0]}). Give the same command on every worker again: "
+            "the run goes on from the last checkpoint."
+        ) from error
     return True
 
 

@@ -1,7 +1,12 @@
 """Adversarial training with Keras' own compile and fit."""
 
 from keras_sat.training.adversarial import AdversarialModel
-from keras_sat.training.callbacks import CatastrophicOverfittingGuard, PerturbationImages, RobustAccuracy
+from keras_sat.training.callbacks import (
+    AveragedWeights,
+    CatastrophicOverfittingGuard,
+    PerturbationImages,
+    RobustAccuracy,
+)
 from keras_sat.training.checkpoint import Checkpoint
 from keras_sat.training.cost import Cost, cost
 from keras_sat.training.free import Free
@@ -14,6 +19,7 @@ __all__ = [
     "AWP",
     "AdversarialModel",
     "AdversarialTraining",
+    "AveragedWeights",
     "CatastrophicOverfittingGuard",
     "Checkpoint",
     "Cost",

@@ -169,7 +169,7 @@ class AdversarialModel(keras.Model):
         return None
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        if isinstance(self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy) and iterator is not None:
+        if distribution.has_several_workers(self.distribute_strategy) and iterator is not None:
             _, _, batches = next(iter(iterator))  # Keras averages this batch over the workers, which fails
             first = functools.partial(_first_replica, self.distribute_strategy)
             iterator, data_batch = None, tf.nest.map_structure(first, next(batches))

@@ -104,6 +104,27 @@ class CatastrophicOverfittingGuard(keras.callbacks.Callback):
         )
 
 
+class AveragedWeights(keras.callbacks.Callback):
+    """Validates with the weights that the optimizer averages (`use_ema=True`), and gives back the others bit for bit.
+
+    keras.callbacks.SwapEMAWeights swaps by adding and subtracting, which rounds: a run that is taken up after a
+    validation would differ from one that was not interrupted.
+    """
+
+    _weights = None
+
+    def on_test_begin(self, logs=None):
+        self._weights = [keras.ops.convert_to_numpy(variable) for variable in self.model.trainable_variables]
+        self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
+
+    def on_test_end(self, logs=None):
+        if self._weights is None:
+            return
+        for variable, value in zip(self.model.trainable_variables, self._weights):
+            variable.assign(value)
+        self._weights = None
+
+
 class PerturbationImages(keras.callbacks.Callback):
     """Writes images, their adversarial versions and the perturbations to TensorBoard after each epoch.
 

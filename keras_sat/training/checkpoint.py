@@ -22,7 +22,7 @@ class Checkpoint(keras.callbacks.Callback):
             done = checkpoint.restore(trainer)      # 0 at first
             dataset = data.load(..., training=True, epochs=100, first_step=done)
             trainer.fit(dataset, steps_per_epoch=steps_per_epoch, epochs=100, initial_epoch=done // steps_per_epoch,
-                        callbacks=[checkpoint])
+                        shuffle=False, callbacks=[checkpoint])
 
     Saved are the weights, the moving statistics, the optimizer (moments, averaged weights, iterations, loss scale), the
     state of dropout, and how many steps were done. The attack's noise and the order and augmentation of the data follow
@@ -31,13 +31,17 @@ class Checkpoint(keras.callbacks.Callback):
 
     A checkpoint is `step-N.npz`, then `step-N.json` with its SHA-256: one that was cut short or is damaged is told from
     a whole one, and the one before it is used, with a warning. SIGTERM (pre-emption) saves, then ends the process with
-    exit code 143. A loss that is not finite ends the training. With several workers the chief alone writes.
+    exit code 143. A loss that is not finite ends the training.
+
+    Of several workers the chief alone reads and writes the folder, and in `restore`, which all must call, the others are
+    given what it read: they need no folder in common.
 
     Args:
         folder: to write to; used by one run at a time.
         steps_per_epoch: as given to `fit`.
         every: a checkpoint is saved after so many steps.
         keep: number of checkpoints to keep, >= 1.
+        is_chief: whether this process is the one that writes: `distribution.is_chief(strategy)`.
 
     Raises:
         ValueError: if another run uses the folder; in `restore`, if its checkpoints are of another network or
@@ -46,7 +50,7 @@ class Checkpoint(keras.callbacks.Callback):
         OSError: in `fit`, where a checkpoint cannot be written; the ones before are still there.
     """
 
-    def __init__(self, folder, steps_per_epoch, every=500, keep=2):
+    def __init__(self, folder, steps_per_epoch, every=500, keep=2, is_chief=True):
         super().__init__()
         for name, value in (("steps_per_epoch", steps_per_epoch), ("every", every), ("keep", keep)):
             if not (isinstance(value, int) and value >= 1):
@@ -54,6 +58,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.folder = os.fspath(folder)
         self.every = every
         self.keep = keep
+        self.is_chief = is_chief
         self.history = {}
         self._steps_per_epoch = steps_per_epoch
         self._epoch = 0
@@ -63,6 +68,8 @@ class Checkpoint(keras.callbacks.Callback):
         self._lock = filelock.FileLock(os.path.join(self.folder, ".lock"))
 
     def __enter__(self):
+        if not self.is_chief:
+            return self
         os.makedirs(self.folder, exist_ok=True)
         try:
             self._lock.acquire(timeout=0)
@@ -81,6 +88,15 @@ class Checkpoint(keras.callbacks.Callback):
         if not trainer.optimizer.built:
             with trainer.distribute_strategy.scope():
                 trainer.optimizer.build(trainer.trainable_variables)
+        step = self._restore(trainer) if self.is_chief else 0
+        strategy = trainer.distribute_strategy
+        if distribution.has_several_workers(strategy):
+            step = int(distribution.from_chief(strategy, np.asarray(step)))
+            assign(trainer, {name: distribution.from_chief(strategy, value) for name, value in values(trainer).items()})
+        self._done = self._saved = step
+        return step
+
+    def _restore(self, trainer):
         damaged = []
         for step in sorted(self._steps(), reverse=True):
             try:
@@ -92,7 +108,6 @@ class Checkpoint(keras.callbacks.Callback):
             _check_shapes(trainer, arrays, self._path(step, "npz"))
             assign(trainer, arrays)
             self.history = {int(epoch): logs for epoch, logs in record["history"].items()}
-            self._done = self._saved = step
             return step
         if damaged:
             raise ValueError(f"No checkpoint in {self.folder} is whole: remove the folder to begin anew.")
@@ -150,7 +165,7 @@ class Checkpoint(keras.callbacks.Callback):
         arrays = values(self.model)
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise FloatingPointError(self._not_finite("a weight is not finite"))
-        if not distribution.is_chief(self.model.distribute_strategy):
+        if not self.is_chief:
             return
         path = self._path(step, "npz")
         try:

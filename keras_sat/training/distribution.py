@@ -5,6 +5,7 @@ import json
 import os
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 NAMES = ("auto", "none", "mirrored", "multiworker", "tpu")
@@ -79,10 +80,30 @@ def is_chief(strategy):
     return resolver is None or resolver.task_type in (None, "", "chief") or resolver.task_id == 0
 
 
+def has_several_workers(strategy):
+    """Says whether other processes train with this one."""
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
+def from_chief(strategy, array):
+    """Returns the NumPy array that the chief gave, on every worker; all must call this, with arrays of one shape.
+
+    Through float64, which holds what a training is made of exactly: float32, and integers below 2^53.
+    """
+
+    @tf.function
+    def total(value):
+        context = tf.distribute.get_replica_context()
+        return context.all_reduce("SUM", tf.where(context.replica_id_in_sync_group == 0, value, tf.zeros_like(value)))
+
+    value = tf.constant(np.ravel(array), tf.float64)
+    received = strategy.experimental_local_results(strategy.run(total, (value,)))[0]
+    return received.numpy().astype(array.dtype).reshape(array.shape)
+
+
 def needs_own_loop(strategy, steps_per_execution):
     """Says whether Keras' train function fails: with several workers, or several steps in one call on replicas."""
-    is_multiworker = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-    return is_multiworker or (steps_per_execution > 1 and strategy.num_replicas_in_sync > 1)
+    return has_several_workers(strategy) or (steps_per_execution > 1 and strategy.num_replicas_in_sync > 1)
 
 
 def loop(strategy, step, steps_per_execution):
@@ -121,7 +142,7 @@ def check(model, optimizer, strategy):
         if getattr(_inner(optimizer), option, None):
             raise ValueError(
                 f"Keras cannot run {option} under {strategy.num_replicas_in_sync} replicas: leave it None. (Averaged "
-                "weights are then written when fit ends; keras.callbacks.SwapEMAWeights evaluates with them before.)"
+                "weights are then written when fit ends; training.AveragedWeights evaluates with them before.)"
             )
 
 

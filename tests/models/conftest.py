@@ -1,11 +1,26 @@
+import contextlib
 import hashlib
 import pathlib
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 FOLDER = pathlib.Path(__file__).parent / "release"
+
+
+@pytest.fixture
+def without_weights():
+    """Returns a context in which a network is built that never gets weights: L2 would take 2 GB, and seconds."""
+
+    @contextlib.contextmanager
+    def scope():
+        with keras.StatelessScope(initialize_variables=False):
+            yield
+        keras.backend.clear_session()  # else Keras would give it weights after all, with the next network's
+
+    return scope
 
 
 def kernel(name, shape, seed, scale):

@@ -21,8 +21,8 @@ PARAMETERS = {
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_parameter_counts_are_the_published_ones(name):
-    with keras.StatelessScope(initialize_variables=False):  # L2 would take 2 GB
+def test_parameter_counts_are_the_published_ones(name, without_weights):
+    with without_weights():
         model = models.BUILDERS[name]()
     assert sum(int(np.prod(weight.shape)) for weight in model.trainable_weights) == PARAMETERS[name]
 

@@ -25,8 +25,8 @@ def build(name, **options):
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_parameter_counts_are_the_published_ones(name):
-    with keras.StatelessScope(initialize_variables=False):
+def test_parameter_counts_are_the_published_ones(name, without_weights):
+    with without_weights():
         model = build(name)
     assert sum(int(np.prod(weight.shape)) for weight in model.trainable_weights) == PARAMETERS[name]
 

@@ -31,8 +31,8 @@ def test_the_registry_holds_the_24_checkpoints():
 
 
 @pytest.mark.parametrize("entry", weights_lib.entries(), ids=lambda entry: entry["id"])
-def test_an_entry_is_of_a_network_that_there_is(entry):
-    with keras.StatelessScope(initialize_variables=False):
+def test_an_entry_is_of_a_network_that_there_is(entry, without_weights):
+    with without_weights():
         model = models.BUILDERS[entry["model"]](activation=entry["activation"])
     assert sum(int(np.prod(weight.shape)) for weight in model.trainable_weights) == entry["parameters"]
     if entry["model"].startswith("EfficientNet"):

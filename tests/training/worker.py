@@ -33,7 +33,9 @@ def main(folder, task, *ports):
         trainer.compile(optimizer, loss, metrics=["accuracy"])
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (40, 8, 8, 3)).astype(np.uint8), rng.integers(0, 4, 40)
-    with Checkpoint(os.path.join(folder, "checkpoints" if task == "0" else f"unused-{task}"), 5, every=2) as checkpoint:
+    is_chief = distribution.is_chief(strategy)
+    folder_of = {"alone": "alone-checkpoints"}.get(task, "checkpoints")
+    with Checkpoint(os.path.join(folder, folder_of), 5, every=2, is_chief=is_chief) as checkpoint:
         history = trainer.fit(
             batches(images, labels), epochs=1, shuffle=False, verbose=0, callbacks=[checkpoint]
         ).history

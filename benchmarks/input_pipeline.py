@@ -1,0 +1,130 @@
+"""Prints how many images a second `data.load` gives, beside a bare decode loop on the same JPEG files.
+
+    python benchmarks/input_pipeline.py [--images 1500] [--batch_size 128] [--repeats 5]
+
+The files are made first: photographs of about ImageNet's size, cut from the tests' landscape; as a folder of JPEGs and as
+`imagenet2012` in TFDS' format. The bare loop reads each file and decodes all of it, in parallel, and does nothing else:
+no shuffling, no crop, no batch. Then a consumer takes half as long again for a batch as the pipeline does, as a model on an
+accelerator would, and counts how long it waits for each.
+"""
+
+import argparse
+import io
+import pathlib
+import statistics
+import tempfile
+import time
+import warnings
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from keras_sat import data
+
+LANDSCAPE = pathlib.Path(__file__).parents[1] / "tests" / "landscape" / "landscape.png"
+CLASSES = 10
+AUTOTUNE = tf.data.AUTOTUNE
+
+
+def encoded(number):
+    """Returns JPEGs of 500 x 375 pixels, no two alike: the landscape moved, mirrored, and darker or lighter."""
+    landscape, rng = tf.io.decode_png(LANDSCAPE.read_bytes()).numpy(), np.random.default_rng(0)
+    for _ in range(number):
+        image = np.roll(landscape, rng.integers(0, 375, 2), axis=(0, 1))[:, :: rng.choice([-1, 1])]
+        image = (image * rng.uniform(0.6, 1.0)).astype(np.uint8)
+        yield tf.io.encode_jpeg(np.ascontiguousarray(image), quality=95).numpy()
+
+
+def write(folder, number):
+    """Writes the same JPEGs as train/CLASS/*.jpg and as TFRecords."""
+    examples = []
+    for index, jpeg in enumerate(encoded(number)):
+        label = index % CLASSES
+        path = folder / "images" / "train" / str(label) / f"{index:06}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg)
+        examples.append((index, {"image": io.BytesIO(jpeg), "label": label}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TFDS' writer warns of itself
+        tfds.dataset_builders.store_as_tfds_dataset(
+            name="imagenet2012",
+            version="5.1.0",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(encoding_format="jpeg"),
+                    "label": tfds.features.ClassLabel(num_classes=CLASSES),
+                }
+            ),
+            split_datasets={"train": examples},
+            data_dir=folder / "tfds",
+        )
+
+
+def bare(folder):
+    """Returns the images of a folder, one by one: read and decoded, nothing else."""
+    paths = [str(path) for path in sorted((folder / "images").rglob("*.jpg"))]
+    files = tf.data.Dataset.from_tensor_slices(paths)
+    return files.map(lambda path: tf.io.decode_jpeg(tf.io.read_file(path), 3), AUTOTUNE, deterministic=False)
+
+
+def rate(dataset, images):
+    """Returns images a second in one pass over a dataset of so many."""
+    start = time.perf_counter()
+    for _ in dataset:
+        pass
+    return images / (time.perf_counter() - start)
+
+
+def waits(dataset, seconds):
+    """Returns how long a consumer that takes so many seconds for a batch waits for each but the first."""
+    iterator, found = iter(dataset), []
+    next(iterator)
+    while True:
+        time.sleep(seconds)
+        start = time.perf_counter()
+        if next(iterator, None) is None:
+            return found
+        found.append(time.perf_counter() - start)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=1500)
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        write(folder, args.images)
+        used = args.images // args.batch_size * args.batch_size
+        options = {"batch_size": args.batch_size, "image_size": 224}
+        training, files = {"training": True, **options}, str(folder / "images")
+        records = {"name": "imagenet2012", "split": "train", "data_dir": folder / "tfds"}
+        candidates = {
+            "bare decode loop": (bare(folder), args.images),
+            "training, files": (data.load(files, "train", **training), used),
+            "training, TFDS": (data.load(**records, **training), used),
+            "evaluation, TFDS": (data.load(**records, **options), args.images),
+        }
+        rates = {name: [] for name in candidates}
+        for repeat in range(args.repeats + 1):  # the first fills the file cache
+            for name, (dataset, images) in candidates.items():
+                found = rate(dataset, images)
+                if repeat:
+                    rates[name].append(found)
+        medians = {name: statistics.median(found) for name, found in rates.items()}
+        print(f"{'':<20}{'images/s':>9}{'min..max':>14}{'over bare':>11}")
+        for name, found in rates.items():
+            spread = f"{min(found):.0f}..{max(found):.0f}"
+            print(f"{name:<20}{medians[name]:>9.0f}{spread:>14}{medians[name] / medians['bare decode loop']:>11.2f}")
+        seconds = 1.5 * args.batch_size / medians["training, TFDS"]
+        found = waits(candidates["training, TFDS"][0], seconds)
+        print(
+            f"a consumer that takes {1000 * seconds:.0f} ms for a batch waits {1000 * statistics.median(found):.1f} ms for "
+            f"the next (largest of {len(found)}: {1000 * max(found):.1f} ms)"
+        )
+
+
+if __name__ == "__main__":
+    main()

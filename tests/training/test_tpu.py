@@ -1,0 +1,57 @@
+"""What can be known of a training step on a TPU without one: it lowers, its shapes are static, the host has no part."""
+
+import importlib.util
+import pathlib
+import re
+
+import keras
+import pytest
+
+from keras_sat.attacks import PGD, LinfBall
+from keras_sat.training import AWP, MART, TRADES, AdversarialModel, Free
+
+SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "compile_for_tpu.py"
+BALL = LinfBall(8)
+HOST = (
+    "custom_call",
+    "infeed",
+    "outfeed",
+    "send",
+    "recv",
+    "get_dimension_size",
+    "real_dynamic_slice",
+    "dynamic_reshape",
+)
+
+
+@pytest.fixture(scope="module")
+def script():
+    specification = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"attack": PGD(BALL, steps=2, clean_start=0.2)},
+        {"attack": PGD(BALL, steps=2, keep="first", survivors="mask"), "attack_precision": "mixed_bfloat16"},
+        {"attack": PGD(BALL, steps=2), "objective": TRADES(), "weight_perturbation": AWP()},
+        {"attack": PGD(BALL, steps=2), "objective": MART(), "attack_batch_norm": "batch"},
+        {"attack": Free(BALL, replays=2)},
+    ],
+    ids=["pgd", "mask", "trades awp", "mart", "free"],
+)
+def test_a_step_lowers_to_static_shapes_and_nothing_for_the_host(options, script, tiny_model):
+    trainer = AdversarialModel(tiny_model(), **options)
+    optimizer = keras.optimizers.SGD(0.1, 0.9, nesterov=True, global_clipnorm=1.0, use_ema=True)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    trainer.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
+    text = script.lower(trainer, (4, 8, 8, 3))
+    assert text.count("stablehlo.convolution") >= 3
+    assert "tensor<?" not in text
+    found = set(re.findall(r"stablehlo\.(\w+)", text))
+    assert {"while", "convolution"} <= found or isinstance(options["attack"], Free)
+    assert not found & set(HOST)
+    assert set(re.findall(r"= mhlo\.(\w+)", text)) <= {"copy"}
