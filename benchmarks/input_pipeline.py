@@ -2,10 +2,10 @@
 
     python benchmarks/input_pipeline.py [--images 1500] [--batch_size 128] [--repeats 5]
 
-The files are made first: photographs of about ImageNet's size, cut from the tests' landscape; as a folder of JPEGs and as
-`imagenet2012` in TFDS' format. The bare loop reads each file and decodes all of it, in parallel, and does nothing else:
-no shuffling, no crop, no batch. Then a consumer takes half as long again for a batch as the pipeline does, as a model on an
-accelerator would, and counts how long it waits for each.
+The files are made first: photographs of about ImageNet's size, out of the tests' landscape; as a folder of JPEGs and
+as `imagenet2012` in TFDS' format. The bare loop reads each file and decodes all of it, in parallel, and does nothing
+else: no shuffling, no crop, no batch. Then a consumer takes half as long again for a batch as the pipeline does, as a
+model on an accelerator would, and counts how long it waits for each.
 """
 
 import argparse
@@ -121,8 +121,8 @@ def main():
         seconds = 1.5 * args.batch_size / medians["training, TFDS"]
         found = waits(candidates["training, TFDS"][0], seconds)
         print(
-            f"a consumer that takes {1000 * seconds:.0f} ms for a batch waits {1000 * statistics.median(found):.1f} ms for "
-            f"the next (largest of {len(found)}: {1000 * max(found):.1f} ms)"
+            f"a consumer that takes {1000 * seconds:.0f} ms for a batch waits {1000 * statistics.median(found):.1f} ms "
+            f"for the next (largest of {len(found)}: {1000 * max(found):.1f} ms)"
         )
 
 

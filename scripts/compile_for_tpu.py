@@ -60,9 +60,8 @@ def _compile(args):
     start = time.perf_counter()
     with mlir.make_ir_context():
         compiled = device.client.compile(ir.Module.parse(text), xla_client.DeviceList((device,)))
-    print(
-        f"{args.file} compiles for a {device.device_kind} in {time.perf_counter() - start:.0f} s (jax {jax.__version__})"
-    )
+    seconds = time.perf_counter() - start
+    print(f"{args.file} compiles for a {device.device_kind} in {seconds:.0f} s (jax {jax.__version__})")
     memory = compiled.get_compiled_memory_stats()
     needed = {
         "weights, optimizer, batch": memory.argument_size_in_bytes,

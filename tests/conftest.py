@@ -1,3 +1,5 @@
+import socket
+
 import numpy as np
 import pytest
 
@@ -37,3 +39,19 @@ def images():
 @pytest.fixture
 def labels():
     return np.random.default_rng(1).integers(0, 4, 8)
+
+
+@pytest.fixture
+def free_ports():
+    """Returns a function: so many ports of this machine that nobody uses."""
+
+    def found(number):
+        sockets = [socket.socket() for _ in range(number)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        ports = [one.getsockname()[1] for one in sockets]
+        for one in sockets:
+            one.close()
+        return ports
+
+    return found

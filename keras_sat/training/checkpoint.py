@@ -33,8 +33,8 @@ class Checkpoint(keras.callbacks.Callback):
     a whole one, and the one before it is used, with a warning. SIGTERM (pre-emption) saves, then ends the process with
     exit code 143. A loss that is not finite ends the training.
 
-    Of several workers the chief alone reads and writes the folder, and in `restore`, which all must call, the others are
-    given what it read: they need no folder in common.
+    Of several workers the chief alone reads and writes the folder, and in `restore`, which all must call, the others
+    are given what it read: they need no folder in common.
 
     Args:
         folder: to write to; used by one run at a time.

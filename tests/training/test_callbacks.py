@@ -6,12 +6,14 @@ import keras_sat
 from keras_sat.attacks import PGD, LinfBall
 from keras_sat.training import (
     AdversarialModel,
+    AveragedWeights,
     CatastrophicOverfittingGuard,
     PerturbationImages,
     RobustAccuracy,
     callbacks,
 )
 
+STRONG = PGD(LinfBall(64), steps=10)
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
@@ -38,6 +40,20 @@ def test_robust_accuracy_is_measured_every_few_epochs_and_can_be_monitored(tiny_
     assert callbacks.robust_accuracy(saved, dataset, attack) == max(values)
 
 
+def test_averaged_weights_are_validated_and_the_others_given_back_bit_for_bit(tiny_model, images, labels):
+    found = []
+    for validation in (None, (images, labels)):
+        model = tiny_model()
+        optimizer = keras.optimizers.SGD(0.2, use_ema=True, ema_momentum=0.7, ema_overwrite_frequency=None)
+        trainer = trainer_of(model, PGD(LinfBall(2), steps=1), optimizer)
+        options = {"validation_data": validation, "shuffle": False, "callbacks": [AveragedWeights()]}
+        history = trainer.fit(images, labels, batch_size=4, epochs=3, verbose=0, **options).history
+        found.append([weight.tobytes() for weight in model.get_weights()])
+    assert found[0] == found[1]
+    evaluated = trainer.evaluate(images, labels, verbose=0, return_dict=True)  # fit ends with the averages
+    assert history["val_loss"][-1] == pytest.approx(evaluated["loss"], rel=1e-5)
+
+
 def test_perturbations_are_shown_in_tensorboard(tiny_model, images, labels, tmp_path):
     attack = PGD(LinfBall(8), steps=2)
     show = PerturbationImages(images[:3], labels[:3], attack, str(tmp_path), every=2)
@@ -55,22 +71,59 @@ def test_perturbations_are_shown_in_tensorboard(tiny_model, images, labels, tmp_
 
 
 @pytest.fixture(scope="module")
-def fashion():
-    train = keras_sat.data.load("fashion_mnist_mini", "train[:4000]", 100, training=True, augment=False)
-    test = keras_sat.data.load("fashion_mnist_mini", "test[:200]", 200)
-    return train, test
+def held_out():
+    return keras_sat.data.load("fashion_mnist_mini", "test[:200]", 200, image_size=14)
 
 
-def collapsing(fashion, **options):
-    """A run that collapses: one step of a large epsilon, ReLU, a high learning rate."""
-    keras.utils.set_random_seed(0)
-    model = keras_sat.models.ResNet8(activation="relu", input_shape=(28, 28, 1), classes=10)
-    attack = PGD(LinfBall(40), steps=1, step_size=50.0)
-    train, test = fashion
-    trainer = trainer_of(model, attack, keras.optimizers.Adam(0.01))
-    guard = CatastrophicOverfittingGuard(test, PGD(LinfBall(40), steps=10), every=20, **options)
-    trainer.fit(train, epochs=4, shuffle=False, verbose=0, callbacks=[guard])
-    return trainer, guard
+@pytest.fixture(scope="module")
+def collapsing(held_out):
+    """Returns a function that makes a run which collapses: one step of a large epsilon, and ReLU."""
+
+    def train(**options):
+        keras.utils.set_random_seed(0)
+        layers = [keras.Input((14, 14, 1)), keras.layers.Rescaling(2 / 255, -1.0)]
+        layers += [keras.layers.Conv2D(32, 3, 2, "same", activation="relu")]
+        layers += [keras.layers.Conv2D(64, 3, 2, "same", activation="relu"), keras.layers.Flatten()]
+        model = keras.Sequential([*layers, keras.layers.Dense(128, "relu"), keras.layers.Dense(10)])
+        trainer = trainer_of(model, PGD(LinfBall(64), steps=1, step_size=128.0), keras.optimizers.Adam(0.003))
+        guard = CatastrophicOverfittingGuard(held_out, STRONG, every=50, **options)
+        data = keras_sat.data.load(
+            "fashion_mnist_mini", "train[:6000]", 50, image_size=14, training=True, augment=False
+        )
+        history = trainer.fit(data, epochs=4, shuffle=False, verbose=0, callbacks=[guard]).history
+        return trainer, guard, history
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def collapsed(collapsing):
+    """Returns the robust accuracies, and those on the training attack, of such a run that nobody guards."""
+    _, guard, history = collapsing(collapse=1e-6)
+    return list(guard.probes.values()), history["accuracy"]
+
+
+def test_the_guard_stops_a_run_that_collapses(collapsing, collapsed, held_out):
+    probes, own = collapsed
+    assert min(probes) < max(probes) / 3
+    assert own[-1] > own[0] + 0.2  # and looks better and better meanwhile
+    with pytest.warns(UserWarning, match="Catastrophic overfitting at step.*training ends"):
+        trainer, guard, _ = collapsing()
+    (step,) = guard.collapses
+    *_, before, last = guard.probes.values()
+    assert step == max(guard.probes) < 480
+    assert last < before
+    assert callbacks.robust_accuracy(trainer.model, held_out, STRONG) == pytest.approx(before)  # the last good state
+    assert float(trainer.step_size_factor.numpy()) == 1
+
+
+def test_the_guard_rolls_back_and_goes_on_with_a_smaller_step(collapsing, collapsed, held_out):
+    with pytest.warns(UserWarning, match="Catastrophic overfitting at step.*the step size is multiplied by 0.25"):
+        trainer, guard, history = collapsing(action="roll back", factor=0.25)
+    assert len(history["loss"]) == 4
+    assert len(guard.probes) == 9
+    assert float(trainer.step_size_factor.numpy()) == 0.25 ** len(guard.collapses)
+    assert callbacks.robust_accuracy(trainer.model, held_out, STRONG) > 2 * collapsed[0][-1]
 
 
 def test_refusals(tiny_model, images, labels):

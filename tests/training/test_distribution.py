@@ -1,6 +1,5 @@
 import json
 import pathlib
-import socket
 import subprocess
 import sys
 
@@ -28,17 +27,7 @@ def test_strategies():
         distribution.strategy("multiworker")
 
 
-def free_ports(number):
-    sockets = [socket.socket() for _ in range(number)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
-def test_two_workers_equal_one_device(tmp_path):
+def test_two_workers_equal_one_device(free_ports, tmp_path):
     """Real processes on loopback: the same loss, metrics and weights at the same global batch, batch norm included."""
     ports = list(map(str, free_ports(2)))
     tasks = [("alone",), ("0", *ports), ("1", *ports)]
@@ -59,7 +48,7 @@ def test_two_workers_equal_one_device(tmp_path):
         assert worker["evaluated"]["robust_accuracy"] == pytest.approx(alone["evaluated"]["robust_accuracy"])
         assert worker["evaluated"]["accuracy"] == pytest.approx(alone["evaluated"]["accuracy"])
     assert workers[0]["weights"] == workers[1]["weights"]
-    assert {path.name for path in (tmp_path / "checkpoints").glob("*.npz")} == {"step-2.npz", "step-4.npz"}  # the chief's alone
+    assert {path.name for path in (tmp_path / "checkpoints").glob("*.npz")} == {"step-2.npz", "step-4.npz"}
 
 
 @pytest.fixture
@@ -96,6 +85,39 @@ def test_two_replicas_equal_one(optimizer, options, tiny_model, batches):
     _, two, mirrored = trained("mirrored", tiny_model, batches, optimizer, **options)
     np.testing.assert_allclose(two, one, atol=1e-5 if "jit_compile" not in options else 1e-3)
     assert mirrored["accuracy"] == pytest.approx(alone["accuracy"])
+
+
+def test_the_weight_penalty_is_that_of_one_device(tiny_model, batches):
+    def penalised():
+        model = tiny_model()
+        for layer in model.layers:
+            if hasattr(layer, "kernel"):
+                layer.kernel.regularizer = keras.regularizers.L2(0.1)
+        return model
+
+    _, one, alone = trained("none", penalised, batches)
+    _, two, mirrored = trained("mirrored", penalised, batches)
+    np.testing.assert_allclose(two, one, atol=1e-5)
+    np.testing.assert_allclose(mirrored["loss"], alone["loss"], rtol=1e-5)
+
+
+def test_each_replica_draws_noise_of_its_own(tiny_model, images, labels):
+    strategy = distribution.strategy("mirrored")
+    with strategy.scope():
+        trainer = AdversarialModel(tiny_model(), PGD(LinfBall(8), steps=1))
+        trainer.compile("sgd", "mse")
+    x, y = tf.constant(images), tf.constant(labels, tf.int32)
+
+    @tf.function
+    def start(step):
+        return strategy.run(lambda: trainer._adversarial(trainer.attack, x, y, trainer._replica_seed(step)))
+
+    first, again, later = (
+        [one.numpy() for one in strategy.experimental_local_results(start(tf.constant(step)))] for step in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert np.mean(first[0] != first[1]) > 0.5
+    assert np.mean(first[0] != later[0]) > 0.5
 
 
 def test_an_overflow_on_one_replica_skips_the_step_on_all():
