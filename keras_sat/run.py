@@ -214,7 +214,8 @@ def train(run, folder):
     with Checkpoint(checkpoints(folder), steps, run.checkpoint_every, is_chief=is_chief) as checkpoint:
         if is_chief:
             files.write_json(_json(checkpoint.folder), dataclasses.asdict(run))
-        finished = _fit(run, trainer, checkpoint, steps, os.path.join(folder, "logs"))
+        with distribution.heeding_lost_workers(strategy):
+            finished = _fit(run, trainer, checkpoint, steps, os.path.join(folder, "logs"))
         if is_chief:
             _write(run, trainer, checkpoint, finished, folder)
     return trainer.model, finished
@@ -278,13 +279,6 @@ def _fit(run, trainer, checkpoint, steps, logs):
         averaged.on_test_end()
         trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
         return False
-    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.InternalError) as error:
-        if not distribution.has_several_workers(strategy):
-            raise
-        raise ConnectionError(
-            f"Another worker is gone ({error.message.splitlines()[0]}). Give the same command on every worker again: "
-            "the run goes on from the last checkpoint."
-        ) from error
     return True
 
 

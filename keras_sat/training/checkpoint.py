@@ -29,6 +29,9 @@ class Checkpoint(keras.callbacks.Callback):
     from the seed and the step, so a run that was killed and restarted, however often, ends with the weights of one that
     was not: bit for bit in float32 on a CPU. Metrics in the log of an epoch that was resumed are of its rest.
 
+    A dataset of your own must give the batches from step `done` on, and not know how many there are, for `fit` counts
+    those that are skipped: `dataset.filter(lambda *_: True)` has forgotten it.
+
     A checkpoint is `step-N.npz`, then `step-N.json` with its SHA-256: one that was cut short or is damaged is told from
     a whole one, and the one before it is used, with a warning. SIGTERM (pre-emption) saves, then ends the process with
     exit code 143. A loss that is not finite ends the training.
@@ -45,7 +48,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     Raises:
         ValueError: if another run uses the folder; in `restore`, if its checkpoints are of another network or
-            optimizer, or all are damaged.
+            optimizer, or all are damaged; in `fit`, if the data end within an epoch.
         FloatingPointError: in `fit`, for a loss that is not finite; it names step, learning rate and last checkpoint.
         OSError: in `fit`, where a checkpoint cannot be written; the ones before are still there.
     """
@@ -142,6 +145,12 @@ class Checkpoint(keras.callbacks.Callback):
             raise SystemExit(128 + signal.SIGTERM)
 
     def on_epoch_end(self, epoch, logs=None):
+        end = (epoch + 1) * self._steps_per_epoch
+        if self._done < end and not self.model.stop_training:
+            raise ValueError(
+                f"The data ended at step {self._done}, within an epoch that ends at {end}. Of a dataset that knows "
+                "its length fit counts the steps that are skipped, too: dataset.filter(lambda *_: True) forgets it."
+            )
         self.history[epoch] = {name: float(value) for name, value in (logs or {}).items()}
 
     def _on_sigterm(self, *_):

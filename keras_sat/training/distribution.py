@@ -1,5 +1,6 @@
 """Which devices a run trains on, and what Keras gets wrong on several of them."""
 
+import contextlib
 import functools
 import json
 import os
@@ -99,6 +100,24 @@ def from_chief(strategy, array):
     value = tf.constant(np.ravel(array), tf.float64)
     received = strategy.experimental_local_results(strategy.run(total, (value,)))[0]
     return received.numpy().astype(array.dtype).reshape(array.shape)
+
+
+@contextlib.contextmanager
+def heeding_lost_workers(strategy):
+    """Says in one line what TensorFlow says in many when another worker has ended, or cannot be reached.
+
+    Raises:
+        ConnectionError: then, in place of the errors of the operations that waited for that worker.
+    """
+    try:
+        yield
+    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.InternalError) as error:
+        if not (has_several_workers(strategy) and "ollective" in error.message):
+            raise
+        raise ConnectionError(
+            "Another worker is gone: training cannot go on without it. Give the same command on every worker again; "
+            "the run goes on from its last checkpoint."
+        ) from error
 
 
 def needs_own_loop(strategy, steps_per_execution):

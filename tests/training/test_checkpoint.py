@@ -6,6 +6,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from keras_sat.attacks import PGD, LinfBall
 from keras_sat.training import AdversarialModel, Checkpoint
@@ -126,6 +127,31 @@ def test_a_loss_that_is_not_finite_ends_the_training(trainer, fit, tmp_path):
         saved = checkpoint.restore(other := trainer())
         assert saved or not list(tmp_path.glob("step*"))
         assert all(np.isfinite(weight).all() for weight in other.model.get_weights())
+
+
+def test_data_that_end_too_early_are_an_error(trainer, images, labels, tmp_path):
+    def batches(done):
+        whole = tf.data.Dataset.from_tensor_slices((images, labels)).batch(2)
+        return whole.repeat(2).skip(done)
+
+    def fit(trainer, checkpoint, dataset, done=0):
+        options = {"steps_per_epoch": 4, "epochs": 2, "initial_epoch": done // 4, "callbacks": [checkpoint]}
+        trainer.fit(dataset, shuffle=False, verbose=0, **options)
+
+    with Checkpoint(tmp_path, 4, every=3) as checkpoint:
+        with (
+            pytest.warns(UserWarning, match="ran out of data"),
+            pytest.raises(ValueError, match="step 3, within.* at 4"),
+        ):
+            fit(trainer(), checkpoint, batches(5))  # three batches are left
+    with Checkpoint(tmp_path, 4, every=3) as checkpoint:
+        done = checkpoint.restore(first := trainer())
+        with pytest.warns(UserWarning, match="ran out of data"), pytest.raises(ValueError, match="lambda"):
+            fit(first, checkpoint, batches(done), done)  # its five batches are all there, but fit counts eight
+        done = checkpoint.restore(first)
+        forgetful = batches(done).filter(lambda *_: True)
+        fit(first, checkpoint, forgetful, done)
+    assert int(first.optimizer.iterations) == 8
 
 
 def test_two_runs_on_one_folder(trainer, tmp_path):

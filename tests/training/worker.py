@@ -1,7 +1,11 @@
-"""One of several workers: worker.py FOLDER TASK PORT PORT trains, evaluates, and writes FOLDER/TASK.json."""
+"""One of several workers: worker.py FOLDER TASK LAST PORT PORT trains, evaluates, and writes FOLDER/TASK.json.
+
+It takes up what FOLDER/checkpoints holds. After step LAST, if that is not 0, the second worker kills itself.
+"""
 
 import json
 import os
+import signal
 import sys
 
 import keras
@@ -10,14 +14,27 @@ import numpy as np
 from keras_sat.attacks import PGD, LinfBall
 from keras_sat.training import AdversarialModel, Checkpoint, distribution
 
+STEPS, EPOCHS = 5, 2
+
+
+class Death(keras.callbacks.Callback):
+    def __init__(self, last):
+        super().__init__()
+        self.last = last
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch + 1 == self.last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
 
 def batches(images, labels):
     import tensorflow as tf
 
-    return tf.data.Dataset.from_tensor_slices((images, labels)).batch(8)
+    dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(8)
+    return dataset.filter(lambda *_: True)  # see Checkpoint
 
 
-def main(folder, task, *ports):
+def main(folder, task, last, *ports):
     if ports:
         cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
         os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": int(task)}})
@@ -33,12 +50,21 @@ def main(folder, task, *ports):
         trainer.compile(optimizer, loss, metrics=["accuracy"])
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (40, 8, 8, 3)).astype(np.uint8), rng.integers(0, 4, 40)
+    callbacks = [Death(int(last))] if task == "1" else []
+    name = "alone" if task == "alone" else "checkpoints"
     is_chief = distribution.is_chief(strategy)
-    folder_of = {"alone": "alone-checkpoints"}.get(task, "checkpoints")
-    with Checkpoint(os.path.join(folder, folder_of), 5, every=2, is_chief=is_chief) as checkpoint:
-        history = trainer.fit(
-            batches(images, labels), epochs=1, shuffle=False, verbose=0, callbacks=[checkpoint]
-        ).history
+    with Checkpoint(os.path.join(folder, name), STEPS, every=2, is_chief=is_chief) as checkpoint:
+        done = checkpoint.restore(trainer)
+        with distribution.heeding_lost_workers(strategy):
+            history = trainer.fit(
+                batches(*(np.concatenate([x] * EPOCHS)[8 * done :] for x in (images, labels))),
+                steps_per_epoch=STEPS,
+                epochs=EPOCHS,
+                initial_epoch=done // STEPS,
+                shuffle=False,
+                verbose=0,
+                callbacks=[checkpoint, *callbacks],
+            ).history
     evaluated = trainer.evaluate(batches(images[:17], labels[:17]), verbose=0, return_dict=True)
     record = {"replicas": strategy.num_replicas_in_sync, "history": history, "evaluated": evaluated}
     record["weights"] = [weight.tolist() for weight in model.get_weights()]
