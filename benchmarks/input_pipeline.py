@@ -2,8 +2,8 @@
 
     python benchmarks/input_pipeline.py [--images 1500] [--batch_size 128] [--repeats 5]
 
-The files are made first: photographs of about ImageNet's size, out of the tests' landscape; as a folder of JPEGs and
-as `imagenet2012` in TFDS' format. The bare loop reads each file and decodes all of it, in parallel, and does nothing
+The files are made first: of about ImageNet's size in pixels and bytes, from the tests' picture; as a folder of JPEGs
+and as `imagenet2012` in TFDS' format. The bare loop reads each file and decodes all of it, in parallel, and does nothing
 else: no shuffling, no crop, no batch. Then a consumer takes half as long again for a batch as the pipeline does, as a
 model on an accelerator would, and counts how long it waits for each.
 """

@@ -367,14 +367,16 @@ def convert(args):
 
 
 def list_(args):
-    """Lists the networks, activations, embedded datasets, attacks and released weights."""
+    """Lists the networks, activations, embedded datasets, attacks, recipes and released weights."""
     from keras_sat import activations, data, models
+    from keras_sat.training import RECIPES
 
     known = {
         "models": list(models.BUILDERS),
         "activations": activations.names(),
         "datasets": data.names(),
         "attacks": ATTACKS.split(", "),
+        "recipes": list(RECIPES),
     }
     if args.json:
         print(json.dumps({**known, "weights": models.list_weights()}, indent=2))

@@ -41,7 +41,7 @@ def labels():
     return np.random.default_rng(1).integers(0, 4, 8)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def free_ports():
     """Returns a function: so many ports of this machine that nobody uses."""
 

@@ -169,16 +169,16 @@ def test_other_datasets_are_tfds(prepared):
 
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory):
-    """A small imagenet2012 as TFDS prepares it, of real JPEGs: parts of a photograph, in four files a split."""
+    """A small imagenet2012 as TFDS prepares it, of real JPEGs: parts of a picture, in four files a split."""
     folder, rng = tmp_path_factory.mktemp("tfds"), np.random.default_rng(0)
-    photograph = tf.io.decode_jpeg((LANDSCAPE / "landscape.jpg").read_bytes()).numpy()
-    height, width, _ = photograph.shape
+    picture = tf.io.decode_jpeg((LANDSCAPE / "landscape.jpg").read_bytes()).numpy()
+    height, width, _ = picture.shape
 
     def examples(number):
         for index in range(number):
             h, w = rng.integers(60, 160, 2)
             top, left = rng.integers(0, height - h), rng.integers(0, width - w)
-            jpeg = tf.io.encode_jpeg(photograph[top : top + h, left : left + w], quality=95).numpy()
+            jpeg = tf.io.encode_jpeg(picture[top : top + h, left : left + w], quality=95).numpy()
             yield index, {"image": io.BytesIO(jpeg), "label": index % 1000, "file_name": f"{index}.JPEG"}
 
     features = {
@@ -221,12 +221,12 @@ def test_imagenet(imagenet):
 
 
 def test_a_folder_of_images(tmp_path):
-    photograph = tf.io.decode_jpeg((LANDSCAPE / "landscape.jpg").read_bytes())
+    picture = tf.io.decode_jpeg((LANDSCAPE / "landscape.jpg").read_bytes())
     for split, number in (("train", 6), ("val", 3)):
         for label, name in enumerate(("cat", "dog")):
             (tmp_path / split / name).mkdir(parents=True)
             for index in range(number):
-                part = photograph[20 * index : 20 * index + 50, 100 * label : 100 * label + 60 + index]
+                part = picture[20 * index : 20 * index + 50, 100 * label : 100 * label + 60 + index]
                 encoded = tf.io.encode_jpeg(part) if index % 2 else tf.io.encode_png(part)
                 (tmp_path / split / name / f"{index}.{'jpg' if index % 2 else 'png'}").write_bytes(encoded.numpy())
     images, labels = arrays(data.load(str(tmp_path), data.evaluation_split(str(tmp_path)), 4, image_size=24))

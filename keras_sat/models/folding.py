@@ -1,6 +1,7 @@
 """A classifier's inference function with batch norm folded into its convolutions: the same numbers, fewer passes."""
 
 import functools
+from concurrent import futures
 
 import keras
 import tensorflow as tf
@@ -62,8 +63,10 @@ class Folding:
         # What is mixed about a precision is that variables stay float32; here there are none, and a kernel is cast once
         # for all steps of an attack.
         policy = precision and precision.removeprefix("mixed_")
-        with keras.StatelessScope(initialize_variables=False):  # the copy is a structure: it never holds weights
-            self._copy = _copied(model, self._pairs, policy)
+        # The copy is a structure: it never holds weights. Keras would give it some with the next network's, after the
+        # scope; but what is to be initialised it notes for each thread, and this one ends here.
+        with futures.ThreadPoolExecutor(1) as thread:
+            self._copy = thread.submit(_without_weights, model, self._pairs, policy).result()
         if precision is not None and self._copy is None:
             raise ValueError(f"{getattr(model, 'name', model)} cannot be copied in {precision}.")
 
@@ -79,8 +82,12 @@ class Folding:
         return functools.partial(self._call, lists)
 
     def _call(self, lists, images):
-        with keras.StatelessScope(initialize_variables=False):  # else Keras would now give the copy weights of its own
-            return self._copy.stateless_call(*lists, images, training=False)[0]
+        return self._copy.stateless_call(*lists, images, training=False)[0]
+
+
+def _without_weights(model, pairs, policy):
+    with keras.StatelessScope(initialize_variables=False):
+        return _copied(model, pairs, policy)
 
 
 def _copied(model, pairs, precision=None):

@@ -7,16 +7,18 @@ import dataclasses
 class Recipe:
     """Settings that someone published, and what they cost.
 
-        keras-sat train --recipe=sat_resnet --output=runs/sat
+        keras-sat train --recipe=sat_resnet --output=runs/sat_resnet
 
     Attributes:
         paper: where they stand.
+        command: trains by them.
         cost: of a step, in plain steps, by counting passes (1 + 2k/3 for PGD-k); `training.cost` measures.
         differs: in what this differs from what was published.
         settings: fields of `Run` that are not its defaults.
     """
 
     paper: str
+    command: str
     cost: str
     differs: str
     settings: dict
@@ -29,6 +31,7 @@ _CIFAR = {"dataset": "cifar10", "augment": True, "epsilon": 8.0, "batch_size": 1
 RECIPES = {
     "sat_resnet": Recipe(
         paper="Xie et al., Smooth Adversarial Training, arXiv:2006.14536",
+        command="keras-sat train --recipe=sat_resnet --output=runs/sat_resnet",
         cost="1.7 plain steps; 100 epochs of ImageNet",
         differs="no colour jitter in the augmentation; BGR in the authors' input, RGB here",
         settings=_IMAGENET
@@ -46,6 +49,7 @@ RECIPES = {
     ),
     "sat_efficientnet": Recipe(
         paper="Xie et al., Smooth Adversarial Training, arXiv:2006.14536",
+        command="keras-sat train --recipe=sat_efficientnet --output=runs/sat_efficientnet",
         cost="1.7 plain steps; 100 epochs of ImageNet",
         differs="the authors released no training of EfficientNet: this is that of their ResNet, with the averaged "
         "weights (0.9999) of their EfficientNet-L1-Enhanced",
@@ -65,6 +69,7 @@ RECIPES = {
     ),
     "free": Recipe(
         paper="Shafahi et al., Adversarial Training for Free!, arXiv:1904.12843",
+        command="keras-sat train --recipe=free --output=runs/free",
         cost="1 plain step for each replay; 23 epochs of 4 replays, as much as 92 plain ones",
         differs="every batch starts at a random point of its ball",
         settings=_IMAGENET
@@ -80,6 +85,7 @@ RECIPES = {
     ),
     "fast": Recipe(
         paper="Wong et al., Fast is better than free, arXiv:2001.03994",
+        command="keras-sat train --recipe=fast --output=runs/fast",
         cost="1.7 plain steps; 30 epochs of CIFAR-10",
         differs="ResNet-18 in place of PreAct ResNet-18; a cosine in place of a triangle; Nesterov's momentum",
         settings=_CIFAR
@@ -97,6 +103,7 @@ RECIPES = {
     ),
     "madry": Recipe(
         paper="Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, arXiv:1706.06083",
+        command="keras-sat train --recipe=madry --output=runs/madry",
         cost="5.7 plain steps; 205 epochs of CIFAR-10",
         differs="ResNet-18 in place of a wide ResNet-32; Nesterov's momentum",
         settings=_CIFAR
@@ -113,6 +120,7 @@ RECIPES = {
     ),
     "trades": Recipe(
         paper="Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, arXiv:1901.08573",
+        command="keras-sat train --recipe=trades --output=runs/trades",
         cost="8.7 plain steps; 76 epochs of CIFAR-10",
         differs="ResNet-18 in place of WideResNet-34-10; Nesterov's momentum; a uniform start",
         settings=_CIFAR
@@ -130,6 +138,7 @@ RECIPES = {
     ),
     "small": Recipe(
         paper="this project: smooth adversarial training of small images",
+        command="keras-sat train --recipe=small --output=runs/small",
         cost="2.3 plain steps; 30 epochs of CIFAR-10",
         differs="nothing",
         settings={

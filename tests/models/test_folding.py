@@ -1,3 +1,5 @@
+import gc
+
 import keras
 import numpy as np
 import pytest
@@ -23,6 +25,16 @@ def shaken(model):
             values = rng.uniform(0.5, 1.5, gamma), rng.normal(0, 0.2, beta), rng.normal(0, 0.5, mean)
             layer.set_weights([*values, rng.uniform(0.5, 2, variance)])
     return model
+
+
+def test_the_copy_that_folds_never_gets_weights():
+    model = BUILDERS["resnet"]()
+    before = len([one for one in gc.get_objects() if isinstance(one, tf.Variable)])
+    folded = folding.Folding(model, "mixed_bfloat16")
+    with keras.StatelessScope():  # at its end Keras initialises whatever waits for it
+        pass
+    tf.function(lambda images: folded.bind()(images))(tf.zeros((1, 32, 32, 3)))
+    assert len([one for one in gc.get_objects() if isinstance(one, tf.Variable)]) == before
 
 
 @pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)

@@ -1,8 +1,11 @@
+import shlex
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_sat import cli
 from keras_sat.attacks import PGD, LinfBall
 from keras_sat.run import Run
 from keras_sat.training import RECIPES, AdversarialModel, Free, StepDecay, cost, schedules
@@ -79,6 +82,7 @@ def test_recipes_are_runs(name):
     run = Run(**recipe.settings)
     assert run.attack().ball.epsilon in (4, 8)
     assert all((recipe.paper, recipe.cost, recipe.differs))
+    assert cli._parse(shlex.split(recipe.command)).recipe == name
 
 
 def test_the_papers_recipe_is_the_papers():
