@@ -3,9 +3,9 @@
     python benchmarks/input_pipeline.py [--images 1500] [--batch_size 128] [--repeats 5]
 
 The files are made first: of about ImageNet's size in pixels and bytes, from the tests' picture; as a folder of JPEGs
-and as `imagenet2012` in TFDS' format. The bare loop reads each file and decodes all of it, in parallel, and does nothing
-else: no shuffling, no crop, no batch. Then a consumer takes half as long again for a batch as the pipeline does, as a
-model on an accelerator would, and counts how long it waits for each.
+and as `imagenet2012` in TFDS' format. The bare loop reads each file and decodes all of it, in parallel, and does
+nothing else: no shuffling, no crop, no batch. Then a consumer takes half as long again for a batch as the pipeline
+does, as a model on an accelerator would, and counts how long it waits for each.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def write(folder, number):
         path = folder / "images" / "train" / str(label) / f"{index:06}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(jpeg)
-        examples.append((index, {"image": io.BytesIO(jpeg), "label": label}))
+        examples.append((index, {"image": io.BytesIO(jpeg), "label": label, "file_name": path.name}))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TFDS' writer warns of itself
         tfds.dataset_builders.store_as_tfds_dataset(
@@ -53,7 +53,8 @@ def write(folder, number):
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(encoding_format="jpeg"),
-                    "label": tfds.features.ClassLabel(num_classes=CLASSES),
+                    "label": tfds.features.ClassLabel(num_classes=1000),
+                    "file_name": tfds.features.Text(),
                 }
             ),
             split_datasets={"train": examples},

@@ -47,7 +47,8 @@ def random_part(encoded, size, channels, seed):
         )
         return tf.concat([begin[:2], extent[:2]], axis=0)
 
-    return to_uint8(tf.image.resize(_decode(encoded, channels, part), (size, size)))
+    # Within the range, so rounding is all that is needed: one pass over the pixels in place of four.
+    return tf.cast(tf.image.resize(_decode(encoded, channels, part), (size, size)) + 0.5, tf.uint8)
 
 
 def random_shift(image, most, seed):
