@@ -204,6 +204,8 @@ def _builder(name, data_dir):
 
     if os.path.isdir(name):
         return tfds.ImageFolder(os.path.abspath(name))
+    if os.path.isabs(name) or name.startswith("."):
+        raise ValueError(f"There is no folder {name!r}: of images, SPLIT/CLASS/*.jpg, was expected.")
     try:
         builder = tfds.builder(name, data_dir=EMBEDDED if name in names() else data_dir)
     except tfds.core.DatasetNotFoundError as error:

@@ -105,6 +105,11 @@ class Run:
         _expect("learning_rate", self.learning_rate, self.learning_rate > 0, "positive")
         for name in ("weight_decay", "replays", "warmup_from"):
             _expect(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
+        for name, largest in (("rand_augment", 1), ("cutmix", 1), ("warmup_epochs", float("inf"))):
+            value = getattr(self, name)
+            _expect(name, value, value is None or 0 <= value <= largest, f"in 0..{largest}, or left out")
+        for name in ("mixup", "clip_norm"):
+            _expect(name, getattr(self, name), getattr(self, name) is None or getattr(self, name) > 0, "positive")
         are_numbers = all(epoch.strip().isdigit() for epoch in self.decay_epochs.split(","))
         is_given = are_numbers if self.schedule == "steps" else are_numbers or not self.decay_epochs
         _expect("decay_epochs", self.decay_epochs, is_given, "whole numbers, such as 30,60,90")
@@ -239,7 +244,7 @@ def checkpoints(folder):
 def _check_is_unfinished(run, folder):
     """Raises ValueError if the folder holds checkpoints of another run."""
     path = _json(checkpoints(folder))
-    if os.path.exists(path):
+    if os.path.exists(path) and any(name.startswith("step-") for name in os.listdir(os.path.dirname(path))):
         with open(path, encoding="utf-8") as file:
             before = json.load(file)
         settings = dataclasses.asdict(run).items()

@@ -256,6 +256,8 @@ def test_what_cannot_be_had(tmp_path):
         data.load("cifar10", "train", 4, data_dir=tmp_path)
     with pytest.raises(ValueError, match="fashion_mnist_mini"):
         data.load("fashion_mnist_miny", "train", 4)
+    with pytest.raises(ValueError, match="There is no folder"):
+        data.load("./images", "train", 4)
     with pytest.raises(ValueError, match="it has train, test"):
         data.load("fashion_mnist_mini", "validation", 4)
     with pytest.raises(ValueError, match="fewer images than a batch"):

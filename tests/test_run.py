@@ -75,6 +75,16 @@ def test_a_failure_writes_nothing(tmp_path):
     assert not os.path.exists(tmp_path / "run")
 
 
+def test_a_run_that_failed_before_its_first_checkpoint_does_not_bind_the_next(tmp_path):
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps(dataclasses.asdict(dataclasses.replace(SHORT, learning_rate=9.0))))
+    run_lib._check_is_unfinished(SHORT, tmp_path / "run")
+    (folder / "step-3.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"other settings \(learning_rate=9.0\)"):
+        run_lib._check_is_unfinished(SHORT, tmp_path / "run")
+
+
 def test_precision_is_that_of_the_run_alone(tmp_path):
     model = dataclasses.replace(SHORT, precision="mixed_bfloat16")
     with run_lib._policy(model.precision):
@@ -94,6 +104,11 @@ def test_precision_is_that_of_the_run_alone(tmp_path):
         ({"precision": "fp16"}, "mixed_float16"),
         ({"attack_precision": "bf16"}, "attack_precision must be one of"),
         ({"image_size": 0}, "image_size"),
+        ({"rand_augment": 5.0}, r"rand_augment must be in 0..1"),
+        ({"cutmix": -1.0}, r"cutmix must be in 0..1"),
+        ({"mixup": 0.0}, "mixup must be positive"),
+        ({"clip_norm": -1.0}, "clip_norm must be positive"),
+        ({"warmup_epochs": -1.0}, "warmup_epochs must be in 0"),
     ],
 )
 def test_bad_values(options, message):

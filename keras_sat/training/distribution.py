@@ -62,7 +62,11 @@ def _multiworker():
 
 
 def _workers():
-    cluster = json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {})
+    text = os.environ.get("TF_CONFIG") or "{}"
+    try:
+        cluster = json.loads(text).get("cluster", {})
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"The environment variable TF_CONFIG is not a JSON object: {text!r} ({error})") from error
     return cluster.get("chief", []) + cluster.get("worker", [])
 
 

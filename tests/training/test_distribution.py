@@ -15,7 +15,7 @@ WORKER = pathlib.Path(__file__).with_name("worker.py")
 FROM_IMAGE = PGD(LinfBall(8), steps=2, random_start=False)
 
 
-def test_strategies():
+def test_strategies(monkeypatch):
     assert distribution.strategy("none").num_replicas_in_sync == 1
     assert distribution.strategy("auto").num_replicas_in_sync == 1  # no GPU
     assert isinstance(distribution.strategy("mirrored"), tf.distribute.MirroredStrategy)
@@ -25,6 +25,9 @@ def test_strategies():
         distribution.strategy("tpu_pod")
     with pytest.raises(ValueError, match="TF_CONFIG"):
         distribution.strategy("multiworker")
+    monkeypatch.setenv("TF_CONFIG", '{"cluster')
+    with pytest.raises(ValueError, match="TF_CONFIG is not a JSON object"):
+        distribution.strategy("auto")
 
 
 def run_workers(folder, *tasks):
