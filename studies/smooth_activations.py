@@ -1,0 +1,158 @@
+"""Does it pay to be smooth? Trains and attacks the same network with each activation, on the full Fashion-MNIST.
+
+    python scripts/import_fashion_mnist.py      # or, where there is a network: tfds build fashion_mnist
+    python studies/smooth_activations.py [--output=runs/study] [--jobs=2]
+
+Each run is a folder, OUTPUT/silu-0, that `keras-sat train` and `keras-sat evaluate` write; what was found is gathered in
+studies/results.json, and a run that is there is not repeated. Stopped or killed, the same command goes on, inside a
+training or an attack. Each job computes with one thread: give it one core. docs/study.md says what was chosen, and why,
+before anything was seen; `python studies/tables.py` writes its tables and plots.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import os
+import subprocess
+import sys
+import threading
+
+from keras_sat import evaluation, files
+
+RESULTS = os.path.join(os.path.dirname(__file__), "results.json")
+ACTIVATIONS = ("relu", "silu", "gelu", "elu", "softplus", "parametric_softplus", "mish", "smooth_relu")
+ABLATION = ("attacker", "optimizer", "both")  # relu, with a smooth derivative there
+SEEDS = {"relu": 3, "silu": 3}  # and 2 of each other
+TRAINING = {
+    "dataset": "fashion_mnist",
+    "model": "ResNet8",
+    "epsilon": 25.5,
+    "steps": 1,  # the paper's PGD-1: a step of epsilon from a random start, from the image itself in a fifth of batches
+    "clean_start": 0.2,
+    "epochs": 5,
+    "batch_size": 128,
+    "optimizer": "sgd",
+    "learning_rate": 0.1,
+    "schedule": "cosine",
+    "warmup_epochs": 1,
+    "weight_decay": 1e-4,
+    "label_smoothing": 0.1,
+}
+EVALUATIONS = {
+    "pgd-50": ("--attack=pgd-50", "--split=test"),
+    "autoattack": ("--attack=autoattack", "--split=test[:1000]"),
+    "curve": ("--attack=pgd-50", "--split=test[:1000]", "--epsilon=6.375,12.75,19.125,25.5,31.875,38.25,51"),
+}
+ONE_THREAD = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
+LOCK = threading.Lock()
+
+
+def names():
+    """Returns the runs, "silu-0", in the order in which they are made: relu and silu first."""
+    kinds = [*ACTIVATIONS, *(f"relu_smooth_{where}" for where in ABLATION)]
+    runs = [(kind, seed) for kind in kinds for seed in range(SEEDS.get(kind, 2))]
+    return [f"{kind}-{seed}" for kind, seed in sorted(runs, key=lambda run: (run[0] not in SEEDS, run[1]))]
+
+
+def activation(kind):
+    """Returns what `--activation` is given."""
+    where = kind.removeprefix("relu_smooth_")
+    return kind if where == kind else json.dumps({"name": "relu", "smooth_backward": where})
+
+
+def measure(name, folder):
+    """Trains and evaluates a run, or what is left of it."""
+    kind, seed = name.rsplit("-", 1)
+    if not os.path.exists(os.path.join(folder, "run.json")):
+        flags = [f"--{flag}={value}" for flag, value in TRAINING.items()]
+        _keras_sat(folder, "train", *flags, f"--activation={activation(kind)}", f"--seed={seed}", f"--output={folder}")
+    if not _read(os.path.join(folder, "run.json"))["finished"]:
+        raise ValueError(f"The training in {folder} was ended early: remove the folder.")
+    for evaluation_name, flags in EVALUATIONS.items():
+        output = os.path.join(folder, evaluation_name)
+        if not os.path.exists(os.path.join(output, "report.json")):
+            _keras_sat(folder, "evaluate", folder, *flags, f"--output={output}")
+    return record(folder)
+
+
+def _keras_sat(folder, *arguments):
+    """Runs a command in a session of its own: Ctrl-C here must not end a training early, which would count as done."""
+    os.makedirs(folder, exist_ok=True)
+    command = [os.path.join(os.path.dirname(sys.executable), "keras-sat"), *arguments]
+    with open(os.path.join(folder, "log.txt"), "a", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            command, env=os.environ | ONE_THREAD, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        RUNNING.add(process)
+        code = process.wait()
+        RUNNING.discard(process)
+    if code:
+        raise ValueError(f"{' '.join(command)} ended with {code}: see {log.name}")
+
+
+RUNNING = set()
+
+
+def record(folder):
+    """Returns what is kept of a run: the training's curves, and for each attack which images stood, as bits in hex."""
+    run = _read(os.path.join(folder, "run.json"))
+    found = {"history": run["history"], "versions": run["versions"], "attacks": {}}
+    for name in EVALUATIONS:
+        report = evaluation.from_json(os.path.join(folder, name, "report.json"))
+        found["weights_sha256"] = report.context["weights_sha256"]
+        clean = {"clean": _bits(report.examples["clean"])} if name == "pgd-50" else {}
+        rows = report.examples["attacks"].items()
+        found["attacks"][name] = clean | {row: _bits([not by for by in of["broken_by"]]) for row, of in rows}
+    return found
+
+
+def _bits(values):
+    """Returns booleans as hexadecimal digits, four a digit; the first is the highest bit."""
+    padded = [*values, *[False] * (-len(values) % 4)]
+    return f"{int(''.join('01'[bool(value)] for value in padded), 2):0{len(padded) // 4}x}"
+
+
+def _read(path):
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def results():
+    """Returns {name of a run: its record}, as far as they are there."""
+    return _read(RESULTS)["runs"] if os.path.exists(RESULTS) else {}
+
+
+def _measure_and_keep(name, folder):
+    found = measure(name, folder)
+    with LOCK:
+        kept = {"training": TRAINING, "evaluations": EVALUATIONS, "runs": results() | {name: found}}
+        files.write_json(RESULTS, kept)
+        print(f"{name} is done: {len(kept['runs'])} of {len(names())}", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", default=os.path.join("runs", "study"), help="folder of the runs")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at once; as many as there are cores (default: 2)")
+    parser.add_argument("--only", help="runs to make, such as silu-0,relu-0; default: all")
+    args = parser.parse_args()
+    wanted = args.only.split(",") if args.only else names()
+    if unknown := sorted(set(wanted) - set(names())):
+        parser.error(f"there is no run {', '.join(unknown)}; there are {', '.join(names())}")
+    todo = [name for name in wanted if name not in results()]
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        made = [pool.submit(_measure_and_keep, name, os.path.join(args.output, name)) for name in todo]
+        try:
+            for future in concurrent.futures.as_completed(made):
+                future.result()
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(RUNNING):
+                process.kill()  # it goes on from its last checkpoint
+            if not isinstance(error, (KeyboardInterrupt, ValueError)):
+                raise
+            sys.exit(f"smooth_activations: {error or 'stopped'}. The same command goes on.")
+
+
+if __name__ == "__main__":
+    main()
