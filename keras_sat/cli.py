@@ -75,11 +75,15 @@ def _activation(text):
 
 
 def _evaluate_flags(parser):
-    parser.add_argument("folder", help="a run's, a SavedModel's, or a .tflite file (see --dataset)")
+    parser.add_argument("folder", nargs="?", help="a run's, a SavedModel's, or a .tflite file (see --dataset)")
+    parser.add_argument("--model", help="in place of a folder: a network with --weights, see `keras-sat list`")
+    parser.add_argument("--activation", default="silu", type=_activation, help="of --model (default: silu)")
+    parser.add_argument("--weights", help="of --model: a tag such as sat-fashion-mnist")
     parser.add_argument("--attack", default="pgd-50", help=f"{ATTACKS}; several with commas (default: pgd-50)")
     parser.add_argument("--epsilon", help="in pixels 0..255; several with commas give a curve; default: the run's")
     parser.add_argument("--norm", choices=("linf", "l2"), help="default: the run's")
-    parser.add_argument("--dataset", help="for an export: the dataset to evaluate on")
+    parser.add_argument("--dataset", help="for an export or --weights: to evaluate on; default: the weights' own")
+    parser.add_argument("--data_dir", help="for an export or --weights: folder of prepared TFDS datasets")
     parser.add_argument("--split", help="of the dataset, such as test[:500]; default: all of test")
     parser.add_argument("--batch_size", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
@@ -87,7 +91,7 @@ def _evaluate_flags(parser):
     parser.add_argument("--attack_precision", choices=("mixed_bfloat16", "mixed_float16"), help="attack in it first")
     parser.add_argument("--audit", action="store_true", help="also ask whether gradients are masked")
     parser.add_argument("--html", action="store_true", help="also write report.html, with plots (needs matplotlib)")
-    parser.add_argument("--output", help="folder for the reports; default: the run's")
+    parser.add_argument("--output", help="folder for the reports; default: the run's, or MODEL-ACTIVATION-WEIGHTS")
 
 
 ATTACKS = (
@@ -237,26 +241,69 @@ def evaluate(args):
 
 def _subject(args):
     """Returns what to evaluate: model, dataset, balls, context of the report, folder for it."""
-    from keras_sat import data
     from keras_sat import run as run_lib
 
-    if args.folder.endswith(".tflite") or os.path.exists(os.path.join(args.folder, "saved_model.pb")):
-        if not (args.dataset and args.epsilon and args.output):
-            raise ValueError(f"{args.folder} is an export: say --dataset, --epsilon and --output.")
-        model, name = args.folder, args.dataset
-        split = args.split or data.evaluation_split(name)
-        dataset = data.load(name, split, args.batch_size)
-        norm, epsilons, output = args.norm or "linf", args.epsilon, args.output
+    if args.model or args.weights:
+        found = _released(args)
+    elif not args.folder:
+        raise ValueError("Say what to evaluate: a folder, or --model and --weights.")
+    elif args.folder.endswith(".tflite") or os.path.exists(os.path.join(args.folder, "saved_model.pb")):
+        found = _exported(args)
     else:
-        if args.dataset:
-            raise ValueError(f"{args.folder} is a run, which knows its dataset: --dataset is for an export.")
-        run, model = run_lib.load(args.folder)
-        name, split = run.dataset, args.split or run.evaluation_split()
-        dataset = run.load_data(split, args.batch_size)
-        norm, epsilons, output = args.norm or run.norm, args.epsilon or str(run.epsilon), args.output or args.folder
-    context = {"dataset": name, "split": split, "batch_size": args.batch_size, "run": os.path.abspath(args.folder)}
-    balls = [run_lib.BALLS[norm](_number("epsilon", text)) for text in epsilons.split(",")]
-    return types.SimpleNamespace(model=model, dataset=dataset, balls=balls, context=context, output=output)
+        found = _trained(args)
+    found.context |= {"batch_size": args.batch_size}
+    norm, epsilons = args.norm or found.norm, args.epsilon or str(found.epsilon)
+    found.balls = [run_lib.BALLS[norm](_number("epsilon", text)) for text in epsilons.split(",")]
+    found.output = args.output or found.output
+    return found
+
+
+def _released(args):
+    """Returns a network with weights of the registry, to be evaluated as they were."""
+    from keras_sat import data, models
+
+    if args.folder or not (args.model and args.weights):
+        raise ValueError("--model and --weights go together, in place of a folder.")
+    if args.model not in models.BUILDERS:
+        raise ValueError(f"model must be one of {', '.join(models.BUILDERS)}. Received: {args.model!r}")
+    entry = models.weights.find(args.model, args.activation, args.weights)
+    own = entry["evaluation"]
+    name = args.dataset or own["dataset"]
+    split = args.split or data.evaluation_split(name, args.data_dir)
+    dataset = data.load(name, split, args.batch_size, entry["image_size"], data_dir=args.data_dir)
+    model = models.BUILDERS[args.model](weights=args.weights, activation=args.activation)
+    output = f"{args.model}-{entry['activation']}-{args.weights}"
+    context = {"dataset": name, "split": split, "weights": entry["id"]}
+    return types.SimpleNamespace(
+        model=model, dataset=dataset, context=context, norm=own["norm"], epsilon=own["epsilon"], output=output
+    )
+
+
+def _exported(args):
+    from keras_sat import data
+
+    if not (args.dataset and args.epsilon and args.output):
+        raise ValueError(f"{args.folder} is an export: say --dataset, --epsilon and --output.")
+    split = args.split or data.evaluation_split(args.dataset, args.data_dir)
+    dataset = data.load(args.dataset, split, args.batch_size, data_dir=args.data_dir)
+    context = {"dataset": args.dataset, "split": split, "run": os.path.abspath(args.folder)}
+    return types.SimpleNamespace(
+        model=args.folder, dataset=dataset, context=context, norm="linf", epsilon=args.epsilon, output=args.output
+    )
+
+
+def _trained(args):
+    from keras_sat import run as run_lib
+
+    if args.dataset or args.data_dir:
+        raise ValueError(f"{args.folder} is a run, which knows its dataset: --dataset is for an export.")
+    run, model = run_lib.load(args.folder)
+    split = args.split or run.evaluation_split()
+    dataset = run.load_data(split, args.batch_size)
+    context = {"dataset": run.dataset, "split": split, "run": os.path.abspath(args.folder)}
+    return types.SimpleNamespace(
+        model=model, dataset=dataset, context=context, norm=run.norm, epsilon=run.epsilon, output=args.folder
+    )
 
 
 def _number(name, text):
@@ -382,7 +429,8 @@ def list_(args):
         print(json.dumps({**known, "weights": models.list_weights()}, indent=2))
     else:
         print("\n".join(f"{kind:<12} {', '.join(names)}" for kind, names in known.items()))
-        print(f"\nweights      accuracy in % on ImageNet, as reported by the authors\n{_weights_table()}")
+        print("\nweights      accuracy in %: of sat-imagenet as its authors report it, else as measured here")
+        print(_weights_table())
     return 0
 
 

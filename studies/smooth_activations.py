@@ -3,10 +3,10 @@
     python scripts/import_fashion_mnist.py      # or, where there is a network: tfds build fashion_mnist
     python studies/smooth_activations.py [--output=runs/study] [--jobs=2]
 
-Each run is a folder, OUTPUT/silu-0, that `keras-sat train` and `keras-sat evaluate` write; what they find is gathered in
-studies/results.json, and a run that is there is not repeated. Killed, the same command goes on, inside a
-training or an attack. Each job computes with one thread: give it one core. docs/study.md says what was chosen, and why,
-before anything was seen; `python studies/tables.py` writes its tables and plots.
+Each run is a folder, OUTPUT/silu-0, that `keras-sat train` and `keras-sat evaluate` write. What they find is gathered
+in studies/results.json, and a run that is there is not repeated. Killed, the same command goes on, inside a training or
+an attack. Each job computes with one thread: give it one core. docs/study.md says what was chosen, and why, before
+anything was seen; `python studies/tables.py` writes its tables and plots.
 """
 
 import argparse

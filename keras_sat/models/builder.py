@@ -6,17 +6,19 @@ import keras
 
 from keras_sat.models import weights as weights_lib
 
+CLASSES = 1000
 _DOC = """Builds {name} with `activation` at every nonlinearity{sites}.
 
     Args:
         include_top: whether to end in global average pooling and a dense layer of `classes`.
         weights: None (random); "sat-imagenet" or another tag of `keras_sat.models.list_weights()`, fetched on first
-            use; or the path of a `.weights.h5` file of this network. With other classes the head stays random.
+            use ("sat-fashion-mnist" lies in the package); or the path of a `.weights.h5` file of this network. With
+            other classes the head stays random.
         input_tensor: a Keras tensor of pixels to build upon, in place of `input_shape`.
-        input_shape: (height, width, channels), 1 or 3 channels; default {shape}. Height and width may be None. Pixels
-            are 0..255, RGB, uint8 or float32; the scaling to -1..1 is in the model.
+        input_shape: (height, width, channels), 1 or 3 channels; default: that of the weights, or {shape}. Height and
+            width may be None. Pixels are 0..255, RGB, uint8 or float32; the scaling to -1..1 is in the model.
         pooling: with include_top=False, None (feature map), "avg" or "max".
-        classes: number of classes.
+        classes: number of classes; default: that of the weights, or 1000.
         classifier_activation: None for logits, which attacks and training need, or "softmax".
         activation: whatever `keras_sat.activations.layer` takes: "silu", {{"name": "gelu", "approximate": False}}, ...
         name: of the model.
@@ -41,22 +43,25 @@ def builder(name, trunk, *, input_shape, kernel_initializer, dropout=0.0, sites=
         sites: for the docstring, which nonlinearities one might not think of.
     """
 
-    architecture = name
+    architecture, default_shape = name, input_shape
 
     def build(
         include_top=True,
         weights=None,
         input_tensor=None,
-        input_shape=input_shape,
+        input_shape=None,
         pooling=None,
-        classes=1000,
+        classes=None,
         classifier_activation=None,
         activation="silu",
         name=name,
     ):
+        given = input_shape if input_tensor is None else _inputs(input_tensor).shape[1:]
+        source = weights_lib.resolve(weights, architecture, activation, given and tuple(given))
+        defaults = weights_lib.shape_and_classes(source) if isinstance(source, dict) else (default_shape, CLASSES)
+        classes = defaults[1] if classes is None else classes
         _check_head(pooling, classes, classifier_activation)
-        inputs = _inputs(input_tensor, input_shape)
-        source = weights_lib.resolve(weights, architecture, activation, tuple(inputs.shape[1:]))
+        inputs = _inputs(input_tensor, input_shape or defaults[0])
         outputs = trunk(inputs, activation)
         if include_top:
             outputs = keras.layers.GlobalAveragePooling2D(name="avg_pool")(outputs)
@@ -69,19 +74,19 @@ def builder(name, trunk, *, input_shape, kernel_initializer, dropout=0.0, sites=
             outputs = _POOLS[pooling](name=f"{pooling}_pool")(outputs)
         sources = inputs if input_tensor is None else keras.utils.get_source_inputs(input_tensor)
         model = keras.Model(sources, outputs, name=name)
-        whole = functools.partial(build, input_shape=(None, None, 3), activation=activation)
+        whole = functools.partial(build, activation=activation)
         weights_lib.load(model, source, whole)
         return model
 
     build.__name__ = build.__qualname__ = name
-    build.__doc__ = _DOC.format(name=name, shape=input_shape, sites=sites)
+    build.__doc__ = _DOC.format(name=name, shape=default_shape, sites=sites)
     return build
 
 
 _POOLS = {"avg": keras.layers.GlobalAveragePooling2D, "max": keras.layers.GlobalMaxPooling2D}
 
 
-def _inputs(input_tensor, input_shape):
+def _inputs(input_tensor, input_shape=None):
     if input_tensor is None:
         inputs = keras.Input(input_shape)
     elif keras.utils.is_keras_tensor(input_tensor):

@@ -15,14 +15,15 @@ REGISTRY = os.path.join(os.path.dirname(__file__), "weights.json")
 HEAD = "linear"
 
 
-def resolve(weights, architecture, activation, input_shape):
+def resolve(weights, architecture, activation, input_shape=None):
     """Returns what `weights=` of a builder means, before anything is built or fetched.
 
     Args:
-        weights: None; a tag such as "sat-imagenet" or "sat-imagenet-380"; or the path of a `.weights.h5` file.
+        weights: None; a tag such as "sat-imagenet", "sat-imagenet-380" or "sat-fashion-mnist"; or the path of a
+            `.weights.h5` file.
         architecture: name of the builder.
         activation: the one that was asked for.
-        input_shape: (height, width, channels).
+        input_shape: (height, width, channels), or None for the weights' own.
 
     Returns:
         None, an entry of the registry, or the path.
@@ -34,10 +35,16 @@ def resolve(weights, architecture, activation, input_shape):
         return None
     if not str(weights).startswith("sat-") or str(weights).endswith(".h5"):
         return _existing_file(os.fspath(weights))
-    entry = find(architecture, activation, weights, input_shape[0])
-    if input_shape[-1] != 3:
-        raise ValueError(f"The weights {entry['id']} take RGB images. Received input shape: {input_shape}")
+    entry = find(architecture, activation, weights, input_shape and input_shape[0])
+    if input_shape and input_shape[-1] != entry["channels"]:
+        kind = {1: "grey images (1 channel)", 3: "RGB images (3 channels)"}[entry["channels"]]
+        raise ValueError(f"The weights {entry['id']} take {kind}. Received input shape: {input_shape}")
     return entry
+
+
+def shape_and_classes(entry):
+    """Returns the input shape (height, width, channels) of an entry's network, and its number of classes."""
+    return (entry["image_size"], entry["image_size"], entry["channels"]), entry["classes"]
 
 
 def load(model, source, whole):
@@ -46,35 +53,47 @@ def load(model, source, whole):
     Args:
         model: the keras.Model.
         source: None, an entry or a path.
-        whole: builds the same network for 1000 classes, with its head, on images of any size.
+        whole: builds the same network, with its head, for an input_shape and a number of classes.
 
     Raises:
         ValueError: if the weights cannot be had, or are damaged or of another network.
     """
     if isinstance(source, dict):
         path = fetch(source, whole)
-        network = whole()
+        network = _network(source, whole)
         load_file(network, path)
         _copy(network, model)
     elif source is not None:
         load_file(model, source)
 
 
+def _network(entry, whole):
+    """Returns the untrained network of an entry, for images of any size."""
+    return whole(input_shape=(None, None, entry["channels"]), classes=entry["classes"])
+
+
 def entries():
     """Returns the entries of the registry: a list of dicts, with what all checkpoints of a release have in common."""
     with open(REGISTRY, encoding="utf-8") as file:
-        registry = json.load(file)
-    return [{**registry["sat-imagenet"], **entry} for entry in registry["checkpoints"]]
+        releases = json.load(file).items()
+    return [{"release": name, **release, **entry} for name, release in releases for entry in release["checkpoints"]]
+
+
+def tags():
+    """Returns the tags that `weights=` may be."""
+    return sorted({entry["tag"] for entry in entries()})
 
 
 def list_weights():
     """Returns the zoo, a list of dicts: tag, model, activation, image_size, parameters, clean, robust, under, source.
 
-    Figures are percent on ImageNet, as the authors report them; `under` says under which attack `robust` was measured.
+    Figures are percent: of "sat-imagenet" on ImageNet, as the authors report them; of "sat-fashion-mnist" as measured
+    here (`weights.json` has their intervals). `under` says under which attack `robust` was measured.
     """
     rows = []
     for entry in entries():
-        reported = dict(entry["reported"] or {})
+        measured = {name: row["accuracy"] for name, row in (entry["measured"] or {}).items()}
+        reported = dict(entry["reported"] or measured)
         row = {name: entry[name] for name in ("tag", "model", "activation", "image_size", "parameters")}
         row["clean"] = reported.pop("clean", None)
         under, row["robust"] = list(reported.items())[-1] if reported else (None, None)
@@ -89,9 +108,12 @@ def find(architecture, activation, tag, image_size=None):
     Raises:
         ValueError: if there is none, with those that there are.
     """
-    of_network = [entry for entry in entries() if entry["model"] == architecture]
+    released = [entry for entry in entries() if tag.startswith(entry["release"])]
+    if not released:
+        raise ValueError(f"There are no weights {tag!r}; there are {', '.join(tags())}.")
+    of_network = [entry for entry in released if entry["model"] == architecture]
     if not of_network:
-        known = sorted({entry["model"] for entry in entries()})
+        known = sorted({entry["model"] for entry in released})
         raise ValueError(f"There are no weights {tag!r} for {architecture}; there are for {', '.join(known)}.")
     fitting = [entry for entry in of_network if _same_activation(entry["activation"], activation)]
     if not fitting:
@@ -124,14 +146,25 @@ def home():
 def fetch(entry, whole):
     """Returns the path of an entry's `.weights.h5`: on first use downloads, checks and converts the checkpoint.
 
+    An entry with a `file` lies in the package; its sha256 is the registry's.
+
     Of several processes one fetches, the others wait. The file appears with its last byte; its sha256 lies beside it
     and is verified each time.
     """
+    if "file" in entry:
+        return _embedded(entry)
     os.makedirs(home(), exist_ok=True)
     path = os.path.join(home(), f"{entry['id']}.weights.h5")
     with filelock.FileLock(f"{path}.lock"):
         if not _is_intact(path):
-            _convert(entry, whole(), path)
+            _convert(entry, _network(entry, whole), path)
+    return path
+
+
+def _embedded(entry):
+    path = os.path.join(os.path.dirname(__file__), *entry["file"].split("/"))
+    if not os.path.exists(path) or files.sha256(path) != entry["sha256"]:
+        raise ValueError(f"{path} is not the file that came with keras_sat: install the package again.")
     return path
 
 
@@ -207,9 +240,8 @@ def _copy(source, model):
 
 def _existing_file(path):
     if not path.endswith(".weights.h5"):
-        tags = sorted({entry["tag"] for entry in entries()})
         raise ValueError(
-            f"weights must be None, one of {', '.join(tags)}, or the path of a .weights.h5 file. Received: {path!r}"
+            f"weights must be None, one of {', '.join(tags())}, or the path of a .weights.h5 file. Received: {path!r}"
         )
     if not os.path.isfile(path):
         raise ValueError(f"There is no weights file at {path}")
