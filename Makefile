@@ -1,10 +1,11 @@
 # make quickstart: trains, attacks, evaluates and exports a small network.  make test: the whole test suite.
+# make docs: the site, in docs/build/html: the pages, the notebook, the reference of the docstrings.
 # make bench: every figure of docs/performance.md, beside its peers; downloads PyTorch and takes some forty minutes.
 PYTHON ?= python3
 VENV ?= .venv
 BENCH_RUN ?= runs/bench
 
-.PHONY: quickstart test bench
+.PHONY: quickstart test bench docs
 
 quickstart: $(VENV)/installed
 	$(VENV)/bin/keras-sat quickstart
@@ -12,6 +13,10 @@ quickstart: $(VENV)/installed
 test: $(VENV)/installed
 	$(VENV)/bin/python -m pip install --quiet --editable '.[test]'
 	$(VENV)/bin/python -m pytest --numprocesses=auto --dist=loadfile
+
+docs: $(VENV)/installed
+	$(VENV)/bin/python -m pip install --quiet --editable '.[docs]'
+	$(VENV)/bin/python -m sphinx --fail-on-warning --keep-going -b html docs docs/build/html
 
 bench: $(VENV)/installed
 	$(VENV)/bin/python -m pip install --quiet --editable '.[bench]'
@@ -23,6 +28,7 @@ bench: $(VENV)/installed
 	$(VENV)/bin/python benchmarks/footprint.py
 	$(VENV)/bin/python benchmarks/attacks.py $(BENCH_RUN)
 	$(VENV)/bin/python benchmarks/serving.py
+	$(VENV)/bin/python benchmarks/input_pipeline.py
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)

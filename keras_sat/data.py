@@ -43,7 +43,7 @@ def load(
 
     `fashion_mnist_mini` is embedded: 10,000 training and 2,000 test images, 28 x 28 x 1, of Fashion-MNIST (Zalando SE,
     MIT licence), equally many of each of its 10 classes. Any other name is TFDS' ("cifar10", "imagenet2012"), or the
-    path of a folder of images, SPLIT/CLASS/*.jpg.
+    path of a folder of images, `SPLIT/CLASS/*.jpg`.
 
     All that is random follows from the seed, the epoch and the place in it, not from what was drawn before: the same
     arguments give the same batches, and training can begin anywhere, without decoding what is left out.

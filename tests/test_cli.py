@@ -245,6 +245,13 @@ TIRED = {
         1,
         "no readable checkpoint",
     ),
+    "nothing to evaluate": (("evaluate",), 1, "a folder, or --model and --weights"),
+    "a model without weights": (("evaluate", "--model=ResNet8"), 1, "go together"),
+    "weights of another activation": (
+        ("evaluate", "--model=ResNet8", "--weights=sat-fashion-mnist", "--activation=mish"),
+        1,
+        "there are for relu, silu",
+    ),
     "a missing folder": (("evaluate", "nowhere"), 1, "no folder nowhere"),
     "an empty folder": (("export", "."), 1, "run.json is missing"),
     "nothing to serve": (("serve", "."), 1, "holds no SavedModel"),

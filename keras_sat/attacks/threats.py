@@ -13,7 +13,7 @@ PIXELS = (0.0, 255.0)
 
 @dataclasses.dataclass(frozen=True)
 class LinfBall:
-    """All images x' within the bounds with max |x' - x| <= epsilon.
+    """All images x' within the bounds with `max |x' - x| <= epsilon`.
 
     Args:
         epsilon: radius, >= 0, in the unit of the images: `LinfBall(4)` for pixels in 0..255.
@@ -53,7 +53,7 @@ class LinfBall:
 
 @dataclasses.dataclass(frozen=True)
 class L2Ball:
-    """All images x' within the bounds with ||x' - x||_2 <= epsilon, over the pixels and channels of an image.
+    """All images x' within the bounds with `||x' - x||_2 <= epsilon`, over the pixels and channels of an image.
 
     Args: as of `LinfBall`. In pixels of 0..255, 0.5 of the usual [0, 1] scale is `L2Ball(127.5)`.
     """

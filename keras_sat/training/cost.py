@@ -38,7 +38,7 @@ def cost(model, attack, dataset, steps=3, optimizer="sgd", **options):
     The first step, which compiles, does not count. Reading the data does not count either: one batch is used again.
 
     Args:
-        model, attack, **options: as of `AdversarialModel`.
+        model, attack, options: as of `AdversarialModel`.
         dataset: of training, batches of (images, labels).
         steps: how many to time; the median counts.
         optimizer: as of `compile`; its moments count as memory.

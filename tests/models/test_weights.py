@@ -1,7 +1,15 @@
+import os
+import shutil
+
 import numpy as np
 import pytest
 
-from keras_sat import models
+from keras_sat import data, evaluation, models
+from keras_sat.attacks import PGD, LinfBall
+from keras_sat.models import weights as weights_lib
+
+EMBEDDED = [entry for entry in weights_lib.entries() if "file" in entry]
+TAG = "sat-fashion-mnist"
 
 
 def small(**options):
@@ -34,3 +42,42 @@ def test_files_that_do_not_fit_are_refused(path, tmp_path):
     cut.write_bytes(b"<html>not found</html>")
     with pytest.raises(ValueError, match="damaged"):
         small(weights=cut)
+
+
+@pytest.mark.parametrize("entry", EMBEDDED, ids=lambda entry: entry["id"])
+def test_embedded_weights_are_as_robust_as_their_card_says(entry):
+    assert os.path.getsize(weights_lib.fetch(entry, None)) <= 2_000_000
+    assert set(entry["measured"]) == {"clean", "pgd-50", "autoattack"}
+    model = models.BUILDERS[entry["model"]](activation=entry["activation"], weights=TAG)
+    images = 200 if entry["model"] == "ResNet8" else 40
+    test = data.load("fashion_mnist_mini", f"test[:{images}]", images)
+    report = evaluation.evaluate(model, test, {"pgd-50": PGD(LinfBall(25.5), steps=50)}, progress=False)
+    for name in ("clean", "pgd-50"):
+        low, high = (bound / 100 for bound in entry["measured"][name]["interval"])
+        assert report[name].interval[0] <= high
+        assert report[name].interval[1] >= low
+    assert report["pgd-50"].accuracy > 0.5
+
+
+def test_shape_and_classes_are_those_of_the_weights_unless_said():
+    model = models.ResNet8(activation="swish", weights=TAG)
+    assert (model.input_shape, model.output_shape) == ((None, 28, 28, 1), (None, 10))
+    with pytest.warns(UserWarning, match="head of ResNet8 is new: the weights have 10 classes, not 3"):
+        tuned = models.ResNet8(weights=TAG, classes=3, input_shape=(40, 40, 1))
+    assert (tuned.input_shape, tuned.output_shape) == ((None, 40, 40, 1), (None, 3))
+    np.testing.assert_array_equal(tuned.get_layer("conv0").kernel, model.get_layer("conv0").kernel)
+
+
+def test_embedded_weights_that_do_not_fit_or_were_changed_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"take grey images \(1 channel\)"):
+        models.ResNet8(weights=TAG, input_shape=(28, 28, 3))
+    with pytest.raises(ValueError, match="'mish'; there are for relu, silu"):
+        models.ResNet8(weights=TAG, activation="mish")
+    folder = tmp_path / "models"
+    shutil.copytree(os.path.dirname(weights_lib.REGISTRY), folder)
+    with open(folder / "fashion_mnist" / "ResNet8-silu.weights.h5", "r+b") as file:
+        file.seek(100_000)
+        file.write(b"changed")
+    monkeypatch.setattr(weights_lib, "__file__", str(folder / "weights.py"))
+    with pytest.raises(ValueError, match="not the file that came with keras_sat: install the package again"):
+        models.ResNet8(weights=TAG)

@@ -1,0 +1,91 @@
+"""Puts trained runs into the package as `weights="sat-fashion-mnist"`, and measures them by the commands on their card.
+
+    python scripts/embed_weights.py runs/study/relu-1 runs/study/silu-0
+
+Each run's weights become keras_sat/models/fashion_mnist/MODEL-ACTIVATION.weights.h5, and an entry of weights.json:
+sha256, how it was trained, and what `keras-sat evaluate --model=... --weights=sat-fashion-mnist` finds on the embedded
+test images. Some ten minutes a network.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+
+from keras_sat import evaluation, files
+from keras_sat import run as run_lib
+from keras_sat.models import weights
+
+TAG = "sat-fashion-mnist"
+MEASURED = (("--attack=pgd-50",), ("--attack=autoattack", "--split=test[:1000]"))
+LARGEST = 2 * 10**6  # bytes
+
+
+def embed(folder):
+    """Copies a run's weights, and writes their entry without figures."""
+    run, model = run_lib.load(folder)
+    name = f"{run.model}-{run.activation}"
+    path = os.path.join(os.path.dirname(weights.REGISTRY), "fashion_mnist", f"{name}.weights.h5")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    source = os.path.join(folder, "model.weights.h5")
+    if os.path.getsize(source) > LARGEST:
+        raise ValueError(f"{source} is larger than {LARGEST} bytes.")
+    with files.replacing(path) as temporary:
+        shutil.copyfile(source, temporary)
+    entry = {
+        "id": f"{name}-fashion-mnist",
+        "tag": TAG,
+        "model": run.model,
+        "activation": run.activation,
+        "image_size": model.input_shape[1],
+        "parameters": sum(int(weight.shape.num_elements() or 1) for weight in model.trainable_weights),
+        "file": f"fashion_mnist/{name}.weights.h5",
+        "sha256": files.sha256(path),
+        "training": {"dataset": run.dataset, "epsilon": run.epsilon, "steps": run.steps, "epochs": run.epochs}
+        | {"seed": run.seed},
+        "reported": None,
+        "measured": None,
+    }
+    return write(entry)
+
+
+def write(entry):
+    """Puts an entry into the registry, in place of one of the same id."""
+    with open(weights.REGISTRY, encoding="utf-8") as file:
+        registry = json.load(file)
+    others = [one for one in registry[TAG]["checkpoints"] if one["id"] != entry["id"]]
+    registry[TAG]["checkpoints"] = sorted([*others, entry], key=lambda one: one["id"])
+    files.write_text(weights.REGISTRY, json.dumps(registry, indent=1) + "\n")
+    return entry
+
+
+def measured(entry):
+    """Returns the figures of an entry's card: {row: accuracy, interval in %, images, command}."""
+    found = {}
+    for flags in MEASURED:
+        command = ["keras-sat", "evaluate", f"--model={entry['model']}", f"--activation={entry['activation']}"]
+        command += [f"--weights={TAG}", *flags]
+        with tempfile.TemporaryDirectory() as folder:
+            here = os.path.join(os.path.dirname(sys.executable), "keras-sat")
+            subprocess.run([here, *command[1:], f"--output={folder}"], check=True)
+            report = evaluation.from_json(os.path.join(folder, "report.json"))
+        for row in report.results:
+            low, high = (round(100 * bound, 1) for bound in row.interval)
+            figures = {"accuracy": round(100 * row.accuracy, 1), "interval": [low, high], "images": row.n}
+            found.setdefault(row.name.lower(), figures | {"command": " ".join(command)})
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", help="folders that `keras-sat train` wrote")
+    for folder in parser.parse_args().runs:
+        entry = embed(folder)
+        write(entry | {"measured": measured(entry)})
+
+
+if __name__ == "__main__":
+    main()
