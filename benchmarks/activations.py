@@ -1,0 +1,55 @@
+"""Prints what a PGD-1 training step costs with each activation, over relu's: the study's network, in one run.
+
+    python benchmarks/activations.py [--model ResNet8] [--batch_size 128] [--repeats 30]
+
+The steps take turns, so that a slow moment of the machine meets all of them; medians are compared.
+"""
+
+import argparse
+import statistics
+import time
+
+import keras
+import numpy as np
+
+import keras_sat
+from keras_sat.attacks import PGD, LinfBall
+
+ACTIVATIONS = ("relu", "silu", "gelu", "elu", "softplus", "parametric_softplus", "mish", "smooth_relu")
+
+
+def trainer(model, activation):
+    """Returns a compiled trainer of a network for 28 x 28 x 1 pixels."""
+    network = keras_sat.models.BUILDERS[model](activation=activation, input_shape=(28, 28, 1), classes=10)
+    made = keras_sat.training.AdversarialModel(network, PGD(LinfBall(25.5), steps=1))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    made.compile(keras.optimizers.SGD(0.1, 0.9, nesterov=True), loss, jit_compile=False)
+    return made
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="ResNet8")
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=30)
+    args = parser.parse_args()
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (args.batch_size, 28, 28, 1)).astype(np.float32)
+    labels = rng.integers(0, 10, args.batch_size)
+    trainers = {name: trainer(args.model, name) for name in ACTIVATIONS}
+    seconds = {name: [] for name in trainers}
+    for repeat in range(args.repeats + 3):  # three to warm up: tracing, and oneDNN's choice of kernels
+        for name, made in trainers.items():
+            start = time.perf_counter()
+            made.train_on_batch(images, labels)
+            if repeat >= 3:
+                seconds[name].append(time.perf_counter() - start)
+    relu = statistics.median(seconds["relu"])
+    print(f"{'activation':<22}{'median ms':>10}{'min..max ms':>16}{'over relu':>11}")
+    for name, times in seconds.items():
+        median, spread = statistics.median(times), f"{1e3 * min(times):.0f}..{1e3 * max(times):.0f}"
+        print(f"{name:<22}{1e3 * median:>10.1f}{spread:>16}{median / relu:>11.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""Writes the tables and plots of docs/study.md from studies/results.json.
+
+    pip install '.[docs]'
+    python studies/tables.py
+
+The tables stand in the page between two comments; what is around them is written by hand.
+"""
+
+import os
+import re
+
+import matplotlib
+import numpy as np
+from smooth_activations import ABLATION, ACTIVATIONS, results
+
+from keras_sat import files
+
+DOCS = os.path.join(os.path.dirname(__file__), "..", "docs")
+PAGE = os.path.join(DOCS, "study.md")
+FIGURES = os.path.join(DOCS, "figures")
+ROWS = {"clean": ("pgd-50", "clean"), "PGD-50": ("pgd-50", "PGD-50"), "AutoAttack": ("autoattack", "AutoAttack")}
+SMOOTH_BACKWARD = [f"relu_smooth_{where}" for where in ABLATION]
+RESAMPLES = 2000
+
+
+def bits(digits):
+    """Returns the booleans that `smooth_activations.record` wrote as hexadecimal digits."""
+    return np.array([digit == "1" for four in digits for digit in f"{int(four, 16):04b}"])
+
+
+def stands(run, evaluation, row):
+    """Returns which of the images stand in an evaluation of a run: booleans [images]."""
+    return bits(run["attacks"][evaluation][row])
+
+
+def seeds(runs, kind):
+    """Returns the seeds of which there is a run of this kind."""
+    return sorted(int(name.rsplit("-", 1)[1]) for name in runs if name.rsplit("-", 1)[0] == kind)
+
+
+def summary(runs, kind, row):
+    """Returns mean and standard deviation over the seeds, in per cent; the deviation of one seed is not a number."""
+    accuracy = [100 * stands(runs[f"{kind}-{seed}"], *ROWS[row]).mean() for seed in seeds(runs, kind)]
+    return np.mean(accuracy), np.std(accuracy, ddof=1) if len(accuracy) > 1 else np.nan
+
+
+def difference(runs, kind, row):
+    """Returns the difference to relu in per cent and its 95 % interval: the same seeds, the same images, resampled."""
+    common = set(seeds(runs, kind)) & set(seeds(runs, "relu"))
+    pairs = [[stands(runs[f"{name}-{seed}"], *ROWS[row]) for name in (kind, "relu")] for seed in sorted(common)]
+    by_image = 100 * np.mean([one.astype(float) - other for one, other in pairs], axis=0)
+    rng = np.random.default_rng(0)
+    means = [by_image[rng.integers(0, len(by_image), len(by_image))].mean() for _ in range(RESAMPLES)]
+    return by_image.mean(), *np.percentile(means, [2.5, 97.5])
+
+
+def table(runs, kinds):
+    """Returns the Markdown table of some kinds of runs."""
+    lines = ["| | seeds | " + " | ".join(f"{row} | over relu" for row in ROWS) + " |", "|---" * 8 + "|"]
+    for kind in kinds:
+        if not seeds(runs, kind):
+            continue
+        cells = [f"`{kind}`", str(len(seeds(runs, kind)))]
+        for row in ROWS:
+            mean, deviation = summary(runs, kind, row)
+            cells.append(f"{mean:.1f} ± {deviation:.1f}" if deviation == deviation else f"{mean:.1f}")
+            cells.append("" if kind == "relu" else "{:+.1f} ({:+.1f} .. {:+.1f})".format(*difference(runs, kind, row)))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def curve(runs, kind):
+    """Returns epsilons, and mean robust accuracy at each over the seeds, in per cent."""
+    found = [runs[f"{kind}-{seed}"]["attacks"]["curve"] for seed in seeds(runs, kind)]
+    epsilons = [float(name.removeprefix("epsilon ")) for name in found[0]]
+    return epsilons, [100 * np.mean([bits(one[name]).mean() for one in found]) for name in found[0]]
+
+
+def curve_table(runs, kinds):
+    """Returns the Markdown table of robust accuracy against epsilon."""
+    known = [kind for kind in kinds if seeds(runs, kind)]
+    epsilons = curve(runs, known[0])[0]
+    lines = ["| epsilon | " + " | ".join(f"{epsilon:g}" for epsilon in epsilons) + " |"]
+    lines.append("|---" * (len(epsilons) + 1) + "|")
+    for kind in known:
+        lines.append(f"| `{kind}` | " + " | ".join(f"{value:.1f}" for value in curve(runs, kind)[1]) + " |")
+    return "\n".join(lines)
+
+
+def tables(runs):
+    """Returns {name of a place in the page: what stands there}."""
+    return {
+        "activations": table(runs, ACTIVATIONS),
+        "ablation": table(runs, ["relu", *SMOOTH_BACKWARD]),
+        "curve": curve_table(runs, [*ACTIVATIONS, *SMOOTH_BACKWARD]),
+    }
+
+
+def filled(page, found):
+    """Returns the page with the tables in their places."""
+    for name, text in found.items():
+        place = re.compile(f"(?s)<!-- {name} -->.*?<!-- end -->")
+        if not place.search(page):
+            raise ValueError(f"{PAGE} has no place for {name}: <!-- {name} --> ... <!-- end --> was expected.")
+        page = place.sub(lambda _, text=text, name=name: f"<!-- {name} -->\n{text}\n<!-- end -->", page)
+    return page
+
+
+def plot(runs, folder):
+    """Writes the three plots as SVG files that are the same each time."""
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams |= {"svg.hashsalt": "keras_sat", "axes.grid": True, "grid.alpha": 0.3, "figure.figsize": (7, 4.5)}
+    os.makedirs(folder, exist_ok=True)
+    kinds = [kind for kind in ACTIVATIONS if seeds(runs, kind)]
+    colours = dict(zip(ACTIVATIONS, plt.colormaps["tab10"].colors))
+    drawn = {
+        "study-accuracy-robustness": _accuracy_robustness,
+        "study-training": _training,
+        "study-epsilon": _epsilon,
+    }
+    for name, draw in drawn.items():
+        figure, axis = plt.subplots()
+        draw(axis, runs, kinds, colours)
+        axis.legend(fontsize=8)
+        figure.tight_layout()
+        with files.replacing(os.path.join(folder, f"{name}.svg")) as temporary:
+            figure.savefig(temporary, format="svg", metadata={"Date": None})
+        plt.close(figure)
+
+
+def _accuracy_robustness(axis, runs, kinds, colours):
+    for kind in kinds:
+        (x, dx), (y, dy) = (summary(runs, kind, row) for row in ("clean", "AutoAttack"))
+        axis.errorbar(x, y, dy, dx, "o", color=colours[kind], label=kind, capsize=3)
+    axis.set(xlabel="clean accuracy, %", ylabel="accuracy under AutoAttack, %")
+
+
+def _training(axis, runs, kinds, colours):
+    for kind in kinds:
+        found = [runs[f"{kind}-{seed}"]["history"] for seed in seeds(runs, kind)]
+        for metric, style, label in (("val_robust_accuracy", "-", kind), ("accuracy", ":", None)):
+            values = 100 * np.mean([history[metric] for history in found], axis=0)
+            axis.plot(range(1, len(values) + 1), values, style, color=colours[kind], label=label)
+    axis.set(xlabel="epoch", ylabel="%, under PGD-10 (held-out; solid), on PGD-1 (training; dotted)")
+
+
+def _epsilon(axis, runs, kinds, colours):
+    for kind in kinds:
+        axis.plot(*curve(runs, kind), "o-", color=colours[kind], label=kind, markersize=3)
+    axis.axvline(25.5, color="grey", linewidth=0.8)
+    axis.set(xlabel="epsilon, pixels 0..255 (trained with 25.5)", ylabel="accuracy under PGD-50, %")
+
+
+def main():
+    runs = results()
+    with open(PAGE, encoding="utf-8") as file:
+        page = filled(file.read(), tables(runs))
+    files.write_text(PAGE, page)
+    plot(runs, FIGURES)
+
+
+if __name__ == "__main__":
+    main()
