@@ -1,18 +1,22 @@
 # make quickstart: trains, attacks, evaluates and exports a small network.  make test: the whole test suite.
 # make docs: the site, in docs/build/html: the pages, the notebook, the reference of the docstrings.
+# make test-slow: the commands of README and docs, and the site with its notebook: some five minutes more, for .ci/run.
 # make bench: every figure of docs/performance.md, beside its peers; downloads PyTorch and takes some forty minutes.
 PYTHON ?= python3
 VENV ?= .venv
 BENCH_RUN ?= runs/bench
 
-.PHONY: quickstart test bench docs
+.PHONY: quickstart test test-slow bench docs
 
 quickstart: $(VENV)/installed
 	$(VENV)/bin/keras-sat quickstart
 
 test: $(VENV)/installed
 	$(VENV)/bin/python -m pip install --quiet --editable '.[test]'
-	$(VENV)/bin/python -m pytest --numprocesses=auto --dist=loadfile
+	$(VENV)/bin/python -m pytest -m 'not slow' --numprocesses=auto --dist=loadfile
+
+test-slow: test
+	$(VENV)/bin/python -m pytest -m slow --numprocesses=auto
 
 docs: $(VENV)/installed
 	$(VENV)/bin/python -m pip install --quiet --editable '.[docs]'
@@ -29,6 +33,7 @@ bench: $(VENV)/installed
 	$(VENV)/bin/python benchmarks/attacks.py $(BENCH_RUN)
 	$(VENV)/bin/python benchmarks/serving.py
 	$(VENV)/bin/python benchmarks/input_pipeline.py
+	$(VENV)/bin/python benchmarks/activations.py
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)

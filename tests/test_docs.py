@@ -1,13 +1,16 @@
-"""The site builds without a warning; its notebook runs as it is built."""
+"""The site builds without a warning; its notebook runs as it is built: marked slow."""
 
 import os
 import pathlib
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 def test_the_site_and_its_notebook(tmp_path):
     command = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "--keep-going"]
     environment = {**os.environ, "JUPYTER_PREFER_ENV_PATH": "1"}

@@ -1,0 +1,94 @@
+"""The commands of README and docs, run one after the other as they stand there, but for their size: marked slow."""
+
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+
+import keras
+import pytest
+import tensorflow as tf
+
+from keras_sat import cli, data, models
+
+ROOT = pathlib.Path(__file__).parent.parent
+COMMAND = re.compile(r"^ *(keras-sat .*?) *(?: #.*)?$", re.MULTILINE)
+PAGES = [
+    page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if COMMAND.search(page.read_text())
+]
+BEFORE = {"serving.md": ["keras-sat train --output=runs/gelu --activation=gelu"]}
+# Added to each command, where the last of two equal flags counts: the same work, on eight images of 16 pixels.
+SMALLER = {
+    "train": "--dataset=photos --image_size=16 --epochs=1 --batch_size=8 --model=ResNet8 --strategy=none",
+    "evaluate": "--split=test[:8] --batch_size=8",
+    "compare": "--split=test --batch_size=8",
+}
+ELSEWHERE = {
+    "keras-sat quickstart": "make quickstart",
+    "keras-sat evaluate --model=ResNet50 --activation=silu --weights=sat-imagenet --attack=pgd-50": "Google Drive",
+    "keras-sat evaluate runs/mine --attack=autoattack --split=test[:1000] --audit --html": "a run of the reader's own",
+}
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with photos/SPLIT/CLASS/*.png, and the checkpoint that README converts."""
+    monkeypatch.chdir(tmp_path)
+    images, labels = next(iter(data.load("fashion_mnist_mini", "test", 24, image_size=16)))
+    for number, (image, label) in enumerate(zip(images.numpy(), labels.numpy())):
+        folder = tmp_path / "photos" / ("train" if number < 16 else "test") / str(label % 3)
+        folder.mkdir(parents=True, exist_ok=True)
+        keras.utils.save_img(folder / f"{number}.png", image, scale=False)
+    network = models.ResNet50(input_shape=(None, None, 3))
+    names = models.release._names(network)
+    tensors = [variable.numpy() for variable in names.values()]
+    tf.raw_ops.SaveV2(
+        prefix="Res50-silu", tensor_names=list(names), shape_and_slices=[""] * len(names), tensors=tensors
+    )
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of eight images and three classes there is much to warn about
+def test_the_commands_of_a_page_run(page, here):
+    for command in [*BEFORE.get(page.name, []), *COMMAND.findall(page.read_text())]:
+        if command not in ELSEWHERE:
+            print(command, flush=True)
+            run(shlex.split(command))
+
+
+def run(words):
+    if words[1] == "serve":
+        return serve(words)
+    smaller = shlex.split(SMALLER.get(words[1], ""))
+    if "--weights=sat-fashion-mnist" not in words:  # the split of the photos is whole
+        smaller = [flag.replace("test[:8]", "test") for flag in smaller]
+    args = cli._parse([*words, *smaller])
+    if words[1] == "train":
+        shutil.rmtree(args.output, ignore_errors=True)  # a page shows one run in several ways
+    assert args.run(args) == 0
+
+
+def serve(words):
+    with subprocess.Popen([pathlib.Path(sys.executable).parent / "keras-sat", *words[1:]]) as process:
+        try:
+            url = f"http://127.0.0.1:8501/v1/models/{pathlib.Path(words[2]).name}"
+            assert b"AVAILABLE" in answer(url, process)
+        finally:
+            process.terminate()
+
+
+def answer(url, process, patience=60):
+    for _ in range(patience):
+        assert process.poll() is None
+        try:
+            with urllib.request.urlopen(url) as response:
+                return response.read()
+        except OSError:
+            time.sleep(1)
+    raise AssertionError(f"{url} did not answer")
