@@ -1,4 +1,4 @@
-"""What README and docs say works: their Python runs, their commands parse (test_commands.py runs them), the make targets exist."""
+"""What README and docs say works: their Python runs, their commands parse (test_commands.py runs them)."""
 
 import pathlib
 import re
