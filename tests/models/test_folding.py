@@ -29,6 +29,7 @@ def shaken(model):
 
 def test_the_copy_that_folds_never_gets_weights():
     model = BUILDERS["resnet"]()
+    gc.collect()  # what other tests left, which may go at any moment
     before = len([one for one in gc.get_objects() if isinstance(one, tf.Variable)])
     folded = folding.Folding(model, "mixed_bfloat16")
     with keras.StatelessScope():  # at its end Keras initialises whatever waits for it
