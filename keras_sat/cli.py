@@ -176,7 +176,7 @@ What to do next:
 
 def _bin():
     """Returns what to put before a command of this environment: nothing where it is on the path."""
-    return "" if shutil.which("keras-sat") else os.path.relpath(os.path.dirname(sys.argv[0])) + os.sep
+    return "" if shutil.which("keras-sat") else os.path.relpath(os.path.dirname(sys.argv[0]) or ".") + os.sep
 
 
 def train(args):
