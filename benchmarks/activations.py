@@ -6,11 +6,12 @@ The steps take turns, so that a slow moment of the machine meets all of them; me
 """
 
 import argparse
+import functools
 import statistics
-import time
 
 import keras
 import numpy as np
+from race import race
 
 import keras_sat
 from keras_sat.attacks import PGD, LinfBall
@@ -37,13 +38,8 @@ def main():
     images = rng.integers(0, 256, (args.batch_size, 28, 28, 1)).astype(np.float32)
     labels = rng.integers(0, 10, args.batch_size)
     trainers = {name: trainer(args.model, name) for name in ACTIVATIONS}
-    seconds = {name: [] for name in trainers}
-    for repeat in range(args.repeats + 3):  # three to warm up: tracing, and oneDNN's choice of kernels
-        for name, made in trainers.items():
-            start = time.perf_counter()
-            made.train_on_batch(images, labels)
-            if repeat >= 3:
-                seconds[name].append(time.perf_counter() - start)
+    steps = {name: functools.partial(made.train_on_batch, images, labels) for name, made in trainers.items()}
+    seconds = race(steps, args.repeats)
     relu = statistics.median(seconds["relu"])
     print(f"{'activation':<22}{'median ms':>10}{'min..max ms':>16}{'over relu':>11}")
     for name, times in seconds.items():

@@ -13,11 +13,11 @@ entropy and pixels, all started at the images themselves, without a random start
 import argparse
 import functools
 import statistics
-import time
 
 import keras
 import numpy as np
 import tensorflow as tf
+from race import race
 
 import keras_sat
 from keras_sat.attacks import PGD, LinfBall
@@ -30,18 +30,6 @@ def data(size, channels, batch, classes):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (batch, size, size, channels)).astype(np.float32)
     return images, rng.integers(0, classes, batch)
-
-
-def race(candidates, repeats):
-    """Returns {name: seconds of each turn}; the first two turns only warm up."""
-    seconds = {name: [] for name in candidates}
-    for turn in range(repeats + 2):
-        for name, candidate in candidates.items():
-            start = time.perf_counter()
-            candidate()
-            if turn >= 2:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
 
 
 def show(title, seconds, theirs):

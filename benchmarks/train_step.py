@@ -9,12 +9,13 @@ that the attack sees is compared with the model: logits and input gradients.
 """
 
 import argparse
+import functools
 import statistics
-import time
 
 import keras
 import numpy as np
 import tensorflow as tf
+from race import race
 
 import keras_sat
 from keras_sat.attacks import PGD, LinfBall, value_and_gradient
@@ -62,13 +63,8 @@ def main():
     candidates = trainers(args.image_size, args.steps)
     for name, (logits, gradients) in zip(("float32", "bf16"), agreement(candidates["plain"], images, labels)):
         print(f"folded, {name}: logits differ by {logits:.1e} of their range, input gradients by {gradients:.1e}")
-    seconds = {name: [] for name in candidates}
-    for repeat in range(args.repeats + 2):  # two to warm up: tracing, and oneDNN's choice of kernels
-        for name, trainer in candidates.items():
-            start = time.perf_counter()
-            trainer.train_on_batch(images, labels)
-            if repeat >= 2:
-                seconds[name].append(time.perf_counter() - start)
+    steps = {name: functools.partial(one.train_on_batch, images, labels) for name, one in candidates.items()}
+    seconds = race(steps, args.repeats)
     plain = statistics.median(seconds["plain"])
     print(f"{'step':<12}{'median s':>9}{'min..max s':>14}{'over plain':>12}{'1 + 2k/3':>10}")
     for name, times in seconds.items():

@@ -264,14 +264,13 @@ def _released(args):
 
     if args.folder or not (args.model and args.weights):
         raise ValueError("--model and --weights go together, in place of a folder.")
-    if args.model not in models.BUILDERS:
-        raise ValueError(f"model must be one of {', '.join(models.BUILDERS)}. Received: {args.model!r}")
+    build = _builder(args.model)
     entry = models.weights.find(args.model, args.activation, args.weights)
     own = entry["evaluation"]
     name = args.dataset or own["dataset"]
     split = args.split or data.evaluation_split(name, args.data_dir)
     dataset = data.load(name, split, args.batch_size, entry["image_size"], data_dir=args.data_dir)
-    model = models.BUILDERS[args.model](weights=args.weights, activation=args.activation)
+    model = build(weights=args.weights, activation=args.activation)
     output = f"{args.model}-{entry['activation']}-{args.weights}"
     context = {"dataset": name, "split": split, "weights": entry["id"]}
     return types.SimpleNamespace(
@@ -304,6 +303,14 @@ def _trained(args):
     return types.SimpleNamespace(
         model=model, dataset=dataset, context=context, norm=run.norm, epsilon=run.epsilon, output=args.folder
     )
+
+
+def _builder(name):
+    from keras_sat import models
+
+    if name not in models.BUILDERS:
+        raise ValueError(f"model must be one of {', '.join(models.BUILDERS)}. Received: {name!r}")
+    return models.BUILDERS[name]
 
 
 def _number(name, text):
@@ -401,11 +408,10 @@ def convert(args):
     """Converts a checkpoint of the SAT authors' release to a .weights.h5 file of a network of this package."""
     from keras_sat import files, models
 
-    if args.model not in models.BUILDERS:
-        raise ValueError(f"model must be one of {', '.join(models.BUILDERS)}. Received: {args.model!r}")
+    build = _builder(args.model)
     if not args.to.endswith(".weights.h5"):
         raise ValueError(f"--to must end in .weights.h5. Received: {args.to!r}")
-    model = models.BUILDERS[args.model](input_shape=(None, None, 3), activation=args.activation)
+    model = build(input_shape=(None, None, 3), activation=args.activation)
     models.release.load(model, args.prefix, args.ema)
     with files.replacing(args.to) as temporary:
         model.save_weights(temporary)

@@ -21,7 +21,8 @@ from keras_sat import evaluation, files
 
 RESULTS = os.path.join(os.path.dirname(__file__), "results.json")
 ACTIVATIONS = ("relu", "silu", "gelu", "elu", "softplus", "parametric_softplus", "mish", "smooth_relu")
-ABLATION = ("attacker", "optimizer", "both")  # relu, with a smooth derivative there
+# relu, with a smooth derivative there
+SMOOTH_BACKWARD = tuple(f"relu_smooth_{where}" for where in ("attacker", "optimizer", "both"))
 SEEDS = {"relu": 3, "silu": 3}  # and 2 of each other
 TRAINING = {
     "dataset": "fashion_mnist",
@@ -49,8 +50,7 @@ LOCK = threading.Lock()
 
 def names():
     """Returns the runs, "silu-0", in the order in which they are made: relu and silu first."""
-    kinds = [*ACTIVATIONS, *(f"relu_smooth_{where}" for where in ABLATION)]
-    runs = [(kind, seed) for kind in kinds for seed in range(SEEDS.get(kind, 2))]
+    runs = [(kind, seed) for kind in (*ACTIVATIONS, *SMOOTH_BACKWARD) for seed in range(SEEDS.get(kind, 2))]
     return [f"{kind}-{seed}" for kind, seed in sorted(runs, key=lambda run: (run[0] not in SEEDS, run[1]))]
 
 
@@ -110,6 +110,11 @@ def _bits(values):
     """Returns booleans as hexadecimal digits, four a digit; the first is the highest bit."""
     padded = [*values, *[False] * (-len(values) % 4)]
     return f"{int(''.join('01'[bool(value)] for value in padded), 2):0{len(padded) // 4}x}"
+
+
+def bits(digits):
+    """Returns the booleans that `record` wrote as hexadecimal digits."""
+    return [digit == "1" for four in digits for digit in f"{int(four, 16):04b}"]
 
 
 def _read(path):

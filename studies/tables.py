@@ -11,7 +11,7 @@ import re
 
 import matplotlib
 import numpy as np
-from smooth_activations import ABLATION, ACTIVATIONS, results
+from smooth_activations import ACTIVATIONS, SMOOTH_BACKWARD, bits, results
 
 from keras_sat import files
 
@@ -19,18 +19,12 @@ DOCS = os.path.join(os.path.dirname(__file__), "..", "docs")
 PAGE = os.path.join(DOCS, "study.md")
 FIGURES = os.path.join(DOCS, "figures")
 ROWS = {"clean": ("pgd-50", "clean"), "PGD-50": ("pgd-50", "PGD-50"), "AutoAttack": ("autoattack", "AutoAttack")}
-SMOOTH_BACKWARD = [f"relu_smooth_{where}" for where in ABLATION]
 RESAMPLES = 2000
-
-
-def bits(digits):
-    """Returns the booleans that `smooth_activations.record` wrote as hexadecimal digits."""
-    return np.array([digit == "1" for four in digits for digit in f"{int(four, 16):04b}"])
 
 
 def stands(run, evaluation, row):
     """Returns which of the images stand in an evaluation of a run: booleans [images]."""
-    return bits(run["attacks"][evaluation][row])
+    return np.array(bits(run["attacks"][evaluation][row]))
 
 
 def seeds(runs, kind):
@@ -73,7 +67,7 @@ def curve(runs, kind):
     """Returns epsilons, and mean robust accuracy at each over the seeds, in per cent."""
     found = [runs[f"{kind}-{seed}"]["attacks"]["curve"] for seed in seeds(runs, kind)]
     epsilons = [float(name.removeprefix("epsilon ")) for name in found[0]]
-    return epsilons, [100 * np.mean([bits(one[name]).mean() for one in found]) for name in found[0]]
+    return epsilons, [100 * np.mean([bits(one[name]) for one in found]) for name in found[0]]
 
 
 def curve_table(runs, kinds):

@@ -42,6 +42,31 @@ def labels():
 
 
 @pytest.fixture(scope="session")
+def write_checkpoint():
+    """Returns a function that writes {name: array} as a TF1 bundle, and returns its prefix."""
+
+    def written(prefix, arrays):
+        names = sorted(arrays)
+        tensors = [arrays[name] for name in names]
+        tf.raw_ops.SaveV2(prefix=str(prefix), tensor_names=names, shape_and_slices=[""] * len(names), tensors=tensors)
+        return prefix
+
+    return written
+
+
+@pytest.fixture(scope="session")
+def write_release(write_checkpoint):
+    """Returns a function that writes a network as a checkpoint in the layout of the authors' release."""
+    from keras_sat.models import release
+
+    def written(prefix, network):
+        variables = release._names(network).items()
+        return write_checkpoint(prefix, {name: variable.numpy() for name, variable in variables})
+
+    return written
+
+
+@pytest.fixture(scope="session")
 def free_ports():
     """Returns a function: so many ports of this machine that nobody uses."""
 

@@ -195,15 +195,9 @@ def test_ctrl_c_leaves_what_was_trained(tmp_path):
     assert inside("evaluate", tmp_path / "run", "--attack=fgsm", "--split=test[:100]") == 0
 
 
-def test_convert(tmp_path):
+def test_convert(tmp_path, write_release):
     source = models.EfficientNetB0(input_shape=(None, None, 3))
-    names = models.release._names(source)
-    tf.raw_ops.SaveV2(
-        prefix=str(tmp_path / "model"),
-        tensor_names=list(names),
-        shape_and_slices=[""] * len(names),
-        tensors=[variable.numpy() for variable in names.values()],
-    )
+    write_release(tmp_path / "model", source)
     to = tmp_path / "out" / "b0.weights.h5"
     done = run("convert", f"--from={tmp_path / 'model'}", "--model=EfficientNetB0", f"--to={to}")
     assert done.returncode == 0, done.stderr

@@ -5,7 +5,6 @@ import pathlib
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 FOLDER = pathlib.Path(__file__).parent / "release"
 
@@ -56,20 +55,11 @@ class Release:
         return found
 
 
-def write_checkpoint(prefix, arrays):
-    """Writes a TF1 bundle and returns its prefix."""
-    names = sorted(arrays)
-    tf.raw_ops.SaveV2(
-        prefix=str(prefix), tensor_names=names, shape_and_slices=[""] * len(names), tensors=[arrays[n] for n in names]
-    )
-    return prefix
-
-
 @pytest.fixture
 def release():
     return Release
 
 
 @pytest.fixture
-def checkpoint(tmp_path):
+def checkpoint(tmp_path, write_checkpoint):
     return lambda arrays, name="model": write_checkpoint(tmp_path / name, arrays)

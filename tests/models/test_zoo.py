@@ -10,10 +10,8 @@ import time
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from keras_sat import models
-from keras_sat.models import release as release_lib
 from keras_sat.models import weights as weights_lib
 
 PARTS = ("efficientnet-b0.index", "efficientnet-b0.data-00000-of-00001")
@@ -33,7 +31,7 @@ def channels_and_classes(entry):
     """A network of 1000 classes and RGB images is the builders' default."""
     if entry["release"] == "sat-imagenet":
         return {}
-    return {"input_shape": (entry["image_size"], entry["image_size"], entry["channels"]), "classes": entry["classes"]}
+    return dict(zip(("input_shape", "classes"), weights_lib.shape_and_classes(entry)))
 
 
 @pytest.mark.parametrize("entry", weights_lib.entries(), ids=lambda entry: entry["id"])
@@ -87,17 +85,11 @@ def test_the_list():
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
+def bundle(tmp_path_factory, write_release):
     """A folder with the checkpoint of an EfficientNet-B0 in the release's layout, and that network."""
     folder = tmp_path_factory.mktemp("bundle")
     model = models.EfficientNetB0(input_shape=(None, None, 3))
-    names = release_lib._names(model)
-    tf.raw_ops.SaveV2(
-        prefix=str(folder / "efficientnet-b0"),
-        tensor_names=list(names),
-        shape_and_slices=[""] * len(names),
-        tensors=[variable.numpy() for variable in names.values()],
-    )
+    write_release(folder / "efficientnet-b0", model)
     return folder, model
 
 
