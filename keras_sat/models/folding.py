@@ -6,6 +6,7 @@ from concurrent import futures
 import keras
 import tensorflow as tf
 
+from keras_sat import activations
 from keras_sat.models import classifier
 
 _FOLDABLE = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
@@ -99,6 +100,8 @@ def _copied(model, pairs, precision=None):
     def convert(layer):
         if layer.name in norms:
             return _Absorbed(name=layer.name, dtype=precision or layer.dtype_policy)
+        if isinstance(layer, keras.layers.Activation) and layer.activation is keras.activations.mish:
+            return activations.Mish(name=layer.name, dtype=precision or layer.dtype_policy)  # which says why
         config = classifier.config_in(layer, precision)
         return type(layer).from_config(config | ({"use_bias": True} if layer.name in pairs else {}))
 
