@@ -45,7 +45,7 @@ EVALUATIONS = {
     "curve": ("--attack=pgd-50", "--split=test[:1000]", "--epsilon=6.375,12.75,19.125,25.5,31.875,38.25,51"),
 }
 ONE_THREAD = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
-LOCK = threading.Lock()
+RUNNING, STOPPED, LOCK = set(), threading.Event(), threading.Lock()
 
 
 def names():
@@ -80,17 +80,18 @@ def _keras_sat(folder, *arguments):
     os.makedirs(folder, exist_ok=True)
     command = [os.path.join(os.path.dirname(sys.executable), "keras-sat"), *arguments]
     with open(os.path.join(folder, "log.txt"), "a", encoding="utf-8") as log:
-        process = subprocess.Popen(
-            command, env=os.environ | ONE_THREAD, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        RUNNING.add(process)
+        with LOCK:
+            if STOPPED.is_set():  # another run failed, and this thread had taken its next one already
+                raise ValueError("stopped")
+            process = subprocess.Popen(
+                command, env=os.environ | ONE_THREAD, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+            RUNNING.add(process)
         code = process.wait()
-        RUNNING.discard(process)
+        with LOCK:
+            RUNNING.discard(process)
     if code:
         raise ValueError(f"{' '.join(command)} ended with {code}: see {log.name}")
-
-
-RUNNING = set()
 
 
 def record(folder):
@@ -152,8 +153,10 @@ def main():
                 future.result()
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in list(RUNNING):
-                process.kill()  # it goes on from its last checkpoint
+            with LOCK:
+                STOPPED.set()
+                for process in RUNNING:
+                    process.kill()  # it goes on from its last checkpoint
             if not isinstance(error, (KeyboardInterrupt, ValueError)):
                 raise
             sys.exit(f"smooth_activations: {error or 'stopped'}. The same command goes on.")
