@@ -47,18 +47,16 @@ class GELU(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("keras_sat")
 class Mish(keras.layers.Layer):
-    """x tanh(softplus(x)), computed as x t / (t + 2) with t = n (n + 2), n = exp(x).
+    """x tanh(softplus(x)), computed as x t / (2 - t) with t = s (2 - s), s = sigmoid(x).
 
     Not Keras' own: where a convolution's bias, an addition and then tanh(softplus) follow each other, as in a residual
     block whose batch norm is folded, TensorFlow on a CPU fuses them into an operation that it does not implement.
     """
 
     def call(self, inputs):
-        # t leaves the range of float16 at x = 5.5, and of float32 at 44; from 20 on t / (t + 2) is 1.
-        x = _at_least_float32(inputs)
-        n = keras.ops.exp(keras.ops.minimum(x, 20.0))
-        t = n * (n + 2.0)
-        return keras.ops.cast(x * (t / (t + 2.0)), inputs.dtype)
+        s = keras.ops.sigmoid(inputs)
+        t = s * (2.0 - s)
+        return inputs * (t / (2.0 - t))
 
 
 @keras.saving.register_keras_serializable("keras_sat")
