@@ -143,6 +143,9 @@ def _training(axis, runs, kinds, colours):
 def _epsilon(axis, runs, kinds, colours):
     for kind in kinds:
         axis.plot(*curve(runs, kind), "o-", color=colours[kind], label=kind, markersize=3)
+    for kind, style in zip(SMOOTH_BACKWARD, ("k--", "k-.", "k:")):
+        if seeds(runs, kind):
+            axis.plot(*curve(runs, kind), style, label=kind, linewidth=1)
     axis.axvline(25.5, color="grey", linewidth=0.8)
     axis.set(xlabel="epsilon, pixels 0..255 (trained with 25.5)", ylabel="accuracy under PGD-50, %")
 
