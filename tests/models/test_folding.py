@@ -49,7 +49,9 @@ def test_same_logits_and_gradients(build):
         assert np.abs(ours - theirs).max() <= 1e-4 * max(1e-6, np.ptp(theirs))
 
 
-@pytest.mark.parametrize("activation", [*activations.names(), keras.activations.mish], ids=str)
+@pytest.mark.parametrize(
+    "activation", [*activations.names(), keras.activations.mish], ids=lambda one: getattr(one, "__name__", one)
+)
 def test_logits_alone_in_a_graph(activation):
     """Without a gradient TensorFlow fuses more: bias, the addition of a residual block, and the activation."""
     model = shaken(models.ResNet8(activation=activation, input_shape=(16, 16, 3), classes=4))
