@@ -1,4 +1,5 @@
 import os
+import pathlib
 import shutil
 
 import numpy as np
@@ -9,6 +10,7 @@ from keras_sat.attacks import PGD, LinfBall
 from keras_sat.models import weights as weights_lib
 
 EMBEDDED = [entry for entry in weights_lib.entries() if "file" in entry]
+GETTING_STARTED = pathlib.Path(__file__).parent.parent.parent / "docs" / "getting_started.md"
 TAG = "sat-fashion-mnist"
 
 
@@ -57,6 +59,14 @@ def test_embedded_weights_are_as_robust_as_their_card_says(entry):
         assert report[name].interval[0] <= high
         assert report[name].interval[1] >= low
     assert report["pgd-50"].accuracy > 0.5
+
+
+@pytest.mark.parametrize("entry", EMBEDDED, ids=lambda entry: entry["id"])
+def test_the_figures_in_getting_started_are_those_of_the_card(entry):
+    cells = [f"| {entry['model']}, {entry['activation']} "]
+    for name in ("clean", "pgd-50", "autoattack"):
+        cells.append("| {accuracy} % ({interval[0]} .. {interval[1]}) ".format(**entry["measured"][name]))
+    assert "".join(cells) + "|\n" in GETTING_STARTED.read_text()
 
 
 def test_shape_and_classes_are_those_of_the_weights_unless_said():
