@@ -142,6 +142,8 @@ def main():
     parser.add_argument("--jobs", type=int, default=2, help="runs at once; as many as there are cores (default: 2)")
     parser.add_argument("--only", help="runs to make, such as silu-0,relu-0; default: all")
     args = parser.parse_args()
+    if args.jobs < 1:
+        parser.error(f"--jobs must be at least 1. Received: {args.jobs}")
     wanted = args.only.split(",") if args.only else names()
     if unknown := sorted(set(wanted) - set(names())):
         parser.error(f"there is no run {', '.join(unknown)}; there are {', '.join(names())}")
