@@ -279,15 +279,17 @@ def _released(args):
 
 
 def _exported(args):
-    from keras_sat import data
+    """Returns an export, and the dataset at the image size that it takes."""
+    from keras_sat import data, evaluation
 
     if not (args.dataset and args.epsilon and args.output):
         raise ValueError(f"{args.folder} is an export: say --dataset, --epsilon and --output.")
     split = args.split or data.evaluation_split(args.dataset, args.data_dir)
-    dataset = data.load(args.dataset, split, args.batch_size, data_dir=args.data_dir)
+    model = evaluation.deployed.load(args.folder)
+    dataset = data.load(args.dataset, split, args.batch_size, model.image_size, data_dir=args.data_dir)
     context = {"dataset": args.dataset, "split": split, "run": os.path.abspath(args.folder)}
     return types.SimpleNamespace(
-        model=args.folder, dataset=dataset, context=context, norm="linf", epsilon=args.epsilon, output=args.output
+        model=model, dataset=dataset, context=context, norm="linf", epsilon=args.epsilon, output=args.output
     )
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from keras_sat import export
+from keras_sat import export, models
 from keras_sat.attacks import PGD, LinfBall, Square
 from keras_sat.evaluation import audit, deployed, evaluate
 
@@ -39,6 +39,21 @@ def test_probabilities_alone_are_enough(exported):
     difference = np.array(loaded(data[0])) - np.array(model(data[0]))
     np.testing.assert_allclose(difference, difference[:, :1] * np.ones(4), atol=1e-4)  # logits but for a constant
     assert evaluate(loaded, data, PGD(LinfBall(4), steps=5), progress=False)["PGD-5"].correct < 40
+
+
+def test_the_image_size_is_known_where_it_is_fixed(exported, tmp_path):
+    pytest.importorskip("ai_edge_litert")
+    _, path, (images, labels) = exported
+    small = str(tmp_path / "small.tflite")
+    export.export_litert(path, small, images)
+    larger = (np.repeat(np.repeat(images, 2, 1), 2, 2), labels)
+    for what in (path, small):
+        assert deployed.load(what).image_size == 8
+        with pytest.raises(ValueError, match="takes images of 8 x 8 pixels. Received: 16 x 16"):
+            evaluate(what, larger, Square(LinfBall(4), queries=2), progress=False)
+    free = models.ResNet8(input_shape=(None, None, 3), classes=4)
+    export.export_saved_model(free, tmp_path / "free", signatures=[])
+    assert deployed.load(str(tmp_path / "free")).image_size is None
 
 
 def test_refusals(exported, tmp_path):
