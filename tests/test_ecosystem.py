@@ -15,7 +15,7 @@ from keras_sat.training import AdversarialModel
 
 def keras_applications():
     """Ends in a softmax, takes -1..1."""
-    model = keras.applications.MobileNetV2((32, 32, 3), weights=None, classes=4, alpha=0.35)
+    model = keras.applications.MobileNet((32, 32, 3), weights=None, classes=4, alpha=0.25)
     return models.without_softmax(model), (-1, 1)
 
 

@@ -1,4 +1,7 @@
-"""What README and docs say works: their Python runs, their commands parse (test_commands.py runs them)."""
+"""What README and docs say works: their Python runs (that of docs: marked slow), their commands parse.
+
+test_commands.py runs the commands.
+"""
 
 import pathlib
 import re
@@ -11,17 +14,21 @@ from keras_sat import cli
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-TEXTS = "\n".join([README, *(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))])
-PYTHON = re.findall(r"```python\n(.*?)```", TEXTS, re.DOTALL)
-COMMANDS = re.findall(r"^ *(keras-sat .*?)(?: #.*)?$", TEXTS, re.MULTILINE)
+DOCS = "\n".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
+PYTHON = {
+    f"{where}-{index}": pytest.param(code, marks=marks)
+    for where, text, marks in (("README", README, ()), ("docs", DOCS, pytest.mark.slow))
+    for index, code in enumerate(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+}
+COMMANDS = re.findall(r"^ *(keras-sat .*?)(?: #.*)?$", f"{README}\n{DOCS}", re.MULTILINE)
 
 
 def test_there_is_something_to_check():
-    assert len(PYTHON) >= 2
+    assert {"README-0", "docs-0"} <= set(PYTHON)
     assert len(COMMANDS) >= 4
 
 
-@pytest.mark.parametrize("code", PYTHON, ids=range(len(PYTHON)))
+@pytest.mark.parametrize("code", PYTHON.values(), ids=PYTHON)
 def test_python_runs(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     keras.utils.set_random_seed(0)  # an untrained network stands for the reader's: now and then it has nothing right

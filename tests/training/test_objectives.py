@@ -171,7 +171,7 @@ def test_mixed_precision_and_batch_statistics_in_the_attack(options, tiny_model,
 
 def small_network():
     keras.utils.set_random_seed(0)
-    layers = [keras.Input((28, 28, 1)), keras.layers.Rescaling(2 / 255, -1.0)]
+    layers = [keras.Input((14, 14, 1)), keras.layers.Rescaling(2 / 255, -1.0)]
     for width in (16, 32):
         layers += [keras.layers.Conv2D(width, 5, strides=2, padding="same", use_bias=False)]
         layers += [keras.layers.BatchNormalization(momentum=0.9), keras.layers.Activation("silu")]
@@ -181,8 +181,8 @@ def small_network():
 @pytest.fixture(scope="module")
 def robust_accuracy():
     """Returns a function: robust accuracy after a short training on real images."""
-    train = keras_sat.data.load("fashion_mnist_mini", "train[:5000]", 100, training=True, augment=False)
-    test = keras_sat.data.load("fashion_mnist_mini", "test[:500]", 500)
+    train = keras_sat.data.load("fashion_mnist_mini", "train[:5000]", 100, image_size=14, training=True, augment=False)
+    test = keras_sat.data.load("fashion_mnist_mini", "test[:500]", 500, image_size=14)
 
     def train_and_attack(attack, epochs=2, **options):
         model = small_network()
