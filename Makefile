@@ -1,6 +1,6 @@
 # make quickstart: trains, attacks, evaluates and exports a small network.  make test: the test suite.
 # make docs: the site, in docs/build/html: the pages, the notebook, the reference of the docstrings.
-# make test-slow: the commands and Python of README and docs, and the site with its notebook: some minutes more, for .ci/run.
+# make test-slow: what README and docs say, and the site with its notebook: some three minutes more, for .ci/run.
 # make bench: every figure of docs/performance.md, beside its peers; downloads PyTorch and takes some forty minutes.
 PYTHON ?= python3
 VENV ?= .venv

@@ -252,6 +252,11 @@ TIRED = {
         1,
         "there are for relu, silu",
     ),
+    "an unknown attack": (
+        ("evaluate", "--model=ResNet8", "--weights=sat-fashion-mnist", "--attack=pgd-fifty"),
+        1,
+        "attack must be one of fgsm, pgd-STEPS",
+    ),
     "a missing folder": (("evaluate", "nowhere"), 1, "no folder nowhere"),
     "an empty folder": (("export", "."), 1, "run.json is missing"),
     "nothing to serve": (("serve", "."), 1, "holds no SavedModel"),
@@ -264,7 +269,7 @@ def test_bad_input_is_one_clear_line(arguments, status, message, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [COMMAND, *arguments])
     with pytest.raises(SystemExit) as left:
-        cli.main()  # in this process, which spares starting TensorFlow eighteen times
+        cli.main()  # in this process, which spares starting TensorFlow for each
     output, error = capfd.readouterr()
     assert left.value.code == status
     assert message in error

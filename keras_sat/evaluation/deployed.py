@@ -29,7 +29,8 @@ class Deployed:
             raise ValueError(f"{path}: signature {signature!r} must take images alone. It takes: {names}")
         self._input = names[0]
         spec = self._function.structured_input_signature[1][self._input]
-        self._dtype, self.image_size = spec.dtype, _image_size(spec.shape.as_list() if spec.shape.rank else ())
+        self._dtype, self._size = spec.dtype, spec.shape[1:3]
+        self.image_size = _square(self._size)
         outputs = list(self._function.structured_outputs)
         known = [name for name in ("logits", "probabilities") if name in outputs]
         known += outputs if len(outputs) == 1 else []
@@ -42,7 +43,7 @@ class Deployed:
 
     def __call__(self, images):
         """Returns the logits [batch, classes] of images [batch, height, width, channels]."""
-        _check_size(self, images)
+        _check_size(self.path, self._size, images)
         outputs = self._function(**{self._input: tf.cast(images, self._dtype)})[self._output]
         if self._output == "probabilities":
             return logits_of(outputs)
@@ -72,12 +73,14 @@ class LiteRT:
         inputs = self._run.get_input_details()
         if list(inputs) != ["images"]:
             raise ValueError(f"{path} must take images alone, by this name. It takes: {list(inputs)}")
-        self.image_size = _image_size(inputs["images"]["shape_signature"])
+        shape = tf.TensorShape([None if length < 0 else length for length in inputs["images"]["shape_signature"]])
+        self._size = shape[1:3]
+        self.image_size = _square(self._size)
         self._classes = self._run.get_output_details()["logits"]["shape"][-1]
 
     def __call__(self, images):
         """Returns the logits [batch, classes] of images [batch, height, width, channels]."""
-        _check_size(self, images)
+        _check_size(self.path, self._size, images)
         logits = tf.numpy_function(self._logits, [tf.cast(images, tf.float32)], tf.float32, stateful=False)
         return tf.ensure_shape(logits, (images.shape[0], self._classes))
 
@@ -88,17 +91,15 @@ class LiteRT:
             return self._run(images=images)["logits"]
 
 
-def _image_size(shape):
-    """Returns height and width of [batch, height, width, channels], as one number; None if they are free, or differ."""
-    height, width = shape[1:3] if len(shape) == 4 else (None, None)
-    return int(height) if height == width and (height or -1) > 0 else None  # LiteRT says -1 of what is free
+def _square(size):
+    """Returns height and width as one number; None if they are free, or differ."""
+    return size[0] if size.rank == 2 and size[0] == size[1] else None
 
 
-def _check_size(network, images):
-    size = _image_size(images.shape)
-    if None not in (size, network.image_size) and size != network.image_size:
-        took = f"{network.image_size} x {network.image_size}"
-        raise ValueError(f"{network.path} takes images of {took} pixels. Received: {size} x {size}. Resize them.")
+def _check_size(path, size, images):
+    if not size.is_compatible_with(images.shape[1:3]):
+        taken, received = (" x ".join(map(str, sides)) for sides in (size, images.shape[1:3]))
+        raise ValueError(f"{path} takes images of {taken} pixels. Received: {received}. Resize them.")
 
 
 def logits_of(probabilities):
