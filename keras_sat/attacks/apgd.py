@@ -36,7 +36,7 @@ class APGD:
         ValueError: for a configuration that cannot be run.
     """
 
-    ball: threats.LinfBall | threats.L2Ball
+    ball: threats.Ball
     steps: int = 100
     restarts: int = 1
     loss: Callable = losses.cross_entropy
@@ -92,7 +92,7 @@ class APGD:
             **{"points": start, "previous": start},
             **{"result": start, "best_gradient": none, "best_loss": tf.fill([batch], tf.float32.min)},
             **{"loss": tf.fill([batch], tf.float32.max), "rises": tf.zeros([batch])},
-            **{"step": tf.fill([batch], 2 * self.ball.epsilon)},
+            **{"step": tf.fill([batch], 2 * self.ball.radius)},
             **{"checked_loss": tf.fill([batch], tf.float32.min), "halved": tf.ones([batch], tf.bool)},
             "broken": attempt["broken"],
         }
@@ -114,7 +114,7 @@ class APGD:
             return self._loss(labels, state["target"], logits)
 
         loss, logits, gradient = gradients.averaged(logits_fn, loss_fn, points, labels, self.eot)
-        better, broken = loss > state["best_loss"], losses.margin(labels, logits) > 0
+        better, broken = loss > state["best_loss"], losses.is_broken(labels, logits)
         pick = (better | broken)[:, None, None, None]
         return gradient, {
             **state,

@@ -38,7 +38,7 @@ class FAB:
         ValueError: for a configuration that cannot be run.
     """
 
-    ball: threats.LinfBall | threats.L2Ball
+    ball: threats.Ball
     steps: int = 100
     restarts: int = 1
     targets: int = 9
@@ -83,7 +83,7 @@ class FAB:
         def step(_, state):
             images, labels = state["images"], state["labels"]
             points = self._walk(logits_fn, state)
-            wrong = losses.margin(labels, gradients.logits(logits_fn, points)) > 0
+            wrong = losses.is_broken(labels, gradients.logits(logits_fn, points))
             distance = self.ball.distance(points, images)
             pick = (wrong & (distance < self._distance(state)))[:, None, None, None]
             drawn_back = images + _BACKWARD * (points - images)
@@ -91,7 +91,7 @@ class FAB:
                 **state,
                 "points": tf.where(wrong[:, None, None, None], drawn_back, points),
                 "result": tf.where(pick, points, state["result"]),
-                "broken": wrong & (distance <= self.ball.epsilon) & (self.keep == "first"),
+                "broken": wrong & (distance <= self.ball.radius) & (self.keep == "first"),
             }
 
         targets = inputs.target_classes(self, logits_fn, images, labels)
@@ -106,18 +106,19 @@ class FAB:
 
     def _random_point(self, state, number):
         noise = self.ball.sample(randomness.fold(state["seeds"], number), state["images"]) - state["images"]
-        return tf.clip_by_value(state["images"] + noise / 2, *self.ball.bounds)
+        return self.ball.clip(state["images"] + noise / 2)
 
     def _walk(self, logits_fn, state):
         """Returns the next points."""
         images, points = state["images"], state["points"]
-        difference, normal = self._boundary(logits_fn, state)
+        # Where the logits are not finite there is no plane to go to: the point is drawn towards the image.
+        difference, normal = map(_finite, self._boundary(logits_fn, state))
         step = self._to_plane(points, normal, difference)
         from_image = self._to_plane(images, normal, difference + _dot(normal, images - points))
         length, other = (tf.maximum(self._norm(delta), 1e-8) for delta in (step, from_image))
         bias = tf.minimum(length / (length + other), _BIAS)
         moved = (1 - bias) * (points + _OVERSHOOT * step) + bias * (images + _OVERSHOOT * from_image)
-        return tf.clip_by_value(moved, *self.ball.bounds)
+        return self.ball.clip(moved)
 
     def _boundary(self, logits_fn, state):
         """Returns logits[other] - logits[label] at the points, and its gradient."""
@@ -146,8 +147,8 @@ class FAB:
         """
         low, high = self.ball.bounds
         direction = -tf.sign(normal) * tf.sign(value)[:, None, None, None]
-        room = tf.where(direction > 0, high - points, points - low)
-        weight = tf.abs(normal)
+        room = self.ball.narrowed(tf.where(direction > 0, high - points, points - low))
+        weight = self.ball.widened(tf.abs(normal))
         speed = tf.ones_like(weight) if self.ball.norm == "linf" else weight
         goal = tf.abs(value)
 
@@ -165,16 +166,21 @@ class FAB:
             maximum_iterations=50,
             parallel_iterations=1,
         )
-        return direction * tf.minimum(t[:, None, None, None] * speed, room)
+        return self.ball.widened(direction * tf.minimum(t[:, None, None, None] * speed, room))
 
     def _norm(self, delta):
-        return self.ball.distance(delta, tf.zeros_like(delta))[:, None, None, None]
+        return self.ball.length(delta)[:, None, None, None]
 
     def _dual_norm(self, x):
         """Returns the norm of gradients that bounds what a perturbation of unit norm can change: l1 for linf, or l2."""
+        x = self.ball.widened(x)
         if self.ball.norm == "linf":
             return tf.reduce_sum(tf.abs(x), axis=(1, 2, 3))
         return tf.sqrt(tf.reduce_sum(tf.square(x), axis=(1, 2, 3)))
+
+
+def _finite(x):
+    return tf.where(tf.math.is_finite(x), x, 0.0)
 
 
 def _dot(x, y):

@@ -32,7 +32,7 @@ class Square:
         ValueError: for a configuration that cannot be run, or images whose size is not known.
     """
 
-    ball: threats.LinfBall | threats.L2Ball
+    ball: threats.Ball
     queries: int = 5000
     restarts: int = 1
     p_init: float = 0.8
@@ -80,11 +80,12 @@ class Square:
             draw, size = tf.gather(draws, number % _CHUNK, axis=1), tf.gather(sizes, number)
             proposal = propose(self.ball, state["images"], state["result"], size, draw)
             points = tf.where(number > 0, proposal, state["result"])  # the first query asks for the start
-            margin = losses.margin(state["labels"], gradients.logits(logits_fn, points))
-            better = margin > state["margin"]
+            logits = gradients.logits(logits_fn, points)
+            margin, broken = losses.margin(state["labels"], logits), losses.is_broken(state["labels"], logits)
+            better = broken | (margin > state["margin"])
             result = tf.where(better[:, None, None, None], points, state["result"])
             best = tf.where(better, margin, state["margin"])
-            return {**state, "draws": draws, "result": result, "margin": best, "broken": margin > 0}
+            return {**state, "draws": draws, "result": result, "margin": best, "broken": broken}
 
         state = inputs.initial_state(images, labels, seed)
         return survivors.loop(attempt, state, self.restarts, self.survivors)[0]
@@ -124,14 +125,14 @@ def _stripes(ball, images, seeds):
     """Returns the start for L-inf: vertical stripes of epsilon."""
     shape = tf.shape(images)
     signs = _sign(randomness.uniform(seeds, [shape[0], 1, shape[2], shape[3]]))
-    return ball.project(images + ball.epsilon * signs, images)
+    return ball.project(images + ball.widened(ball.radius * signs), images)
 
 
 def _recolour(ball, images, best, size, draw):
     """Returns the best points with a square of +-epsilon, one sign for each channel."""
     inside = _window(images.shape, draw[:, 0:2], size)
     signs = _sign(draw[:, _PLACES:])[:, None, None, :]
-    return ball.project(best + tf.where(inside, 2 * ball.epsilon * signs, 0.0), images)
+    return ball.project(best + ball.widened(tf.where(inside, 2 * ball.radius * signs, 0.0)), images)
 
 
 def _corner(shape, draw, size):
@@ -162,7 +163,7 @@ def _tiles(ball, images, seeds):
     delta = tf.where(draw[..., :1] < 0.5, tiled, turned) * _sign(draw[..., 1:])
     top, left = (height - rows * size) // 2, (width - columns * size) // 2
     delta = tf.image.pad_to_bounding_box(delta, top, left, height, width)
-    return tf.clip_by_value(images + ball.epsilon * ball.steepest(delta), *ball.bounds)
+    return ball.clip(images + ball.widened(ball.radius * threats.normalized(ball.without_still(delta))))
 
 
 def _move_window(ball, images, best, size, draw):
@@ -171,15 +172,15 @@ def _move_window(ball, images, best, size, draw):
     As algorithm 3 of the paper: the window gets a bump, plus the direction it had, of a norm that uses up epsilon; the
     other window is emptied.
     """
-    height, width, channels = images.shape[1:]
-    delta = best - images
+    channels = images.shape[3] if ball.shares is None else tf.reduce_sum(tf.cast(ball.shares > 0, tf.float32))
+    delta = ball.narrowed(best - images)
     here, there = _window(images.shape, draw[:, 0:2], size), _window(images.shape, draw[:, 2:4], size)
     shape = _placed_bump(images.shape, draw[:, 0:2], size, turned=draw[:, 4] < 0.5)
     new = shape * _sign(draw[:, _PLACES:])[:, None, None, :] + _unit(tf.where(here, delta, 0.0))
-    unused = tf.maximum(ball.epsilon**2 - tf.reduce_sum(delta**2, axis=(1, 2, 3), keepdims=True), 0.0) / channels
+    unused = tf.maximum(ball.radius**2 - tf.reduce_sum(delta**2, axis=(1, 2, 3), keepdims=True), 0.0) / channels
     freed = tf.reduce_sum(tf.where(here | there, delta, 0.0) ** 2, axis=(1, 2), keepdims=True)
     moved = tf.where(here, tf.sqrt(unused + freed) * _unit(new), tf.where(there, 0.0, delta))
-    return tf.clip_by_value(images + ball.epsilon * ball.steepest(moved), *ball.bounds)
+    return ball.clip(images + ball.widened(ball.radius * threats.normalized(ball.without_still(moved))))
 
 
 def _unit(x):

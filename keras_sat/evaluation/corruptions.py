@@ -2,10 +2,11 @@
 
 import dataclasses
 
+import numpy as np
 import tensorflow as tf
 
 from keras_sat.attacks import inputs, randomness
-from keras_sat.attacks.threats import PIXELS
+from keras_sat.attacks.threats import PIXELS, plain_bounds
 
 # Severities 1..5 of ImageNet-C, for images in 0..1 (Hendrycks and Dietterich 2019, arXiv:1903.12261, and its code).
 SEVERITIES = {
@@ -28,10 +29,10 @@ class Corruption:
     Args:
         name: one of `SEVERITIES`.
         severity: 1..5.
-        bounds: smallest and largest valid value of a pixel.
+        bounds: smallest and largest valid value of a pixel; each a number, or one for each channel.
 
     Raises:
-        ValueError: for another name or severity.
+        ValueError: for another name or severity, or invalid bounds.
     """
 
     name: str
@@ -45,6 +46,12 @@ class Corruption:
             raise ValueError(f"A corruption is one of {', '.join(SEVERITIES)}. Received: {self.name!r}")
         if self.severity not in (1, 2, 3, 4, 5):
             raise ValueError(f"severity must be 1..5. Received: {self.severity!r}")
+        bounds = plain_bounds(self.bounds)
+        if bounds is None:
+            raise ValueError(
+                f"bounds must be two numbers, the smaller first, such as (0, 1). Received: {self.bounds!r}"
+            )
+        object.__setattr__(self, "bounds", bounds)
 
     def __str__(self):
         return f"{self.name}-{self.severity}"
@@ -60,7 +67,7 @@ class Corruption:
 
 @tf.function(autograph=False, reduce_retracing=True)
 def _corrupt(corruption, images, seed):
-    low, high = corruption.bounds
+    low, high = map(np.float32, corruption.bounds)
     amount = SEVERITIES[corruption.name][corruption.severity - 1]
     corrupted = FUNCTIONS[corruption.name]((images - low) / (high - low), amount, seed)
     return low + (high - low) * tf.clip_by_value(corrupted, 0.0, 1.0)

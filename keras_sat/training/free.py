@@ -25,12 +25,12 @@ class Free:
         step_size: length of a step in the images' unit; default: epsilon, the paper's.
     """
 
-    ball: threats.LinfBall | threats.L2Ball
+    ball: threats.Ball
     replays: int = 4
     step_size: float | None = None
 
     def __post_init__(self):
-        if not isinstance(self.ball, (threats.LinfBall, threats.L2Ball)):
+        if not isinstance(self.ball, threats.Ball):
             raise ValueError(f"ball must be a LinfBall or an L2Ball, such as LinfBall(4). Received: {self.ball!r}")
         if not (isinstance(self.replays, int) and self.replays >= 1):
             raise ValueError(f"replays must be an integer >= 1. Received: {self.replays!r}")
@@ -40,7 +40,7 @@ class Free:
     @property
     def resolved_step_size(self):
         """The length of a step, in the images' unit."""
-        return self.ball.epsilon if self.step_size is None else self.step_size
+        return self.ball.radius if self.step_size is None else self.step_size
 
     def __str__(self):
         return f"Free-{self.replays}"

@@ -1,7 +1,6 @@
 """What changes during a training: the learning rate, and the attack's epsilon and step size."""
 
 import copy
-import dataclasses
 
 import keras
 import tensorflow as tf
@@ -17,16 +16,14 @@ def scaled(attack, epsilon, step_size):
         epsilon: factor of epsilon and step size.
         step_size: further factor of the step size.
     """
-    changes = {"ball": replaced(attack.ball, epsilon=_plain(attack.ball.epsilon * epsilon))}
+    changes = {"ball": attack.ball.scaled(epsilon)}
     if hasattr(attack, "resolved_step_size"):
         changes["step_size"] = _plain(attack.resolved_step_size * epsilon * step_size)
     return replaced(attack, **changes)
 
 
 def replaced(frozen, **changes):
-    """Returns what dataclasses.replace does; in a graph it is not checked, for tensors there have no value yet."""
-    if tf.executing_eagerly():
-        return dataclasses.replace(frozen, **changes)
+    """Returns a copy with other fields, which are not checked: a schedule may begin at 0, and a tensor has no value."""
     changed = copy.copy(frozen)
     for name, value in changes.items():
         object.__setattr__(changed, name, value)

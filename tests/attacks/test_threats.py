@@ -71,8 +71,70 @@ def test_numpy_numbers_and_lists_are_plain_values(ball):
     assert type(one.epsilon) is float
 
 
+MEAN, DEVIATION = np.array([0.4, 0.5, 0.6]), np.array([0.2, 0.3, 0.25])
+STANDARDISED = (-MEAN / DEVIATION, (1 - MEAN) / DEVIATION)
+
+
+@pytest.mark.parametrize("kind", [LinfBall, L2Ball])
+def test_a_ball_of_standardised_images_is_that_of_the_pixels(kind):
+    """All that a ball does, in both units: x = (pixel / 255 - mean) / deviation."""
+    pixels, unit = kind(20.0), 255 * DEVIATION
+    ball = kind(20.0 / unit, bounds=STANDARDISED)
+    images = tf.constant((IMAGES / 255 - MEAN) / DEVIATION, tf.float32)
+    moves = RNG.normal(0, 30, IMAGES.shape).astype(np.float32)
+    gradients = RNG.normal(size=IMAGES.shape).astype(np.float32)
+
+    def same(ours, theirs):
+        np.testing.assert_allclose(ours * unit, theirs, atol=2e-3)
+
+    seed, size = tf.constant([1, 2]), ball.radius / 20.0
+    same(ball.sample(seed, images) - images, pixels.sample(seed, IMAGES) - IMAGES)
+    same(ball.project(images + moves / unit, images) - images, pixels.project(IMAGES + moves, IMAGES) - IMAGES)
+    same(ball.steepest(gradients * unit) * size, pixels.steepest(gradients))
+    np.testing.assert_allclose(ball.length(moves / unit) / size, pixels.length(moves), rtol=1e-5)
+    for steps in (1, 40):
+        assert ball.default_step_size(steps) / size == pytest.approx(pixels.default_step_size(steps))
+
+
+def test_channels_of_different_epsilon():
+    ball = LinfBall([8, 4, 0])
+    assert (ball.epsilon, ball.radius, ball.channels) == ((8, 4, 0), 8, 3)
+    delta = ball.project(IMAGES + RNG.normal(0, 30, IMAGES.shape), IMAGES) - IMAGES
+    np.testing.assert_allclose(np.abs(delta).max((0, 1, 2)), [8, 4, 0], atol=1e-4)
+    assert ball.default_step_size(100) == 1  # a pixel of the first channel
+    assert ball.with_radius(2).epsilon == (2, 1, 0)
+    assert ball.scaled(0.5).epsilon == (4, 2, 0)
+    in_graph = tf.function(lambda factor: ball.scaled(factor).steepest(tf.ones((1, 1, 1, 3))))
+    np.testing.assert_allclose(in_graph(tf.constant(0.5))[0, 0, 0], [1, 0.5, 0])
+    assert L2Ball([0, 0], bounds=(0, 255)).default_step_size(1) == 0
+
+
+def test_channels_that_stay_take_no_share_of_an_l2_ball():
+    ball = L2Ball([60, 0, 30])
+    moved = ball.sample(tf.constant([1, 2]), tf.zeros((500, 2, 2, 3)))
+    assert np.all(moved[..., 1] == 0)
+    deciles = np.quantile((ball.length(moved) / 60) ** 12, np.linspace(0.1, 0.9, 9))  # size counts all 12 values
+    np.testing.assert_allclose(deciles, np.linspace(0.1, 0.9, 9), atol=0.1)
+    with pytest.raises(ValueError, match="cannot be scaled"):
+        LinfBall([0, 0]).with_radius(1)
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing():
+    gradients = np.ones((1, 1, 1, 3), np.float32) * [np.nan, np.inf, 2]
+    for ball in (LinfBall(8), L2Ball(8)):
+        np.testing.assert_array_equal(ball.steepest(gradients)[0, 0, 0], [0, 0, 1])
+
+
 @pytest.mark.parametrize("ball", [LinfBall, L2Ball])
 def test_refusals(ball):
+    for epsilon in ("8/255", None, [[8, 8]], [], [8, -1]):
+        with pytest.raises(ValueError, match="epsilon must be a finite number >= 0, such as .*Received"):
+            ball(epsilon)
+    for bounds in (None, "01", 1, (0,), ([0, 0], [1, -1]), ([0, 0], [1, 1, 1]), (None, 1)):
+        with pytest.raises(ValueError, match="bounds must be two finite numbers, the smaller first.*Received"):
+            ball(8, bounds=bounds)
+    with pytest.raises(ValueError, match="of the same channels"):
+        ball([8, 8], bounds=([0, 0, 0], 255))
     for epsilon in (-1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="epsilon"):
             ball(epsilon)

@@ -62,3 +62,14 @@ def test_refusals():
         Corruption("fog")
     with pytest.raises(ValueError, match="1..5. Received: 6"):
         Corruption("contrast", 6)
+    with pytest.raises(ValueError, match="bounds must be two numbers"):
+        Corruption("contrast", bounds=(1, 0))
+
+
+def test_bounds_of_each_channel(images):
+    low, high = np.array([-2.0, -1.0, 0.0]), np.array([2.0, 1.0, 3.0])
+    scaled = (low + images / 255 * (high - low)).astype(np.float32)
+    ours, pixels = (
+        Corruption("contrast", bounds=b)(None, x, None) for b, x in (((low, high), scaled), ((0, 255), images))
+    )
+    np.testing.assert_allclose((ours - low) / (high - low) * 255, pixels, atol=1e-3)
