@@ -1,13 +1,26 @@
-"""Per-example losses that attacks ascend: the larger, the closer to misclassified.
+"""Per-example losses that attacks ascend: the larger, the closer to misclassified. And what is right or wrong.
 
-Each takes integer labels of shape [batch] and logits of shape [batch, classes], and returns float32 [batch].
+A loss takes integer labels of shape [batch] and logits of shape [batch, classes], and returns float32 [batch].
 """
 
+import numpy as np
 import tensorflow as tf
 
 
-def hard_labels(y):
-    """Returns int32 labels [batch] from integer labels [batch] or [batch, 1], or one-hot ones [batch, classes]."""
+def hard_labels(y, classes=None):
+    """Returns int32 labels [batch] from integer labels [batch] or [batch, 1], or from rows [batch, classes].
+
+    A row holds the probabilities of the classes: one-hot, smoothed, or mixed by MixUp. Its largest is the label.
+
+    Args:
+        y: the labels.
+        classes: how many the network has, where that is known.
+
+    Raises:
+        ValueError: for labels of another shape or type, or of other classes, numbers that are not whole, or rows that
+            do not sum to 1, as those of an image with several labels. (Inside a tf.function, for the last two:
+            tf.errors.InvalidArgumentError. XLA leaves these checks out.)
+    """
     shape = getattr(y, "shape", None)
     if shape is None or len(shape) not in (1, 2):
         raise ValueError(
@@ -15,9 +28,110 @@ def hard_labels(y):
             f"dataset of (images, labels). Received: {shape or y}"
         )
     y = tf.convert_to_tensor(y)
-    if y.shape.rank == 2:
-        y = tf.argmax(y, axis=-1) if y.shape[-1] != 1 else y[:, 0]
-    return tf.cast(y, tf.int32)
+    if not (y.dtype.is_integer or y.dtype.is_floating):
+        raise ValueError(
+            "Labels must be integers, the numbers of the classes 0, 1, 2, ...; turn names to numbers, by their place "
+            f"in the sorted list of names, say. Received labels of type {y.dtype.name}"
+        )
+    is_row = y.shape.rank == 2 and y.shape[-1] != 1
+    if is_row and classes is not None and y.shape[-1] != classes:
+        raise ValueError(f"One-hot labels must have {classes} columns, one for each class. Received: {y.shape[-1]}")
+    y = y if is_row or y.shape.rank == 1 else y[:, 0]
+    is_good = _sums_to_one(y) if is_row else _is_whole(y)
+    expected = _ROWS if is_row else _WHOLE
+    if not tf.executing_eagerly():
+        with tf.control_dependencies([tf.debugging.Assert(is_good, [f"keras_sat: {expected}"])]):
+            y = tf.identity(y)
+    elif not bool(is_good):
+        raise ValueError(f"{expected} Received, among others: {_first_fault(y, is_row)}")
+    elif not is_row and classes is not None:
+        check_range(y, classes)
+    return tf.argmax(y, axis=-1, output_type=tf.int32) if is_row else tf.cast(y, tf.int32)
+
+
+def check_range(labels, classes):
+    """Raises ValueError for integer labels [batch] outside of 0..classes - 1."""
+    low, high = (int(reduce(labels)) if len(labels) else 0 for reduce in (tf.reduce_min, tf.reduce_max))
+    if low < 0 or high >= classes:
+        raise ValueError(f"labels must lie in 0..{classes - 1}. Received values in [{low}, {high}]")
+
+
+_ROWS = (
+    "Labels of shape [batch, classes] must be one-hot, or probabilities that sum to 1: an image has one label here. "
+    "Images with several labels (multi-hot) are not supported."
+)
+_WHOLE = "Labels of shape [batch] must be whole numbers, those of the classes 0, 1, 2, ..."
+
+
+def _sums_to_one(rows):
+    rows = tf.cast(rows, tf.float32)
+    sums = tf.abs(tf.reduce_sum(rows, axis=-1) - 1) <= 1e-2  # float16's rounding, over a thousand classes
+    return tf.reduce_all(sums) & tf.reduce_all(rows >= 0)
+
+
+def _is_whole(y):
+    return tf.reduce_all(y == tf.round(y)) if y.dtype.is_floating else tf.constant(True)
+
+
+def _first_fault(y, is_row):
+    good = np.array([bool(_sums_to_one(row[None]) if is_row else _is_whole(row)) for row in y])
+    return np.array(y)[~good][0].tolist()
+
+
+def is_finite(logits):
+    """Says for each example, bool [batch], whether all of its logits are finite numbers."""
+    return tf.reduce_all(tf.math.is_finite(logits), axis=-1)
+
+
+def is_correct(labels, logits):
+    """Says for each example, bool [batch], whether the label has the largest logit, and all logits are finite.
+
+    A network that answers NaN or infinity has not classified the image. (argmax would take NaN for class 0.)
+    """
+    return is_finite(logits) & (tf.argmax(logits, axis=-1, output_type=labels.dtype) == labels)
+
+
+def is_broken(labels, logits):
+    """Says for each example, bool [batch], whether an attack is done: margin > 0, or a logit that is not finite."""
+    return ~is_finite(logits) | (margin(labels, logits) > 0)
+
+
+def two_classes(outputs):
+    """Returns logits [batch, classes]; of a network with one logit z, for classes 0 and 1, the logits [-z, z]."""
+    return tf.concat([-outputs, outputs], axis=-1) if outputs.shape[-1] == 1 else outputs
+
+
+def probabilities(function, images):
+    """Says whether a network returns probabilities in place of logits: "softmax", "sigmoid", or None.
+
+    It is judged by what it returns. Outputs that are not negative and sum to 1, or to another number that is the same
+    for different images, are those of a softmax. Outputs that stay in 0..1, also for images a hundred times as bright
+    and dark, are those of a sigmoid.
+
+    Args:
+        function: maps images to outputs [batch, classes].
+        images: float32 [batch, ...], some.
+    """
+    outputs = tf.cast(function(images), tf.float32)
+    if outputs.shape[-1] > 1 and bool(_sums_to_one(outputs) | _sums_alike(outputs)):
+        return "softmax"
+    if not bool(_in_unit_interval(outputs) & tf.reduce_any(outputs != 0)):  # all 0: a head that begins with zeros
+        return None
+    stretched = tf.cast(function(100 * (images - tf.reduce_mean(images))), tf.float32)
+    stretched = tf.where(tf.math.is_finite(stretched), stretched, 0.0)  # float16 may overflow on the way
+    return "sigmoid" if bool(_in_unit_interval(stretched)) else None
+
+
+def _sums_alike(outputs):
+    """Says whether different rows, none of them negative, have one sum: percents, say."""
+    sums = tf.reduce_sum(outputs, axis=-1)
+    alike = tf.reduce_max(sums) - tf.reduce_min(sums) <= 1e-3 * tf.reduce_max(sums)
+    differ = tf.reduce_any(tf.abs(outputs - outputs[:1]) > 1e-2 * tf.reduce_max(sums))
+    return tf.reduce_all(outputs >= 0) & alike & differ
+
+
+def _in_unit_interval(outputs):
+    return tf.reduce_all((outputs >= 0) & (outputs <= 1))
 
 
 def cross_entropy(labels, logits):

@@ -16,6 +16,68 @@ def test_hard_labels():
             losses.hard_labels(wrong)
 
 
+def test_labels_that_are_none():
+    several = np.array([[0, 1, 0], [0, 1, 1]])
+    for wrong, message in (
+        (several, r"Images with several labels.*Received, among others: \[0, 1, 1\]"),
+        (np.zeros((2, 3)), "must be one-hot"),
+        (np.array([[0.5, 0.2, 0.1]]), "sum to 1"),
+        (np.array([[1.5, -0.5, 0.0]]), "sum to 1"),
+        (np.array([0.5, 1.0]), "whole numbers.*Received, among others: 0.5"),
+        (np.array([np.nan]), "whole numbers"),
+        (np.array(["cat", "dog"]), "turn names to numbers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            losses.hard_labels(wrong)
+    with pytest.raises(ValueError, match="must have 4 columns.*Received: 3"):
+        losses.hard_labels(np.eye(3), classes=4)
+    in_graph = tf.function(losses.hard_labels)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="several labels"):
+        in_graph(several)
+    np.testing.assert_array_equal(in_graph(np.array([[1.0], [0.0]])), [1, 0])
+    np.testing.assert_array_equal(losses.hard_labels(np.eye(3, dtype=np.float16)), [0, 1, 2])
+
+
+def test_what_is_not_finite_is_never_correct():
+    logits = tf.constant([[3.0, 1, 0], [np.nan, 1, 0], [np.inf, 1, 0], [3, -np.inf, 0], [np.nan] * 3])
+    labels = tf.zeros(5, tf.int32)
+    np.testing.assert_array_equal(losses.is_correct(labels, logits), [True, False, False, False, False])
+    np.testing.assert_array_equal(losses.is_broken(labels, logits), [False, True, True, True, True])
+
+
+def test_probabilities_are_told_from_logits_by_what_is_returned():
+    x = tf.random.stateless_normal((6, 5), (0, 1))
+    weights = tf.random.stateless_normal((5, 3), (0, 2))
+    heads = {
+        None: (
+            lambda x: x @ weights,
+            lambda x: tf.nn.log_softmax(x @ weights),
+            lambda x: 0.4 + 1e-2 * tf.tanh(x @ weights) * tf.abs(x @ weights),  # in 0..1 for these inputs alone
+            lambda x: tf.zeros((len(x), 3)),  # a head that begins with zeros
+            lambda x: tf.nn.relu(x @ weights) / 10,
+        ),
+        "softmax": (
+            lambda x: tf.nn.softmax(x @ weights),
+            lambda x: 100 * tf.nn.softmax(x @ weights),
+            lambda x: tf.cast(tf.nn.softmax(tf.cast(x @ weights, tf.bfloat16)), tf.float32),
+        ),
+        "sigmoid": (
+            lambda x: tf.sigmoid(x @ weights),
+            lambda x: tf.sigmoid(x @ weights[:, :1]),
+            lambda x: tf.sigmoid(0 * x @ weights),
+            lambda x: tf.sigmoid(100 + 0 * x @ weights),  # saturated
+        ),
+    }
+    for kind, functions in heads.items():
+        for function in functions:
+            assert losses.probabilities(function, x) == kind
+
+
+def test_one_logit_stands_for_two():
+    np.testing.assert_array_equal(losses.two_classes(tf.constant([[2.0], [-1.0]])), [[-2, 2], [1, -1]])
+    assert losses.two_classes(LOGITS) is LOGITS
+
+
 def test_cross_entropy():
     expected = np.log(np.exp(LOGITS).sum(1)) - LOGITS[[0, 1], LABELS]
     np.testing.assert_allclose(losses.cross_entropy(LABELS, LOGITS), expected, rtol=1e-6)

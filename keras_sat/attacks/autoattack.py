@@ -31,7 +31,7 @@ class AutoAttack:
         ValueError: for a configuration that cannot be run.
     """
 
-    ball: threats.LinfBall | threats.L2Ball
+    ball: threats.Ball
     version: str = "standard"
     steps: int = 100
     queries: int = 5000
@@ -80,7 +80,7 @@ class AutoAttack:
         def run(number, stage, state):
             seeds = randomness.fold(state["seeds"], number)
             result = stage.perturb(logits_fn, state["images"], state["labels"], seeds)
-            broken = losses.margin(state["labels"], gradients.logits(logits_fn, result)) > 0
+            broken = losses.is_broken(state["labels"], gradients.logits(logits_fn, result))
             return {**state, "result": result, "broken": broken}
 
         def step(number, state):

@@ -2,14 +2,20 @@
 
 import tensorflow as tf
 
+from keras_sat import losses
+
 
 def logits(logits_fn, images):
-    """Returns logits_fn(images) as float32, checked to be [batch, classes]."""
+    """Returns logits_fn(images) as float32 [batch, classes]; one logit z, of a network for two classes, as [-z, z].
+
+    Raises:
+        ValueError: for outputs that are not one tensor of shape [batch, classes].
+    """
     outputs = logits_fn(images)
     if not tf.is_tensor(outputs) or outputs.shape.rank != 2:
         shape = getattr(outputs, "shape", type(outputs).__name__)
         raise ValueError(f"logits_fn must return one tensor of shape [batch, classes]. Received: {shape}")
-    return tf.cast(outputs, tf.float32)
+    return losses.two_classes(tf.cast(outputs, tf.float32))
 
 
 def value_and_gradient(logits_fn, loss, images, labels):

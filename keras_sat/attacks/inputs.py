@@ -5,15 +5,20 @@ import functools
 import numbers
 import warnings
 
+import numpy as np
 import tensorflow as tf
 
 from keras_sat import losses
 from keras_sat.attacks import gradients, randomness, survivors, threats
 
+_SOME = 4  # images of a batch by which a network is judged
+_SIGNS = {"softmax": "not negative, one sum", "sigmoid": "all in 0..1"}
+_SLACK = 1e-5  # of the bounds' span: what float32 may do to images that were standardised
+
 
 def check_fields(attack, positive=(), not_negative=()):
     """Refuses a ball, an integer or a way of running survivors that cannot be meant."""
-    if not isinstance(attack.ball, (threats.LinfBall, threats.L2Ball)):
+    if not isinstance(attack.ball, threats.Ball):
         raise ValueError(f"ball must be a LinfBall or an L2Ball, such as LinfBall(4). Received: {attack.ball!r}")
     for least, names in ((1, positive), (0, not_negative)):
         for name in names:
@@ -36,16 +41,19 @@ def run(attack, logits_fn, images, labels, seed, start=None):
     """Runs attack.perturb on checked inputs; eagerly called, as one compiled function that later batches reuse."""
     images = tf.convert_to_tensor(images)
     labels = tf.convert_to_tensor(labels)
-    _check_static(images, labels)
-    images = tf.cast(images, tf.float32)
+    _check_static(images, labels, attack.ball)
+    are_levels, images = images.dtype.is_integer, tf.cast(images, tf.float32)
     labels = tf.cast(labels, tf.int32)
     seed = as_seed(seed, images.shape[0])
     start = () if start is None else (tf.cast(start, tf.float32),)  # not every attack takes one
     if tf.inside_function():
-        check = _assert_in_bounds(images, attack.ball.bounds)
-        with tf.control_dependencies([check]):
+        with tf.control_dependencies([_assert_in_bounds(images, attack.ball)]):
             return attack.perturb(logits_fn, tf.identity(images), labels, seed, *start)
-    _check_values(images, attack.ball.bounds)
+    fault = _range_fault(images, attack.ball)
+    if fault:
+        raise ValueError(fault)
+    if not are_levels and looks_scaled(images, attack.ball):
+        warnings.warn(_scaled_text(images, attack.ball), stacklevel=3)
     check_logits(logits_fn, images, labels)
     function = _compiled(attack, seed.shape.rank)
     # Traced at once for any number of images: else the second batch, of another size, would be traced anew.
@@ -100,75 +108,148 @@ def as_seed(seed, batch):
     return seed
 
 
-def _check_static(images, labels):
+def _check_static(images, labels, ball):
     if images.shape.rank != 4:
         raise ValueError(f"images must have shape [batch, height, width, channels]. Received shape: {images.shape}")
+    if ball.channels not in (None, images.shape[-1]):
+        raise ValueError(
+            f"epsilon and bounds of the ball are of {ball.channels} channels, the images have {images.shape[-1]}. "
+            f"Received: {ball!r}"
+        )
     if labels.shape.rank != 1 or not labels.dtype.is_integer:
         raise ValueError(
-            "labels must be integers of shape [batch]; for one-hot labels pass tf.argmax(labels, -1). "
+            f"labels must be integers of shape [batch]; {_flattened(labels)}. "
             f"Received: {labels.dtype.name} of shape {labels.shape}"
         )
     if not images.shape[:1].is_compatible_with(labels.shape):
         raise ValueError(f"images and labels differ in number. Received: {images.shape[0]} and {labels.shape[0]}")
 
 
-def _check_values(images, bounds):
-    low, high = float(tf.reduce_min(images)), float(tf.reduce_max(images))
-    if not tf.reduce_all(tf.math.is_finite(images)):
-        raise ValueError("images must be finite. Received: NaN or infinite values")
-    if low < bounds[0] or high > bounds[1]:
-        raise ValueError(
-            f"images must lie within the bounds of the attack, {bounds}; another range is said by the ball, "
-            f"as in LinfBall(4 / 255, bounds=(0, 1)). Received values in [{low:g}, {high:g}]"
+def _flattened(labels):
+    """Says how to make integers [batch] of some labels."""
+    if labels.shape.rank == 2 and labels.shape[-1] == 1:
+        return "of a column [batch, 1] pass tf.cast(labels[:, 0], tf.int32)"
+    if labels.shape.rank == 2:
+        return "for one-hot labels pass tf.argmax(labels, -1)"
+    return "for whole numbers of another type pass tf.cast(labels, tf.int32)"
+
+
+def _range_fault(images, ball):
+    """Returns what is wrong with the values of some images, or None."""
+    if not bool(tf.reduce_all(tf.math.is_finite(images))):
+        return "images must be finite. Received: NaN or infinite values"
+    if not bool(_in_bounds(images, ball)):
+        return (
+            f"images must lie within the bounds of the attack, {ball.bounds}; another range is said by the ball, "
+            f"as in LinfBall(4 / 255, bounds=(0, 1)). Received values in {_reach(images)}"
         )
-    if _looks_scaled(high, bounds):
-        warnings.warn(f"{_SCALED.format(bounds=bounds)} Received values in [{low:g}, {high:g}]", stacklevel=4)
+    return None
 
 
 def check_logits(logits_fn, images, labels):
-    """Refuses, by the first of some images, probabilities in place of logits, and labels outside the classes."""
+    """Refuses, by some images, what does not return logits [batch, classes], and labels outside the classes."""
     if images.shape[0] == 0:
         return
-    outputs = logits_fn(images[:1])
-    if not tf.is_tensor(outputs) or outputs.shape.rank != 2:
-        return  # said when it is traced
-    classes = outputs.shape[-1]
-    low, high = int(tf.reduce_min(labels)), int(tf.reduce_max(labels))
-    if low < 0 or high >= classes:
-        raise ValueError(f"labels must lie in 0..{classes - 1}. Received values in [{low}, {high}]")
-    if are_probabilities(outputs):
+    some = tf.cast(images[:_SOME], tf.float32)
+    losses.check_range(labels, gradients.logits(logits_fn, some).shape[-1])
+    kind = losses.probabilities(logits_fn, some)
+    if kind:
         raise ValueError(
-            "logits_fn returns probabilities (not negative, sum 1): a softmax hides the gradient from an attack and "
-            "makes any network look robust. Pass a model that ends in logits (classifier_activation=None)."
+            f"logits_fn returns probabilities ({_SIGNS[kind]}): a {kind} hides the gradient from an attack and makes "
+            "any network look robust. Pass a model that ends in logits: build it with classifier_activation=None, or "
+            "take keras_sat.models.without_softmax(model)."
         )
 
 
-def are_probabilities(outputs):
-    """Says whether outputs [batch, classes] are not negative and add up to 1 for each example."""
-    outputs = tf.cast(outputs, tf.float32)
-    sums_to_one = tf.reduce_all(tf.abs(tf.reduce_sum(outputs, axis=1) - 1) < 1e-3)
-    return outputs.shape[1] > 1 and bool(tf.reduce_min(outputs) >= 0) and bool(sums_to_one)
+def check_batch(images, labels, ball):
+    """Refuses a batch of training or evaluation that is not what the attack is for.
+
+    It is for the host: XLA leaves the checks out that a graph has.
+
+    Args:
+        images, labels: eager tensors; integer images are those of pixels, and never taken for images in 0..1.
+        ball: of the attack.
+
+    Raises:
+        BadBatch: for images outside the bounds or not finite, or that are in 0..1 where the bounds are 0..255.
+        ValueError: for another shape.
+    """
+    pixels = tf.cast(images, tf.float32)
+    _check_static(pixels, labels, ball)
+    fault = _range_fault(pixels, ball)
+    if fault is None and images.dtype.is_floating and looks_scaled(pixels, ball):
+        if bool(tf.reduce_any(pixels != tf.round(pixels))):
+            fault = _scaled_text(pixels, ball)
+        else:  # images of two values, 0 and 1; or some that are nearly black
+            warnings.warn(f"Unless these images are nearly black: {_scaled_text(pixels, ball)}", stacklevel=2)
+    if fault:
+        raise BadBatch(None, None, f"keras_sat: {fault}")
 
 
-_SCALED = (
-    "The images reach from 0 to 1, the bounds of the attack are {bounds}. For such images give the ball their range: "
-    "LinfBall(4 / 255, bounds=(0, 1))."
-)
+def assert_labels(labels, logits):
+    """Returns the op that fails for labels outside of the classes. XLA leaves it out."""
+    classes = logits.shape[-1]
+    message = f"keras_sat: labels must lie in 0..{classes - 1}. Received values from, to:"
+    return tf.debugging.Assert(
+        tf.reduce_all((labels >= 0) & (labels < classes)), [message, tf.reduce_min(labels), tf.reduce_max(labels)]
+    )
 
 
-def _looks_scaled(high, bounds):
-    """Says whether the largest value of some images is that of images in 0..1; black images say nothing."""
-    return (high > 0) & (high <= 1) & (bounds[1] > 2)
+def check_untargeted(attack):
+    """Refuses an attack that leads images to the labels it is given, where those are the images' own."""
+    if getattr(attack, "targeted", False):
+        raise ValueError(
+            f"{attack} is targeted: it leads images to the labels it is given. Here they are the images' own, and "
+            "every network would look robust. Take targeted=False; or name other classes: evaluate(..., targets=...)."
+        )
 
 
-def assert_not_scaled(images, bounds):
-    """Returns the op that fails for a batch in 0..1 where the attack's bounds are 0..255. XLA leaves it out."""
-    high = tf.cast(tf.reduce_max(images), tf.float32)
-    return tf.debugging.Assert(~_looks_scaled(high, bounds), [f"keras_sat: {_SCALED.format(bounds=bounds)}", high])
+def with_radius(attack, radius):
+    """Returns an attack with another epsilon, an explicit step size being scaled with it."""
+    changes = {"ball": attack.ball.with_radius(radius)}
+    if getattr(attack, "step_size", None) is not None:
+        if not attack.ball.radius:
+            raise ValueError(
+                f"step_size {attack.step_size:g} cannot be scaled with epsilon from an epsilon of 0: give {attack} "
+                "another epsilon, or step_size=None."
+            )
+        changes["step_size"] = attack.step_size * radius / attack.ball.radius or None
+    return dataclasses.replace(attack, **changes)
 
 
-def _assert_in_bounds(images, bounds):
+class BadBatch(tf.errors.InvalidArgumentError, ValueError):
+    """Images that are not what the attack is for: a ValueError, and what a graph raises for a later batch."""
+
+
+def _scaled_text(images, ball):
+    return (
+        f"The images reach from 0 to 1, the bounds of the attack are {ball.bounds}. For such images give the ball "
+        f"their range: LinfBall(4 / 255, bounds=(0, 1)). Received values in {_reach(images)}"
+    )
+
+
+def _reach(images):
+    return f"[{float(tf.reduce_min(images)):g}, {float(tf.reduce_max(images)):g}]"
+
+
+def looks_scaled(images, ball):
+    """Says whether some images are as those in 0..1, where the bounds begin at 0 too and reach to more than 2.
+
+    Black images say nothing. (Bounds that begin below 0 are those of standardised images, and were said on purpose.)
+    """
+    low, high = (np.broadcast_to(bound, np.shape(bound) or (1,)) for bound in ball.bounds)
+    if np.min(low) != 0 or np.max(low) != 0 or np.min(high) <= 2:
+        return False
+    return 0 < float(tf.reduce_max(images)) <= 1
+
+
+def _in_bounds(images, ball):
+    low, high = map(np.asarray, ball.bounds)
+    slack = _SLACK * (high - low)
+    return tf.reduce_all((images >= low - slack) & (images <= high + slack))
+
+
+def _assert_in_bounds(images, ball):
     """Returns the op that fails unless all images are within the bounds (a NaN is not). XLA leaves it out."""
-    inside = tf.reduce_all((images >= bounds[0]) & (images <= bounds[1]))
-    message = f"keras_sat: images must lie within the bounds of the attack, {bounds}. Received values from, to:"
-    return tf.debugging.Assert(inside, [message, tf.reduce_min(images), tf.reduce_max(images)])
+    message = f"keras_sat: images must lie within the bounds of the attack, {ball.bounds}. Received values from, to:"
+    return tf.debugging.Assert(_in_bounds(images, ball), [message, tf.reduce_min(images), tf.reduce_max(images)])

@@ -1,6 +1,7 @@
 """Projected gradient descent, and FGSM, which is its single step."""
 
 import dataclasses
+import numbers
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -42,7 +43,7 @@ class PGD:
         ValueError: for a configuration that cannot be run.
     """
 
-    ball: threats.LinfBall | threats.L2Ball
+    ball: threats.Ball
     steps: int = 10
     step_size: float | None = None
     random_start: bool = True
@@ -55,8 +56,10 @@ class PGD:
 
     def __post_init__(self):
         inputs.check_fields(self, positive=("steps", "restarts"))
-        if self.step_size is not None and not self.step_size > 0:
+        if self.step_size is not None and not (isinstance(self.step_size, numbers.Real) and self.step_size > 0):
             raise ValueError(f"step_size must be positive, or None for the default. Received: {self.step_size!r}")
+        if self.step_size is not None:
+            object.__setattr__(self, "step_size", float(self.step_size))  # NumPy's are not written as JSON
         if not 0 <= self.clean_start <= 1:
             raise ValueError(f"clean_start is a probability, 0..1. Received: {self.clean_start!r}")
         if self.keep not in ("last", "worst", "first"):
@@ -144,8 +147,7 @@ class PGD:
         def step(points, worst, worst_score):
             _, outputs, ascent = gradients.value_and_gradient(logits_fn, self.loss, points, labels)
             if self.keep == "worst":  # the start itself may lie outside the bounds, and is then no candidate
-                low, high = self.ball.bounds
-                valid = tf.reduce_all((points >= low) & (points <= high), axis=(1, 2, 3))
+                valid = tf.reduce_all(points == self.ball.clip(points), axis=(1, 2, 3))
                 score = tf.where(valid, self._score(labels, outputs), tf.float32.min)
                 worst, worst_score = _larger(score, points, worst_score, worst)
             return self._move(points, ascent, images), worst, worst_score
@@ -176,7 +178,9 @@ class PGD:
 
     def _score(self, labels, outputs):
         margin = losses.margin(labels, outputs)
-        return -margin if self.targeted else margin
+        if self.targeted:
+            return tf.where(losses.is_finite(outputs), -margin, tf.float32.min)
+        return tf.where(losses.is_finite(outputs), margin, tf.float32.max)  # no answer is the worst answer
 
 
 def _larger(score, points, other_score, other_points):
@@ -194,4 +198,4 @@ def FGSM(ball, **options):  # noqa: N802 - the attack's name
         ball: `LinfBall` or `L2Ball`.
         **options: further fields of `PGD`.
     """
-    return PGD(ball, **{"steps": 1, "step_size": ball.epsilon or None, "random_start": False, **options})
+    return PGD(ball, **{"steps": 1, "step_size": ball.radius or None, "random_start": False, **options})

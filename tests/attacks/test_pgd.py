@@ -215,6 +215,7 @@ def test_a_model_is_released_after_an_attack(tiny_model, images, labels):
         ({"restarts": 0}, "restarts"),
         ({"step_size": 0}, "step_size"),
         ({"step_size": float("nan")}, "step_size"),
+        ({"step_size": "2"}, "step_size"),
         ({"clean_start": 1.5}, "probability"),
         ({"keep": "best"}, "last.*worst.*best"),
         ({"ball": 4}, "LinfBall"),
@@ -229,6 +230,8 @@ BAD_INPUTS = {
     "scaled otherwise": (lambda x, y: (x / 127.5 - 1, y), r"\(0.0, 255.0\).*Received values in \[-1, 1\]"),
     "not finite": (lambda x, y: (np.where(x > 200, np.nan, x), y), "finite"),
     "labels outside": (lambda x, y: (x, y + 4), r"labels must lie in 0..3. Received values in \[4, 7\]"),
+    "a column of labels": (lambda x, y: (x, y[:, None]), r"labels\[:, 0\]"),
+    "labels of halves": (lambda x, y: (x, y / 2), r"tf.cast\(labels, tf.int32\)"),
     "one-hot labels": (lambda x, y: (x, np.eye(4)[y]), "tf.argmax"),
     "no batch axis": (lambda x, y: (x[0], y[:1]), r"\[batch, height, width, channels\]"),
     "other numbers": (lambda x, y: (x, y[:3]), "8 and 3"),
@@ -240,6 +243,94 @@ def test_bad_inputs(spoil, message, tiny_model, images):
     labels = np.arange(8) % 4
     with pytest.raises(ValueError, match=message):
         PGD(LinfBall(4))(tiny_model(), *spoil(images, labels))
+
+
+# Each algorithm once: AutoAttack is made of them.
+AWAY = {
+    name: CONTRACT[name]
+    for name in ("pgd", "pgd-l2-worst", "pgd-first", "apgd-ce", "apgd-t", "fab-t", "fab-l2", "square")
+}
+
+
+@pytest.mark.parametrize("attack", AWAY.values(), ids=AWAY)
+def test_a_network_that_answers_nan_off_the_image_is_broken(attack, tiny_model, images):
+    """NaN is as good as broken: the attack keeps what leads to it, and stays in its ball."""
+    model = tiny_model()
+    labels = np.argmax(model(images), -1)
+
+    def cracked(x):
+        levels = tf.reduce_all(x == tf.round(x), axis=(1, 2, 3))
+        return tf.where(levels[:, None], model(x), float("nan"))
+
+    adversarial = attack(cracked, images, labels, seed=1)
+    assert np.all(attack.ball.distance(adversarial, tf.cast(images, tf.float32)) <= attack.ball.radius + 1e-4)
+    if np.any(adversarial != tf.round(adversarial)):  # FGSM and Square may step by whole levels
+        assert not np.any(losses.is_correct(tf.constant(labels), cracked(adversarial)))
+
+
+MEAN, DEVIATION = np.array([0.4, 0.5, 0.6]), np.array([0.2, 0.3, 0.25])
+STANDARDISED = (-MEAN / DEVIATION, (1 - MEAN) / DEVIATION)
+
+
+@pytest.mark.parametrize("kind", [LinfBall, L2Ball])
+@pytest.mark.parametrize("name", ["pgd", "pgd-targeted", "fgsm", "apgd-ce", "fab-t", "square"])
+def test_images_standardised_by_channel_are_attacked_as_their_pixels(name, kind, tiny_model, images):
+    model, unit = tiny_model(), 255 * DEVIATION
+    labels = np.argmax(model(images), -1)
+    attack = dataclasses.replace(CONTRACT[name], ball=kind(30.0))
+    same = dataclasses.replace(attack, ball=kind(30.0 / unit, bounds=STANDARDISED))
+    if getattr(attack, "step_size", None):  # FGSM's, which is epsilon
+        attack = dataclasses.replace(attack, step_size=attack.ball.radius)
+        same = dataclasses.replace(same, step_size=same.ball.radius)
+    standardised = ((images / 255 - MEAN) / DEVIATION).astype(np.float32)
+    found = same(lambda x: model(x * unit + 255 * MEAN), standardised, labels, seed=1)
+    differs = np.abs(found * unit + 255 * MEAN - attack(model, images, labels, seed=1)) > 0.05
+    assert np.mean(differs) < 0.01
+
+
+def test_rounding_at_the_bounds_is_no_fault():
+    """A white pixel, standardised in float32, may end an ulp above the bounds."""
+    ball = LinfBall(8 / 255 / DEVIATION, bounds=STANDARDISED)
+    above = np.nextafter(np.float32(STANDARDISED[1]), np.float32(9))
+    images = np.ones((2, 2, 2, 1), np.float32) * above
+    adversarial = PGD(ball, steps=2)(linear, images, [0, 0])
+    assert np.all(ball.distance(adversarial, images) <= ball.radius + 1e-5)
+    with pytest.raises(ValueError, match="within the bounds"):
+        PGD(ball, steps=2)(linear, images + 1e-3, [0, 0])
+
+
+def test_a_ball_of_other_channels_is_refused(tiny_model, images, labels):
+    with pytest.raises(ValueError, match="of 2 channels, the images have 3"):
+        PGD(LinfBall([8, 8]))(tiny_model(), images, labels)
+
+
+def test_one_logit_is_a_network_for_two_classes(images):
+    """z as [-z, z]: class 1 where z > 0; positive weights make brighter images class 1."""
+    weights = np.full((192, 1), 1e-3, np.float32)
+
+    def one(x):
+        return tf.reshape(x, (-1, 192)) @ weights - 24.5
+
+    def two(x):
+        return tf.concat([-one(x), one(x)], axis=-1)
+
+    labels = (one(tf.cast(images, tf.float32)).numpy()[:, 0] > 0).astype(int)
+    for attack in (PGD(LinfBall(8), steps=3), APGD(L2Ball(60), steps=5), Square(LinfBall(8), queries=10)):
+        np.testing.assert_allclose(attack(one, images, labels), attack(two, images, labels), atol=1e-4)
+    with pytest.raises(ValueError, match=r"labels must lie in 0..1. Received values in \[1, 2\]"):
+        PGD(LinfBall(8))(one, images, labels + 1)
+
+
+def test_a_sigmoid_is_refused(tiny_model, images, labels):
+    model = tiny_model()
+    with pytest.raises(ValueError, match="a sigmoid hides the gradient"):
+        PGD(LinfBall(4))(lambda x: tf.sigmoid(model(x)), images, labels)
+
+
+def test_dark_images_of_whole_levels_are_no_images_in_0_to_1(tiny_model, images, labels):
+    PGD(LinfBall(4), steps=1)(tiny_model(), images // 128, labels)  # a warning is an error
+    standardised = (images / 255 * 2 - 1.1).astype(np.float32)
+    PGD(LinfBall(0.1, bounds=(-2.2, 2.7)), steps=1)(tiny_model(), standardised, labels)
 
 
 def test_images_in_0_to_1_are_warned_about(tiny_model, images, labels):
