@@ -31,6 +31,102 @@ def tiny_model():
     return build
 
 
+@keras.saving.register_keras_serializable("keras_sat_tests")
+class Quantized(keras.layers.Conv2D):
+    """A convolution with a `call` of its own: three levels for each sign of a weight."""
+
+    def call(self, inputs):
+        step = tf.reduce_max(tf.abs(self.kernel)) / 3
+        kernel = self.kernel + tf.stop_gradient(tf.round(self.kernel / step) * step - self.kernel)
+        return keras.ops.conv(inputs, kernel, strides=self.strides, padding=self.padding) + self.bias
+
+
+@keras.saving.register_keras_serializable("keras_sat_tests")
+class Forgetful(keras.layers.Layer):
+    """A layer whose get_config leaves out an argument that has a default."""
+
+    def __init__(self, gain=1.0, **kwargs):
+        super().__init__(**kwargs)
+        self.gain = gain
+
+    def call(self, inputs):
+        return keras.ops.tanh(self.gain * inputs)
+
+    def get_config(self):
+        return {"name": self.name, "trainable": self.trainable, "dtype": "float32"}
+
+
+@keras.saving.register_keras_serializable("keras_sat_tests")
+class Derived(keras.layers.Layer):
+    """A layer that computes with a constant made of its weight when weights are loaded."""
+
+    def build(self, input_shape):
+        self.raw = self.add_weight(shape=(), initializer="ones", trainable=False, name="raw")
+        self.gain = 1.0
+
+    def load_own_variables(self, store):
+        super().load_own_variables(store)
+        self.gain = float(np.exp(store["0"]))
+
+    def call(self, inputs):
+        return self.gain * inputs
+
+
+@keras.saving.register_keras_serializable("keras_sat_tests")
+class AlwaysDropping(keras.layers.Dropout):
+    """Monte Carlo dropout: it drops in inference too."""
+
+    def call(self, inputs, training=False):
+        return super().call(inputs, training=True)
+
+
+@pytest.fixture
+def foreign_model(images):
+    """Returns a function that builds a classifier as others bring them, of 8 x 8 x 3 pixels into 4 classes."""
+
+    def adapted():
+        layer = keras.layers.Normalization()
+        layer.adapt(images.astype(np.float32))
+        return layer
+
+    def derived():
+        layer = Derived()
+        layer.build(None)
+        layer.load_own_variables({"0": np.float32(0.7)})
+        layer.raw.assign(0.7)
+        return layer
+
+    def convolution(layer=keras.layers.Conv2D):
+        return layer(8, 3, strides=2, padding="same")
+
+    def lora():
+        layer = keras.layers.Conv2D(8, 3, strides=2, padding="same")
+        layer.build((None, 8, 8, 3))
+        layer.enable_lora(2)
+        layer.lora_kernel_b.assign(0.1 * np.random.default_rng(0).normal(size=layer.lora_kernel_b.shape))
+        return layer
+
+    parts = {
+        "normalization": lambda: (adapted(), convolution()),
+        "derived": lambda: (derived(), convolution()),
+        "own convolution": lambda: (keras.layers.Rescaling(2 / 255, -1.0), convolution(Quantized)),
+        "forgetful": lambda: (keras.layers.Rescaling(2 / 255, -1.0), Forgetful(3.0), convolution()),
+        "random": lambda: (keras.layers.Rescaling(2 / 255, -1.0), AlwaysDropping(0.3), convolution()),
+        "lora": lambda: (keras.layers.Rescaling(2 / 255, -1.0), lora()),
+    }
+
+    def build(name):
+        keras.utils.set_random_seed(0)
+        layers = [*parts[name](), keras.layers.BatchNormalization(), keras.layers.Activation("silu")]
+        model = keras.Sequential([keras.Input((8, 8, 3)), *layers, keras.layers.Flatten(), keras.layers.Dense(4)])
+        norm = next(layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization))
+        random = np.random.default_rng(1)
+        norm.set_weights([random.uniform(0.5, 1.5, weight.shape) for weight in norm.get_weights()])
+        return model
+
+    return build
+
+
 @pytest.fixture
 def images():
     return np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3)).astype(np.uint8)

@@ -9,6 +9,8 @@ import re
 import numpy as np
 import tensorflow as tf
 
+from keras_sat.models import classifier
+
 EMA = "/ExponentialMovingAverage"
 # What a training checkpoint holds beside the network: the optimizer's slots, counters, and averages of the weights.
 NOT_THE_NETWORK = re.compile(
@@ -55,6 +57,7 @@ def load(model, prefix, ema=False):
         )
     for variable, array in assignments:
         variable.assign(array)
+    classifier.refresh(model)
 
 
 def _read(prefix, ema):

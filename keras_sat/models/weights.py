@@ -9,7 +9,7 @@ import filelock
 import keras
 
 from keras_sat import activations, files
-from keras_sat.models import release
+from keras_sat.models import classifier, release
 
 REGISTRY = os.path.join(os.path.dirname(__file__), "weights.json")
 HEAD = "linear"
@@ -235,7 +235,7 @@ def _copy(source, model):
             message = f"The head of {model.name} is new: the weights have {twin.units} classes, not {layer.units}."
             warnings.warn(message, stacklevel=4)
         elif twin:
-            layer.set_weights(twin.get_weights())
+            classifier.set_weights(layer, twin.get_weights())
 
 
 def _existing_file(path):

@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from keras_sat import models
 from keras_sat.models import classifier
@@ -49,6 +50,81 @@ def test_without_softmax_gives_the_logits(last):
     np.testing.assert_allclose(keras.ops.softmax(stripped(x)), model(x), rtol=1e-5)
     with pytest.raises(ValueError, match="does not end in a softmax"):
         models.without_softmax(stripped)
+
+
+def heads(tiny_model):
+    """Returns {kind: classifiers that end in such probabilities}, each made in another way."""
+    activations = [tf.nn.softmax, keras.ops.softmax, "softmax"]
+    layers = [[keras.layers.Dense(3, activation=activation)] for activation in activations]
+    layers += [[keras.layers.Dense(3), keras.layers.Lambda(tf.nn.softmax)]]
+    layers += [[keras.layers.Dense(3), keras.layers.Softmax(), keras.layers.Activation("linear", dtype="float32")]]
+    found = {"softmax": [keras.Sequential([tiny_model(), *more]) for more in layers]}
+    base = tiny_model()
+    found["softmax"] += [keras.Model(base.inputs[0], keras.ops.softmax(base.outputs[0]))]
+    found["softmax"] += [keras.Sequential([keras.Sequential([tiny_model(), keras.layers.Softmax()])])]
+    layers = [[keras.layers.Dense(units, activation="sigmoid")] for units in (3, 1)]
+    found["sigmoid"] = [keras.Sequential([tiny_model(), *more]) for more in layers]
+    for model in (*found["softmax"], *found["sigmoid"]):
+        model.build((None, 8, 8, 3))
+    return found
+
+
+def test_probabilities_are_judged_by_what_is_returned_and_can_be_taken_off(tiny_model, images):
+    for kind, found in heads(tiny_model).items():
+        for model in found:
+            with pytest.raises(ValueError, match=rf"ends in probabilities \(a {kind}\).*without_softmax"):
+                classifier.check(model)
+            stripped = models.without_softmax(model)
+            classifier.check(stripped)
+            squash = keras.ops.softmax if kind == "softmax" else keras.ops.sigmoid
+            np.testing.assert_allclose(squash(stripped(images)), model(images), atol=1e-5)
+
+
+def gated():
+    """A network of logits whose last layer, the one made last, is a sigmoid gate."""
+    inputs = keras.Input((8, 8, 3))
+    features = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs))
+    logits = keras.layers.Dense(4)(features)
+    gate = keras.layers.Dense(4, activation="sigmoid")
+    return keras.Model(inputs, keras.layers.Multiply()([logits, gate(features)])), keras.Model(
+        inputs,
+        keras.layers.Dense(4, name="head")(keras.layers.Multiply()([features, keras.layers.Dense(192)(features)])),
+    )
+
+
+def test_a_gate_is_no_head():
+    for model in gated():
+        classifier.check(model)
+        with pytest.raises(ValueError, match="does not end in a softmax"):
+            models.without_softmax(model)
+    multiplied, dense = gated()
+    assert classifier.features(multiplied) is None
+    assert classifier.features(dense).output_shape == (None, 192)
+    assert classifier.output_layer(dense).name == "head"
+
+
+def test_several_inputs_and_outputs_are_refused():
+    one, other = keras.Input((4,)), keras.Input((4,))
+    logits = keras.layers.Dense(3)
+    for model in (
+        keras.Model([one, other], logits(keras.layers.Add()([one, other]))),
+        keras.Model(one, [logits(one), logits(one)]),
+        keras.Model(one, keras.layers.Reshape((3, 1))(logits(one))),
+    ):
+        with pytest.raises(
+            ValueError, match="must take images alone, and return logits .* alone. It takes .* and returns"
+        ):
+            classifier.check(model)
+
+
+def test_what_a_layer_derives_from_its_weights_is_refreshed(foreign_model, images):
+    for name in ("normalization", "derived"):
+        model = foreign_model(name)
+        twin = keras.models.model_from_json(model.to_json())
+        twin.set_weights(model.get_weights())
+        assert np.abs(twin(images) - model(images)).max() > 0.1 * np.ptp(model(images))  # Keras' own leaves it out
+        classifier.set_weights(twin, model.get_weights())
+        np.testing.assert_allclose(twin(images), model(images), atol=1e-5)
 
 
 def test_in_precision(tiny_model, images):

@@ -154,3 +154,56 @@ def test_folding_in_low_precision(tiny_model, images):
 def test_folding_falls_back_to_the_model_itself(tiny_model, images):
     model = tiny_model(batch_norm=False)
     assert folding.Folding(model).bind().func is model
+
+
+def test_only_what_is_keras_own_is_folded(foreign_model, images):
+    for name, folds in (("own convolution", False), ("lora", False), ("normalization", True), ("derived", True)):
+        model = foreign_model(name)
+        folded = folding.fold(model)
+        assert (folded is not model) == folds, name
+        np.testing.assert_allclose(folded(images), model(images), atol=1e-4)
+
+
+def test_a_batch_norm_before_which_the_output_is_used_by_a_function_stays(images):
+    """y + norm(y): the addition is no layer."""
+    inputs = keras.Input((8, 8, 3))
+    y = keras.layers.Conv2D(4, 3)(keras.layers.Rescaling(1 / 255)(inputs))
+    z = keras.layers.BatchNormalization()(y) + y
+    model = keras.Model(inputs, keras.layers.Dense(4)(keras.layers.Flatten()(z)))
+    shaken_statistics(model)
+    assert folding.fold(model) is model
+    assert not folding.Folding(model).is_copy
+
+
+def test_layers_that_are_not_folded_are_the_models_own_in_training(foreign_model, images):
+    """So that nothing is lost of a layer whose configuration does not tell it all, or that is adapted later."""
+    images = tf.cast(images, tf.float32)
+    for name in ("normalization", "derived", "forgetful"):
+        model = foreign_model(name)
+        live = folding.Folding(model)
+        assert live.is_copy
+        in_a_graph = tf.function(lambda x, live=live: live.bind()(x))
+        for scale in (1, 3):
+            model.layers[-1].kernel.assign(scale * model.layers[-1].kernel)
+            for found in (live.bind()(images), in_a_graph(images)):
+                np.testing.assert_allclose(found, model(images), rtol=1e-3, atol=1e-4)
+        assert len(model.layers[0]._inbound_nodes) == 1  # the model itself is as it was
+
+
+def test_giving_up_attacks_the_model_itself(tiny_model):
+    live = folding.Folding(tiny_model())
+    assert live.is_copy
+    live.give_up()
+    assert not live.is_copy
+    assert live.bind().func is live._model
+
+
+def test_models_within_models_in_low_precision(foreign_model, images):
+    """Layers of the same name in both are told apart; what scales pixels is the model's own, inside too."""
+    inner = foreign_model("normalization")
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Dense(4, name=inner.layers[-1].name)(inner(inputs))
+    outer = keras.Model(inputs, keras.layers.BatchNormalization(name=inner.layers[2].name)(x))
+    for model in (outer, keras.Sequential([keras.Input((8, 8, 3)), inner])):
+        low = tf.cast(folding.Folding(model, "mixed_bfloat16").bind()(tf.cast(images, tf.float32)), tf.float32)
+        assert 0 < np.abs(low - model(images)).max() < 0.05 * np.ptp(model(images))
