@@ -2,14 +2,12 @@
 
 import dataclasses
 
-import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_sat import files, losses
-from keras_sat.attacks import FGSM, PGD, Square, gradients, inputs
+from keras_sat import data, files, losses
+from keras_sat.attacks import FGSM, PGD, Square, gradients
 from keras_sat.evaluation import deployed
-from keras_sat.evaluation.evaluate import batches
 
 _SLACK = 0.02  # the share of the examples by which an attack may come out weaker by chance
 _NOTHING = 0.05  # the share that four times epsilon must break at the least
@@ -125,17 +123,23 @@ def audit(model, dataset, ball, *, seed=0, examples=128, steps=20, queries=500, 
 
 def _take(model, dataset, count):
     """Returns up to `count` images that the model classifies correctly, and their labels."""
-    images, labels = [], []
-    for batch in batches(dataset, count):
-        x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
-        y = losses.hard_labels(y)
-        correct = tf.argmax(model(x), -1, tf.int32) == y
+    images, labels, not_finite, logits_fn = [], [], 0, None
+    for x, y in data.batches(dataset, count):
+        x = tf.cast(x, tf.float32)
+        logits_fn = logits_fn or _as_logits(model, losses.probabilities(model, x))
+        logits = gradients.logits(logits_fn, x)
+        y = losses.hard_labels(y, logits.shape[-1])
+        correct = losses.is_correct(y, logits)
+        not_finite += int(tf.math.count_nonzero(~losses.is_finite(logits)))
         images.append(tf.boolean_mask(x, correct))
         labels.append(tf.boolean_mask(y, correct))
         if sum(map(len, labels)) >= count:
             break
     if sum(map(len, labels)) == 0:
-        raise ValueError("No example is classified correctly: there is nothing to audit.")
+        raise ValueError(
+            "No example is classified correctly: there is nothing to audit. "
+            f"(For {not_finite} a logit is NaN or infinite.)"
+        )
     return tf.cast(tf.concat(images, 0)[:count], tf.float32), tf.concat(labels, 0)[:count]
 
 
@@ -145,16 +149,17 @@ class _Auditor:
     def __init__(self, model, images, labels, ball, seed, steps):
         self.images, self.labels, self.ball, self.seed, self.steps = images, labels, ball, seed, steps
         self.raw = model
-        self.is_softmax = inputs.are_probabilities(model(images))
+        self.probabilities = losses.probabilities(model, images)
         # The other questions are asked of the logits, else the attacks would refuse.
-        self.model = (lambda x: deployed.logits_of(model(x))) if self.is_softmax else model
+        self.model = _as_logits(model, self.probabilities)
         self.has_gradient, self.attacked = True, {}
 
     def softmax(self):
-        return _outcome(not self.is_softmax), "probabilities" if self.is_softmax else "logits"
+        kind = self.probabilities
+        return _outcome(kind is None), "logits" if kind is None else f"probabilities ({kind})"
 
     def randomness(self):
-        outputs = [np.array(self.raw(self.images)) for _ in range(3)]
+        outputs = [np.array(gradients.logits(self.raw, self.images)) for _ in range(3)]
         size = np.abs(outputs[0]).max() + 1e-30
         difference = max(np.abs(outputs[0] - other).max() for other in outputs[1:]) / size
         return _outcome(difference < 1e-4), f"outputs of one input differ by {difference:.1e} of their size"
@@ -179,7 +184,7 @@ class _Auditor:
     def larger_epsilon(self):
         if not self.has_gradient:
             return SKIP, "no gradient"
-        shares = [self._standing(self._pgd(self.ball.epsilon * factor)) for factor in (1, 2, 4)]
+        shares = [self._standing(self._pgd(self.ball.radius * factor)) for factor in (1, 2, 4)]
         falls = all(after <= before + _SLACK for before, after in zip(shares, shares[1:]))
         moves = shares[0] - shares[-1] > _NOTHING or shares[0] <= _SLACK
         text = ", ".join(map(_percent, shares))
@@ -188,9 +193,11 @@ class _Auditor:
     def unbounded(self):
         if not self.has_gradient:
             return SKIP, "no gradient"
-        low, high = self.ball.bounds
+        low, high = map(np.asarray, self.ball.bounds)
         size = np.prod(self.images.shape[1:]) ** (0.5 if self.ball.norm == "l2" else 0)
-        standing = self._standing(self._pgd((high - low) * float(size), 10 * self.steps))
+        shares = np.ones(1) if self.ball.shares is None else self.ball.shares
+        reach = np.max((high - low) / np.where(shares > 0, shares, np.inf))  # of the channel with the smallest share
+        standing = self._standing(self._pgd(float(reach * size), 10 * self.steps))
         return _outcome(standing <= _SLACK), f"{_percent(standing)} stand when every image is allowed"
 
     def black_box(self, queries):
@@ -213,17 +220,17 @@ class _Auditor:
             return SKIP, "no gradient"
         values = [self._loss(self.images)]
         for steps in (1, self.steps // 4, self.steps):
-            attack = PGD(self.ball, max(1, steps), self.ball.epsilon / max(1, self.steps // 4), random_start=False)
+            attack = PGD(self.ball, max(1, steps), self.ball.radius / max(1, self.steps // 4), random_start=False)
             values.append(self._loss(attack(self.model, self.images, self.labels, self.seed)))
         rises = all(after > before - _SLACK * abs(before) for before, after in zip(values, values[1:]))
         text = ", ".join(f"{value:.3g}" for value in values)
         counts = f"0, 1, {max(1, self.steps // 4)} and {self.steps} steps"
         return _outcome(rises and values[-1] > values[0]), f"mean margin {text} after {counts}"
 
-    def _pgd(self, epsilon=None, steps=None):
-        ball = dataclasses.replace(self.ball, epsilon=self.ball.epsilon if epsilon is None else epsilon)
+    def _pgd(self, radius=None, steps=None):
+        ball = self.ball if radius is None else self.ball.with_radius(radius)
         steps = steps or self.steps
-        return PGD(ball, steps, max(2.5 * ball.epsilon / steps, 1e-12), keep="first")
+        return PGD(ball, steps, max(2.5 * ball.radius / steps, 1e-12), keep="first")
 
     def _standing(self, attack):
         """Returns the share of examples that stay correctly classified under an attack."""
@@ -233,15 +240,26 @@ class _Auditor:
         return self.attacked[attack]
 
     def _correct(self, images):
-        return float(np.mean(tf.argmax(self.model(images), -1, tf.int32) == self.labels))
+        return float(np.mean(losses.is_correct(self.labels, gradients.logits(self.model, images))))
 
     def _loss(self, images):
-        return float(tf.reduce_mean(losses.margin(self.labels, tf.cast(self.model(images), tf.float32))))
+        return float(tf.reduce_mean(losses.margin(self.labels, gradients.logits(self.model, images))))
 
     def _gradient_norms(self, loss):
         """Returns the largest element of each example's gradient, of the model as it came."""
         _, _, gradient = gradients.value_and_gradient(self.raw, loss, self.images, self.labels)
         return np.abs(gradient).reshape(len(self.labels), -1).max(axis=1)
+
+
+# The logits of probabilities, but for a constant.
+_LOGITS = {
+    "softmax": lambda model: lambda x: deployed.logits_of(model(x)),
+    "sigmoid": lambda model: lambda x: deployed.log_odds(model(x)),
+}
+
+
+def _as_logits(model, probabilities):
+    return model if probabilities is None else _LOGITS[probabilities](model)
 
 
 def _outcome(passes):

@@ -1,19 +1,19 @@
 """Does the armour survive the journey? A network beside what was exported from it, and attacks carried between them."""
 
+import collections
 import dataclasses
 import json
 import os
 import warnings
 
-import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_sat import files, losses
-from keras_sat.attacks import Square, inputs, randomness
+from keras_sat import data, files, losses
+from keras_sat.attacks import Square, gradients, inputs, randomness
 from keras_sat.evaluation import deployed
 from keras_sat.evaluation.corruptions import Corruption
-from keras_sat.evaluation.evaluate import batches, by_name
+from keras_sat.evaluation.evaluate import by_name
 from keras_sat.evaluation.report import AttackResult, context
 
 ORIGINAL = "original"
@@ -78,29 +78,35 @@ def compare(model, exported, dataset, attacks, *, seed=0, batch_size=128):
     attacks = by_name(attacks)
     if not attacks:
         raise ValueError("attacks must be at least one attack, such as PGD(LinfBall(4)). Received none")
+    for attack in attacks.values():
+        inputs.check_untargeted(attack)
     sources = {name: [a for a in attacks.values() if _can(network, a)] for name, network in networks.items()}
-    clean, robust = {name: [] for name in networks}, {}
+    clean, robust, not_finite = {name: [] for name in networks}, {}, collections.Counter()
     first = 0
-    for batch in batches(dataset, batch_size):
-        images, labels, _ = keras.utils.unpack_x_y_sample_weight(batch)
-        labels = losses.hard_labels(labels)
+    for images, labels in data.batches(dataset, batch_size):
         images = tf.cast(images, tf.float32)
+        labels = losses.hard_labels(labels, gradients.logits(model, images[:1]).shape[-1])
         if first == 0:
             for network in networks.values():
                 inputs.check_logits(network, images, labels)
         for name, network in networks.items():
-            clean[name].append(_correct(network, images, labels))
+            clean[name].append(_correct(network, images, labels, not_finite, (name, "clean")))
         seeds = tf.range(first, first + len(labels))
         for source in sources:
             found = [attack(networks[source], images, labels, _seeds(seed, seeds)) for attack in sources[source]]
             for name, network in networks.items() if found else ():
-                standing = [_correct(network, adversarial, labels) for adversarial in found]
+                standing = [_correct(network, x, labels, not_finite, (name, source)) for x in found]
                 robust.setdefault((name, source), []).append(np.all(standing, axis=0))
         first += len(labels)
     if first == 0:
         raise ValueError("The dataset has no images to compare on.")
-    results = _results(networks, clean, robust)
-    found = _warnings(results)
+    results = _results(networks, clean, robust, not_finite)
+    found = _warnings(results) + [
+        f"{name} has a logit that is NaN or infinite for {sum(row.not_finite for row in rows.values())} of the images "
+        "it was shown, clean and attacked; these count as misclassified."
+        for name, rows in results.items()
+        if any(row.not_finite for row in rows.values())
+    ]
     for text in found:
         warnings.warn(text, stacklevel=2)
     settings = {name: attack.settings() for name, attack in attacks.items()}
@@ -126,11 +132,14 @@ def _seeds(seed, places):
     return tf.stack([tf.fill(places.shape, randomness.fold(one, 0)[0]), places], axis=1)
 
 
-def _correct(network, images, labels):
-    return (tf.argmax(network(images), -1, labels.dtype) == labels).numpy()
+def _correct(network, images, labels, not_finite, key):
+    """Returns which images are classified correctly; adds to a counter how many have a logit that is not finite."""
+    logits = gradients.logits(network, images)
+    not_finite[key] += int(tf.math.count_nonzero(~losses.is_finite(logits)))
+    return losses.is_correct(labels, logits).numpy()
 
 
-def _results(networks, clean, robust):
+def _results(networks, clean, robust, not_finite):
     """Returns {network: {column: AttackResult}}."""
     results = {}
     for name in networks:
@@ -141,7 +150,10 @@ def _results(networks, clean, robust):
                 rows[source] = right & np.concatenate(robust[name, source])
         rows[WORST] = np.all(list(rows.values()), axis=0)
         counts = {column: (len(row), int(row.sum())) for column, row in rows.items()}
-        results[name] = {column: AttackResult.of(column, *count, 0.0, {}) for column, count in counts.items()}
+        results[name] = {
+            column: AttackResult.of(column, *count, 0.0, {}, not_finite=not_finite[name, column])
+            for column, count in counts.items()
+        }
     return results
 
 

@@ -103,8 +103,23 @@ def _check_size(path, size, images):
 
 
 def logits_of(probabilities):
-    """Returns the logarithms of probabilities: logits but for a constant, which no loss of the attacks sees."""
-    return tf.math.log(tf.maximum(tf.cast(probabilities, tf.float32), _SMALLEST))
+    """Returns the logarithms of probabilities: logits but for a constant, which no loss of the attacks sees.
+
+    Of one probability p, that of class 1, it returns log(p / (1 - p)): one logit.
+    """
+    if probabilities.shape[-1] == 1:
+        return log_odds(probabilities)
+    return _log(tf.cast(probabilities, tf.float32))
+
+
+def log_odds(probabilities):
+    """Returns log(p / (1 - p)), what a sigmoid was given."""
+    probabilities = tf.cast(probabilities, tf.float32)
+    return _log(probabilities) - _log(1 - probabilities)
+
+
+def _log(probabilities):
+    return tf.math.log(tf.maximum(probabilities, _SMALLEST))
 
 
 def load(path, signature="serving_default", output=None):

@@ -1,6 +1,8 @@
 """Measures clean and robust accuracy."""
 
 import dataclasses
+import functools
+import hashlib
 import time
 import weakref
 
@@ -9,33 +11,46 @@ import numpy as np
 import tensorflow as tf
 
 from keras_sat import attacks as attacks_lib
-from keras_sat import losses
-from keras_sat.attacks import inputs, randomness
+from keras_sat import data, losses
+from keras_sat.attacks import agreement, gradients, inputs, randomness
+from keras_sat.attacks.threats import Ball
 from keras_sat.evaluation import deployed, display, report
 from keras_sat.evaluation.state import PICTURES, STANDS, State
 from keras_sat.models import classifier, folding
 
 
 def evaluate(
-    model, dataset, attacks, *, seed=0, batch_size=128, progress=True, state=None, shard=(0, 1), attack_precision=None
+    model,
+    dataset,
+    attacks,
+    *,
+    seed=0,
+    batch_size=128,
+    progress=True,
+    state=None,
+    shard=(0, 1),
+    attack_precision=None,
+    targets=None,
 ):
     """Measures the accuracy of a classifier, clean and under each attack.
 
     An image counts as robust under an attack when it is classified correctly both as it is and as attacked; those
-    misclassified as they are are not attacked. Each stage of an attack (AutoAttack has several) is given the examples
-    that still stand, packed into full batches. Attacks run on a copy of the Keras model with its batch norms folded
-    (`models.folding.fold`); what they return is judged by the model itself, in inference mode. Every example has a seed
-    of its own, from `seed` and its place in the dataset: neither the batch size, nor a shard, nor an interruption
-    changes what becomes of it.
+    misclassified as they are are not attacked. An image for which a logit is not finite (NaN, infinity) counts as
+    misclassified, and the report says how many there were. Each stage of an attack (AutoAttack has several) is given
+    the examples that still stand, packed into full batches. Attacks run on a copy of the Keras model with its batch
+    norms folded (`models.folding.fold`), which is first compared with the model on images of the dataset; where they
+    differ, the model itself is attacked, and a warning says why. What the attacks return is judged by the model itself,
+    in inference mode. Every example has a seed of its own, from `seed` and its place in the dataset: neither the batch
+    size, nor a shard, nor an interruption changes what becomes of it.
 
     In the scope of a strategy with several replicas, each batch is shared among them.
 
     Args:
-        model: a Keras classifier, or a function, from images to logits [batch, classes]; or the path of a SavedModel
-            (see `deployed`).
+        model: a Keras classifier, or a function, from images to logits [batch, classes], or [batch, 1] for the classes
+            0 and 1 (a logit z counts as the logits [-z, z]); or the path of a SavedModel (see `deployed`).
         dataset: a finite tf.data.Dataset of (images [batch, height, width, channels], labels), the same at each
-            iteration (not shuffled), or a pair of arrays of them; the images in the range of the attacks' bounds, the
-            labels integers [batch] or one-hot.
+            iteration (not shuffled), a list of such batches, or a pair of arrays of them; the images in the range of
+            the attacks' bounds, the labels integers [batch] or [batch, 1], or one-hot.
         attacks: an attack or a `Corruption`, a list of them, or a dict from names to them.
         seed: the same seed gives the same figures.
         batch_size: images in a batch.
@@ -44,19 +59,26 @@ def evaluate(
         shard: (k, n) evaluates the k-th of n parts, k = 0..n-1, in a process of its own, say; `merge` the reports.
         attack_precision: "mixed_bfloat16" or "mixed_float16": each stage runs on a copy of the Keras model in this
             precision first, then on the model itself against those that stand. What is found is always judged by the
-            model itself.
+            model itself. Such a copy is compared with the model too, and left out where they differ.
+        targets: for targeted attacks, `PGD(ball, targeted=True)`: the class that each image is to be led to, integers
+            [n] in the dataset's order, none of them the image's own. The row of such an attack gives the accuracy that
+            is left, and as `reached` how many images came to their target.
 
     Returns:
         A `RobustnessReport`.
 
     Raises:
-        ValueError: for a dataset without images or one that changes, a state of another evaluation, or what the
+        ValueError: for a dataset without images, one that changes or never ends, labels that are not class numbers,
+            outputs that are not logits, a targeted attack without targets, a state of another evaluation, or what the
             attacks refuse.
     """
     named = by_name(attacks)
     settings = {name: attack.settings() for name, attack in named.items()}
-    engine = _Engine(model, dataset, batch_size, seed, shard, state, {"attacks": settings, "low": attack_precision})
-    low = folding.fold(classifier.in_precision(engine.model, attack_precision)) if attack_precision else None
+    more = {"attacks": settings, "low": attack_precision}
+    engine = _Engine(model, dataset, batch_size, seed, shard, state, more, targets)
+    for attack in named.values():
+        engine.check_targets(attack)
+    low = engine.low_precision(attack_precision) if attack_precision else None
     stages = {name: _stages(attack, engine.folded, low) for name, attack in named.items()}
     shown = display.Display(progress, stages)
     engine.clean(shown)
@@ -71,29 +93,38 @@ def sweep(model, dataset, attack, epsilons, *, seed=0, batch_size=128, progress=
     """Measures robust accuracy against epsilon: a curve that never rises.
 
     Goes upwards: an image broken at one epsilon is broken at all larger ones, and those that stand are attacked from
-    where the smaller epsilon left them (`PGD`, `APGD`).
+    where the smaller epsilon left them (`APGD`, and `PGD` with a random start).
 
     Args:
-        attack: an attack; the epsilon of its ball is replaced.
+        attack: an attack; the epsilon of its ball is replaced, and an explicit `step_size` is scaled with it (that of
+            `FGSM` is epsilon). The settings of each row say the step. Where channels have an epsilon of their own, the
+            largest is replaced, and the others keep their share of it.
         epsilons: the radii, in the images' unit.
         others: as of `evaluate`.
 
     Returns:
         A `RobustnessReport` with a row for each epsilon, smallest first, named "epsilon 4".
+
+    Raises:
+        ValueError: as `evaluate`; also for a targeted attack, or an explicit step size at epsilon 0.
     """
-    if _ball(attack) is None:
+    if not isinstance(_ball(attack), Ball):
         raise ValueError(f"sweep takes an attack with a ball, such as PGD(LinfBall(4)). Received: {attack!r}")
-    balls = [dataclasses.replace(attack.ball, epsilon=epsilon) for epsilon in sorted({float(e) for e in epsilons})]
-    if not balls:
+    inputs.check_untargeted(attack)
+    radii = sorted({float(epsilon) for epsilon in epsilons})
+    if not radii:
         raise ValueError("epsilons must be at least one number. Received none")
-    at = {f"epsilon {ball.epsilon:g}": dataclasses.replace(attack, ball=ball) for ball in balls}
+    at = {f"epsilon {radius:g}": inputs.with_radius(attack, radius) for radius in radii}
     settings = {name: one.settings() for name, one in at.items()}
     engine = _Engine(model, dataset, batch_size, seed, shard, state, {"sweep": settings})
     shown = display.Display(progress, {str(attack): [_Stage(str(attack), one, engine.folded) for one in at.values()]})
     engine.clean(shown)
     engine.sweep(at, shown)
     shown.close()
-    return engine.report({name: [str(attack)] for name in at}, settings, {"sweep": str(attack)})
+    context = {"sweep": str(attack)}
+    if getattr(attack, "step_size", None) is not None:
+        context["step_size"] = f"{attack.step_size / attack.ball.radius:g} x epsilon"
+    return engine.report({name: [str(attack)] for name in at}, settings, context)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +138,7 @@ def _stages(attack, model, low):
     """Returns what an attack does in turn; with a copy of the model in low precision, that one comes first."""
     parts = getattr(attack, "stages", [attack])
     stages = [_Stage(str(part), part, model) for part in parts]
-    if low is None or _ball(attack) is None:
+    if low is None or _ball(attack) is None:  # a corruption does not look at the model
         return stages
     return [_Stage(f"{part}, low precision", part, low) for part in parts] + stages
 
@@ -127,7 +158,7 @@ def by_name(attacks):
         if len(named) < len(attacks):
             raise ValueError(f"Several attacks have one name: pass a dict from names to attacks. Received: {attacks}")
     for attack in named.values():
-        if not hasattr(attack, "settings"):
+        if not hasattr(attack, "settings") or isinstance(attack, type):
             raise ValueError(f"An attack is a configuration, such as AutoAttack(LinfBall(4)). Received: {attack!r}")
     if "clean" in named:
         raise ValueError('"clean" is the row of the images as they are: name the attack otherwise.')
@@ -137,32 +168,81 @@ def by_name(attacks):
 class _Engine:
     """The examples of one evaluation, and what is done to them, batch by batch."""
 
-    def __init__(self, model, dataset, batch_size, seed, shard, path, configuration):
+    def __init__(self, model, dataset, batch_size, seed, shard, path, configuration, targets=None):
         self.model = deployed.model_of(model)
+        if isinstance(self.model, keras.Model):
+            classifier.check_interface(self.model)
         self.dataset, self.batch_size, self.seed, self.shard = dataset, batch_size, int(seed), shard
         if not 0 <= shard[0] < shard[1]:
             raise ValueError(f"shard must be (k, n) with 0 <= k < n. Received: {shard!r}")
+        self.targets = None if targets is None else np.asarray(losses.hard_labels(np.asarray(targets)))
+        self.classes = None  # until the first logits are there
+        self.some = self._first_images()
         self.context = report.context(self.model, self.seed)
-        self.folded = _folded(self.model, self.context["weights_sha256"])
+        # New ones for each evaluation: what layers derive from weights is constant in what was traced before.
+        copy = _folded(self.model, self.context["weights_sha256"], self.some)
+        own = functools.partial(self.model) if isinstance(self.model, keras.Model) else self.model
+        self.folded = copy or own
+        self._judged = tf.function(functools.partial(_judge, self.model), autograph=False, reduce_retracing=True)
         configuration |= {"shard": list(shard), "batch_size": batch_size, **self.context}
+        if targets is not None:
+            configuration["targets"] = hashlib.sha256(self.targets.tobytes()).hexdigest()
         self.state = State(path, configuration)
         self.strategy = tf.distribute.get_strategy()
+
+    def _first_images(self):
+        """Returns some images of the dataset, after a look at whether it can be evaluated on."""
+        for _, images, labels in self._batches(self._is_in_shard):
+            if isinstance(self.model, keras.Model):
+                classifier.check_images(self.model, images)
+            inputs.check_logits(self.model, tf.convert_to_tensor(images), labels)
+            self.classes = gradients.logits(self.model, tf.cast(images[:1], tf.float32)).shape[-1]
+            is_class = True if self.targets is None else (self.targets >= 0) & (self.targets < self.classes)
+            if not np.all(is_class):
+                raise ValueError(f"targets must lie in 0..{self.classes - 1}. Received: {self.targets[~is_class][0]}")
+            return images[: agreement.IMAGES]
+        raise ValueError("The dataset has no images to evaluate on.")
+
+    def _is_in_shard(self, index):
+        return index % self.shard[1] == self.shard[0]
+
+    def low_precision(self, precision):
+        """Returns a copy of the model in another precision, folded; None where it is not what the model is."""
+        copy = folding.fold(classifier.in_precision(self.model, precision))
+        what = f"in {precision}"
+        return copy if agreement.holds(self.model, copy, self.some, agreement.LOW, self.model.name, what) else None
+
+    def check_targets(self, attack):
+        """Raises ValueError for a targeted attack without targets."""
+        if self.targets is None:
+            inputs.check_untargeted(attack)
 
     def clean(self, shown):
         """Classifies the images as they are."""
         if self.state.index is not None:
             return
         start, parts = time.perf_counter(), []
-        for index, images, labels in self._batches(lambda index: index % self.shard[1] == self.shard[0]):
-            if not parts:
-                inputs.check_logits(self.model, images, labels)
+        for index, images, labels in self._batches(self._is_in_shard):
+            self._check_targets(index, labels)
             parts.append((index, labels, *self._judge(images, labels)[:2]))
             shown.clean(parts)
-        if not parts:
-            raise ValueError("The dataset has no images to evaluate on.")
         self.state.add_examples(*map(np.concatenate, zip(*parts)))
+        if self.targets is not None and self.shard[1] == 1 and len(self.targets) != len(self.state.index):
+            raise ValueError(
+                f"targets must be one class for each image. Received {len(self.targets)}, "
+                f"for {len(self.state.index)} images"
+            )
         self.state.seconds = time.perf_counter() - start
         self.state.save()
+
+    def _check_targets(self, index, labels):
+        if self.targets is None:
+            return
+        if index[-1] >= len(self.targets):
+            raise ValueError(f"targets must be one class for each image. Received {len(self.targets)}, for more images")
+        own = index[self.targets[index] == labels]
+        if len(own):
+            raise ValueError(f"targets must be other classes than the images' own; that of image {own[0]} is its own.")
 
     def row(self, name, stages, shown):
         """Runs the stages of an attack, each on what stands."""
@@ -178,8 +258,9 @@ class _Engine:
         shown.begin(name, stage, row, len(places))
         for at, images, labels in self._at(places):
             start = time.perf_counter()
-            adversarial = self._attack(stage, images, labels, self._seeds(seed, at))
-            correct = self._record(row, number + 1, at, images, adversarial, labels)
+            aims = self.targets[self.state.index[at]] if getattr(stage.attack, "targeted", False) else labels
+            adversarial = self._attack(stage, images, aims, self._seeds(seed, at))
+            correct = self._record(row, number + 1, at, images, adversarial, labels, aims)
             row.done += len(at)
             row.seconds += time.perf_counter() - start
             self.state.save()
@@ -207,7 +288,10 @@ class _Engine:
                 correct = self._record(row, 1, batch[standing], images[standing], points, labels[standing])
                 standing[standing] = correct
                 points = points[correct] if _goes_on(attack) else None
-            row.broken_by[batch[~standing]] = 1  # those of a smaller epsilon too
+            fallen = batch[~standing]
+            row.broken_by[fallen] = 1  # those of a smaller epsilon too
+            if number:
+                row.margin[fallen] = np.maximum(row.margin[fallen], rows[number - 1].margin[fallen])
             row.done += len(batch)
             row.seconds += time.perf_counter() - start
 
@@ -232,18 +316,22 @@ class _Engine:
             return _on_replicas(self.strategy, stage, values)[:number]
         return stage.attack(stage.logits_fn, *values).numpy()[:number]
 
-    def _record(self, row, number, places, images, adversarial, labels):
+    def _record(self, row, number, places, images, adversarial, labels, aims=None):
         """Writes into the row what the attack came to, and returns which are still classified correctly."""
         correct, margin, predicted = self._judge(adversarial, labels)
-        row.margin[places] = np.maximum(row.margin[places], margin)
+        row.margin[places] = np.maximum(row.margin[places], margin)  # NaN stays NaN
         row.broken_by[places] = np.where(correct, STANDS, number)
+        row.reached += 0 if aims is labels or aims is None else int(np.count_nonzero(predicted == aims))
         for k in np.flatnonzero(~correct)[: PICTURES - len(row.pictures)]:
             row.pictures.append((self.state.index[places[k]], images[k], adversarial[k], predicted[k]))
         return correct
 
     def _judge(self, images, labels):
-        """Returns which are classified correctly, the margin of a wrong class, and the predicted class."""
-        return [value.numpy() for value in _judge(self.model, tf.cast(images, tf.float32), labels)]
+        """Returns which are classified correctly, the margin of a wrong class, and the predicted class.
+
+        The margin is NaN where a logit is not finite.
+        """
+        return [value.numpy() for value in self._judged(tf.cast(images, tf.float32), labels)]
 
     def _at(self, places):
         """Yields places in the state, images and labels of the examples at `places`, in full batches."""
@@ -260,9 +348,8 @@ class _Engine:
     def _batches(self, wanted, count=None):
         """Yields indices, images and labels of the examples whose indices are wanted, packed into full batches."""
         kept, end, found = [], 0, 0
-        for batch in batches(self.dataset, self.batch_size):
-            images, labels, _ = keras.utils.unpack_x_y_sample_weight(batch)
-            labels = losses.hard_labels(labels).numpy()
+        for images, labels in data.batches(self.dataset, self.batch_size):
+            labels = losses.hard_labels(labels, self.classes).numpy()
             index = np.arange(end, end + len(labels))
             end += len(labels)
             pick = wanted(index)
@@ -279,37 +366,35 @@ class _Engine:
             yield tuple(joined)
 
 
-@tf.function(autograph=False, reduce_retracing=True)
 def _judge(model, images, labels):
-    logits = tf.cast(model(images), tf.float32)
-    predicted = tf.argmax(logits, -1, tf.int32)
-    return predicted == labels, losses.margin(labels, logits), predicted
+    logits = gradients.logits(model, images)
+    margin = tf.where(losses.is_finite(logits), losses.margin(labels, logits), float("nan"))
+    return losses.is_correct(labels, logits), margin, tf.argmax(logits, -1, tf.int32)
 
 
 _FOLDED = weakref.WeakKeyDictionary()
 
 
-def _folded(model, sha256):
-    """Returns what is attacked: the model with its batch norms folded; the same copy each time, to compile it once."""
+def _folded(model, sha256, images):
+    """Returns the model with its batch norms folded; the same copy each time, to compile it once.
+
+    The copy is compared with the model when it is made. Where they differ, or there is nothing to fold, returns None.
+    """
     if not isinstance(model, keras.Model):
-        return model
+        return None
     key = (sha256, tf.distribute.get_strategy())
     if model not in _FOLDED or _FOLDED[model][0] != key:
         copy = folding.fold(model)
-        _FOLDED[model] = (key, None if copy is model else copy)  # a value that held its key would keep it alive
-    return _FOLDED[model][1] or model
-
-
-def batches(dataset, batch_size):
-    """Returns a dataset of batches of (images, labels); a pair of arrays becomes one."""
-    if isinstance(dataset, (tuple, list)):
-        dataset = tf.data.Dataset.from_tensor_slices(tuple(dataset)).batch(batch_size)
-    return dataset
+        tolerance = agreement.LOW if classifier.computes_low(model) else agreement.EXACT
+        what = "with folded batch norms"
+        is_used = copy is not model and agreement.holds(model, copy, images, tolerance, model.name, what)
+        _FOLDED[model] = (key, copy if is_used else None)  # a value that held its key would keep it alive
+    return _FOLDED[model][1]
 
 
 def _goes_on(attack):
-    """Says whether an attack can begin from where another left."""
-    return isinstance(attack, (attacks_lib.PGD, attacks_lib.APGD))
+    """Says whether an attack can begin from where another left; one that begins at the image, as FGSM, stays there."""
+    return isinstance(attack, (attacks_lib.PGD, attacks_lib.APGD)) and getattr(attack, "random_start", True)
 
 
 def _on_replicas(strategy, stage, values):

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_sat import files
-from keras_sat.evaluation.report import wilson
+from keras_sat.evaluation.report import epsilon_of, wilson
 
 _STYLE = """
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
@@ -40,16 +40,17 @@ def write(report, path, audit=None, command=None):
 
 def _page(report, plots, audit, command):
     parts = [_element("h1", f"Robustness of {report.context.get('model', 'a model')}"), _table(*_headline(report))]
+    parts += [_element("p", remark) for remark in report.remarks()]
     for figure, caption in plots.values():
         parts.append(_figure(figure, caption))
     broken = [(row.name, stage, count) for row in _adversarial(report) for stage, count in row.broken_by.items()]
     if broken:
         parts += [_element("h2", "Which attack broke what"), _table(("row", "attack", "images broken"), broken)]
-    pictured = [(row.name, report.pictures[row.name]) for row in _adversarial(report) if report.pictures.get(row.name)]
+    pictured = [(row, report.pictures[row.name]) for row in _adversarial(report) if report.pictures.get(row.name)]
     if pictured:
         parts.append(_element("h2", "Adversarial images"))
         parts.append("<p>Each: the image, the adversarial image, and their difference, amplified around grey.</p>")
-        parts += [_grid(name, pictures) for name, pictures in pictured]
+        parts += [_grid(row.name, row.settings["bounds"], pictures) for row, pictures in pictured]
     if audit:
         verdict = "no check failed" if audit.passed else f"failed: {', '.join(audit.failed)}"
         parts.append(_element("h2", f"Audit for masked gradients: {verdict}"))
@@ -76,7 +77,7 @@ def _headline(report):
     rows = []
     for row in report.results:
         low, high = (100 * bound for bound in row.interval)
-        threat = f"{row.settings['norm']}, {row.settings['epsilon']:g}" if "norm" in row.settings else "-"
+        threat = f"{row.settings['norm']}, {epsilon_of(row)}" if "norm" in row.settings else "-"
         accuracy, interval = f"{100 * row.accuracy:.1f} %", f"{low:.1f} .. {high:.1f}"
         rows.append((row.name, threat, row.n, accuracy, interval, f"{row.seconds:.1f}"))
     return ("", "norm, epsilon", "images", "accuracy", "95 % interval", "seconds"), rows
@@ -145,7 +146,7 @@ def _curve(report):
 
     adversarial = _adversarial(report)
     alike = [row for row in adversarial if kind(row) == kind(adversarial[-1])]
-    by_epsilon = {row.settings["epsilon"]: row for row in alike}
+    by_epsilon = {float(np.max(row.settings["epsilon"])): row for row in alike}
     return sorted({0.0: report["clean"], **by_epsilon}.items()) if len(by_epsilon) > 1 else []
 
 
@@ -179,16 +180,16 @@ def _classes(examples, attack, figure, axes):
     return figure
 
 
-def _grid(name, pictures):
-    cells = []
+def _grid(name, bounds, pictures):
+    cells, (low, high) = [], (np.asarray(bound, np.float32) for bound in bounds)
     for index, image, adversarial, predicted in pictures:
         image, adversarial = np.asarray(image, np.float32), np.asarray(adversarial, np.float32)
-        difference = adversarial - image
+        scale = 255 / (high - low)  # to pixels
+        difference = (adversarial - image) * scale
         factor = 127 / max(np.abs(difference).max(), 1e-6)
-        scale = 1 if image.max() > 1 else 255  # pixels, or images in 0..1
-        shown = [image * scale, adversarial * scale, 128 + factor * difference]
+        shown = [(image - low) * scale, (adversarial - low) * scale, 128 + factor * difference]
         tags = [f'<img alt="{alt}" src="{_png(x)}">' for alt, x in zip(("image", "adversarial", "difference"), shown)]
-        caption = f"image {int(index)}: taken for class {int(predicted)}; difference x {factor / scale:.3g}"
+        caption = f"image {int(index)}: taken for class {int(predicted)}; difference x {factor:.3g}"
         cells.append(f"<figure>{''.join(tags)}{_element('figcaption', caption)}</figure>")
     return _element("h3", name) + '\n<div class="pictures">' + "\n".join(cells) + "</div>"
 

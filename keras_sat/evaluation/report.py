@@ -32,6 +32,8 @@ class AttackResult:
         seconds: wall-clock time, compilation included.
         settings: the attack's configuration: norm, epsilon, steps, step_size, ...; empty for "clean".
         broken_by: for each stage of the attack, how many examples it broke.
+        not_finite: examples, clean or attacked, for which a logit is NaN or infinite; they count as misclassified.
+        reached: of a targeted attack, how many examples came to be classified as their target; else None.
     """
 
     name: str
@@ -42,11 +44,14 @@ class AttackResult:
     seconds: float
     settings: dict
     broken_by: dict = dataclasses.field(default_factory=dict)
+    not_finite: int = 0
+    reached: int | None = None
 
     @classmethod
-    def of(cls, name, n, correct, seconds, settings, broken_by=None):
+    def of(cls, name, n, correct, seconds, settings, broken_by=None, **more):
         """Returns the row of these counts."""
-        return cls(name, n, correct, correct / n, wilson(correct, n), round(seconds, 2), settings, broken_by or {})
+        interval = wilson(correct, n)
+        return cls(name, n, correct, correct / n, interval, round(seconds, 2), settings, broken_by or {}, **more)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +62,9 @@ class RobustnessReport:
         results: a list of `AttackResult`; the first is "clean".
         context: what else is needed to run it again: model, seed, batch-norm mode, versions.
         examples: what became of each example, as columns: "index" in the dataset, "label", "clean" (classified
-            correctly as it is), "margin" (the largest logit of a wrong class over that of the label), and "attacks":
-            for each, "broken_by" (the stage, "" where it stands, "clean" where it was not attacked) and "margin".
+            correctly as it is), "margin" (the largest logit of a wrong class over that of the label; None where a
+            logit is not finite), and "attacks": for each, "broken_by" (the stage, "" where it stands, "clean" where it
+            was not attacked) and "margin".
         pictures: some adversarial examples of each attack: (index, image, adversarial image, predicted class). They
             are not written to JSON.
     """
@@ -75,11 +81,26 @@ class RobustnessReport:
         raise KeyError(f"The report has no row {name!r}; it has {[result.name for result in self.results]}")
 
     def table(self):
-        """Returns the report as a plain-text table."""
+        """Returns the report as a plain-text table, and below it what is to be known of its figures."""
         header = ("attack", "norm", "epsilon", "images", "accuracy", "95 % interval", "seconds")
         rows = [header, *map(_cells, self.results)]
         widths = [max(map(len, column)) for column in zip(*rows)]
-        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        return "\n".join([*lines, *self.remarks()])
+
+    def remarks(self):
+        """Returns sentences on logits that are not finite, targets that were reached, and a scaled step size."""
+        found = [
+            f"Warning: {row.name}: for {row.not_finite} of {row.n} images a logit is NaN or infinite; these count as "
+            "misclassified."
+            for row in self.results
+            if row.not_finite
+        ]
+        reached = [row for row in self.results if row.reached is not None]
+        found += [f"{row.name}: {row.reached} of {row.n} images came to their target class." for row in reached]
+        return found + (
+            [f"In each row the step size is {self.context['step_size']}."] if "step_size" in self.context else []
+        )
 
     def to_json(self, path=None):
         """Returns the report as JSON text; with `path`, also writes it to that file."""
@@ -149,7 +170,9 @@ def _sum(rows):
     """Returns the row of a whole from those of its parts."""
     broken_by = {stage: sum(row.broken_by[stage] for row in rows) for stage in rows[0].broken_by}
     counts = [sum(getattr(row, name) for row in rows) for name in ("n", "correct", "seconds")]
-    return AttackResult.of(rows[0].name, *counts, rows[0].settings, broken_by)
+    more = {"not_finite": sum(row.not_finite for row in rows)}
+    more["reached"] = None if rows[0].reached is None else sum(row.reached for row in rows)
+    return AttackResult.of(rows[0].name, *counts, rows[0].settings, broken_by, **more)
 
 
 def _join(parts, order):
@@ -170,14 +193,17 @@ def of_state(state, rows, settings, context):
         context: of the report.
     """
     n = len(state.index)
-    results = [AttackResult.of("clean", n, int(state.clean.sum()), state.seconds, {})]
+    not_finite = int(np.isnan(state.margin).sum())
+    results = [AttackResult.of("clean", n, int(state.clean.sum()), state.seconds, {}, not_finite=not_finite)]
     examples = {name: getattr(state, name).tolist() for name in ("index", "label", "clean")}
     examples |= {"margin": _rounded(state.margin), "attacks": {}}
     for name, stages in rows.items():
         row = state.rows[name]
         broken_by = {stage: int(np.sum(row.broken_by == number)) for number, stage in enumerate(stages, 1)}
         standing = int(row.standing().sum())
-        results.append(AttackResult.of(name, n, standing, row.seconds, settings[name], broken_by))
+        more = {"not_finite": int(np.isnan(row.margin).sum())}
+        more["reached"] = row.reached if settings[name].get("targeted") else None
+        results.append(AttackResult.of(name, n, standing, row.seconds, settings[name], broken_by, **more))
         words = ["", *stages, "clean"]  # MISCLASSIFIED, -1, is the last
         examples["attacks"][name] = {
             "broken_by": [words[number] for number in row.broken_by],
@@ -187,15 +213,21 @@ def of_state(state, rows, settings, context):
 
 
 def _rounded(margins):
-    return [float(f"{margin:.6g}") for margin in margins]
+    """Returns margins as JSON knows numbers: six digits, and None for what is not finite."""
+    return [float(f"{margin:.6g}") if math.isfinite(margin) else None for margin in margins]
 
 
 def _cells(result):
     low, high = (f"{100 * bound:.1f}" for bound in result.interval)
-    norm, epsilon = result.settings.get("norm", "-"), result.settings.get("epsilon")
-    epsilon = "-" if epsilon is None else f"{epsilon:g}"
+    norm, epsilon = result.settings.get("norm", "-"), epsilon_of(result)
     accuracy = f"{100 * result.accuracy:.1f} %"
     return (result.name, norm, epsilon, str(result.n), accuracy, f"{low} .. {high}", f"{result.seconds:.1f}")
+
+
+def epsilon_of(result):
+    """Returns the epsilon of a row as text; those of several channels with a stroke between them."""
+    epsilon = result.settings.get("epsilon")
+    return "-" if epsilon is None else "/".join(f"{one:g}" for one in np.atleast_1d(epsilon))
 
 
 def wilson(correct, n):

@@ -21,6 +21,7 @@ class Row:
     stage: int = 0  # the stage at work
     done: int = 0  # examples that it has attacked
     seconds: float = 0.0
+    reached: int = 0  # examples that a targeted attack led to their targets
     pictures: list = dataclasses.field(default_factory=list)  # (index, clean, adversarial, predicted class)
 
     def standing(self):
@@ -61,7 +62,8 @@ class State:
         meta = {"configuration": self.configuration, "seconds": self.seconds, "rows": {}}
         for number, (name, row) in enumerate(self.rows.items()):
             pictures = [(int(index), int(predicted)) for index, _, _, predicted in row.pictures]
-            meta["rows"][name] = {"stage": row.stage, "done": row.done, "seconds": row.seconds, "pictures": pictures}
+            counts = {name: getattr(row, name) for name in ("stage", "done", "seconds", "reached")}
+            meta["rows"][name] = {**counts, "pictures": pictures}
             arrays |= {f"{number} broken_by": row.broken_by, f"{number} margin": row.margin}
             for k, (_, clean, adversarial, _) in enumerate(row.pictures):
                 arrays |= {f"{number} clean {k}": clean, f"{number} adversarial {k}": adversarial}

@@ -137,3 +137,30 @@ def test_nothing_to_audit(data):
     model, (images, labels) = data
     with pytest.raises(ValueError, match="nothing to audit"):
         audit(model, (images, (labels + 1) % 4), BALL)
+
+
+def test_what_is_not_finite_is_not_correct(data):
+    model, (images, labels) = data
+    report = audit(lambda x: tf.where(x[:, :1, 0, 0] % 2 == 0, model(x), float("nan")), (images, labels), BALL, steps=2)
+    assert report["randomness"].outcome == PASS
+    with pytest.raises(ValueError, match=r"nothing to audit. \(For 50 a logit is NaN or infinite.\)"):
+        audit(lambda x: model(x) * float("nan"), (images, 0 * labels), BALL)
+
+
+def test_a_sigmoid_and_a_network_with_one_logit(data):
+    model, (images, labels) = data
+    report = audit(lambda x: tf.sigmoid(model(x)), (images, labels), BALL, steps=4, queries=10)
+    assert report["softmax in the output"].outcome == FAIL
+    assert report["softmax in the output"].measured == "probabilities (sigmoid)"
+
+    def one(x):
+        return model(x)[:, :1]
+
+    labels = (one(images).numpy()[:, 0] > 0).astype(int)
+    assert audit(one, (images, labels), BALL, steps=4, queries=10)["softmax in the output"].outcome == PASS
+
+
+def test_a_ball_with_an_epsilon_for_each_channel(data):
+    model, examples = data
+    report = audit(model, examples, LinfBall([6, 3, 6]), steps=8, queries=10)
+    assert report["unbounded epsilon"].outcome == PASS

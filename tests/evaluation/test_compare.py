@@ -1,6 +1,8 @@
 import json
 import re
+import warnings
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -102,3 +104,17 @@ def test_refusals(tiny_model, data, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             compare(model, exported, dataset, attacks)
+
+
+def test_what_is_not_finite_counts_as_misclassified_and_is_said(tiny_model, images):
+    model = tiny_model()
+    labels = np.argmax(model(images), -1)
+    broken = keras.Sequential([model, keras.layers.Lambda(lambda z: z * float("nan"))])
+    broken.build((None, 8, 8, 3))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = compare(model, {"broken": broken}, (images, labels), PGD(LinfBall(2), steps=1))
+    assert any("broken has a logit that is NaN or infinite for 24 of" in str(one.message) for one in caught)
+    assert found.results["broken"]["clean"].correct == 0
+    with pytest.raises(ValueError, match="is targeted"):
+        compare(model, {"broken": broken}, (images, labels), PGD(LinfBall(2), targeted=True))

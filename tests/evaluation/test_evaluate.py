@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import time
+import warnings
 
 import keras
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 import keras_sat
-from keras_sat.attacks import FGSM, PGD, AutoAttack, L2Ball, LinfBall
+from keras_sat.attacks import APGD, FGSM, PGD, AutoAttack, L2Ball, LinfBall
 from keras_sat.evaluation import Corruption, evaluate, from_json, merge, sweep
 from keras_sat.training import distribution
 
@@ -90,6 +91,103 @@ def test_refusals(tiny_model, images):
         evaluate(model, data(model, images), {"clean": attack}, progress=False)
     with pytest.raises(ValueError, match="softmax hides the gradient"):
         evaluate(lambda x: tf.nn.softmax(model(x)), data(model, images), attack, progress=False)
+
+
+def test_datasets_that_are_none(tiny_model, images):
+    model = tiny_model()
+    x, y = data(model, images)
+    endless = tf.data.Dataset.from_tensor_slices((x, y)).batch(4).repeat()
+    for dataset, message in (
+        (endless, "never ends"),
+        ([(x, np.array(["cat"] * 8))], "turn names to numbers"),
+        ((x, np.ones((8, 4))), "Images with several labels"),
+        ((x, np.eye(5)[y]), "must have 4 columns"),
+        ((np.moveaxis(x, -1, 1), y), r"takes images of shape \(None, 8, 8, 3\).*Received: \(8, 3, 8, 8\)"),
+        (iter([(x, y)]), "only once"),
+    ):
+        for call in (evaluate, lambda *args, **options: sweep(*args, [1], **options)):
+            with pytest.raises(ValueError, match=message):
+                call(model, dataset, PGD(LinfBall(4), steps=1), progress=False)
+    found = evaluate(model, [(x[:5], y[:5]), (x[5:], y[5:])], PGD(LinfBall(4), steps=1), progress=False)
+    assert (found["clean"].n, found["clean"].correct) == (8, 6)
+
+
+@pytest.mark.parametrize("name", ["normalization", "derived", "own convolution", "forgetful", "random", "lora"])
+def test_networks_of_others_are_attacked_as_they_are(name, foreign_model, images):
+    """Against the copy that folds batch norms and against a function, of which there is none."""
+    model = foreign_model(name)
+    x, y = np.tile(images, (4, 1, 1, 1)), np.argmax(model(np.tile(images, (4, 1, 1, 1))), -1)
+    attack = PGD(LinfBall(4), steps=4, random_start=False)
+    expected = evaluate(lambda x: model(x), (x, y), attack, progress=False)
+    options = {"progress": False, "attack_precision": "mixed_bfloat16" if name != "random" else None}
+    differs = {"forgetful", "random"} & {name}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = evaluate(model, (x, y), attack, **options)
+        again = evaluate(model, (x, y), attack, progress=False)
+    said = [str(w.message) for w in caught if "is attacked itself" in str(w.message)]
+    assert len(said) == (0 if not differs else 2 if name == "forgetful" else 1)  # with low precision, one for each copy
+    if name != "random":
+        assert found["PGD-4"].correct <= expected["PGD-4"].correct == again["PGD-4"].correct
+        stages = ["PGD-4"] if differs else ["PGD-4, low precision", "PGD-4"]
+        assert list(found["PGD-4"].broken_by) == stages
+
+
+def test_a_network_that_was_adapted_anew_is_judged_as_it_is_now(images):
+    """What a layer derives from its weights is a constant of what was traced in the evaluation before."""
+    layer = keras.layers.Normalization()
+    layer.adapt(images.astype(np.float32))
+    model = keras.Sequential([keras.Input((8, 8, 3)), layer, keras.layers.Flatten(), keras.layers.Dense(4)])
+    for _ in range(2):
+        labels = np.argmax(model(images), -1)
+        report = evaluate(model, (images, labels), PGD(LinfBall(1), steps=1, random_start=False), progress=False)
+        assert report["clean"].correct == 8
+        adversarial = PGD(LinfBall(1), steps=1, random_start=False)(lambda x: model(x), images, labels)
+        assert report["PGD-1"].correct == np.sum(np.argmax(model(adversarial), -1) == labels)
+        layer.adapt(images[:2].astype(np.float32) ** 1.3)
+
+
+def test_what_is_not_finite_is_not_robust(tiny_model, images):
+    model = tiny_model()
+    x, y = images, np.argmax(model(images), -1)
+    nothing = keras.Sequential([model, keras.layers.Lambda(lambda z: z * float("nan"))])
+    nothing.build((None, 8, 8, 3))
+    attacks = [PGD(LinfBall(4), steps=2), AutoAttack(LinfBall(4), steps=2, queries=3)]
+    report = evaluate(nothing, (x, 0 * y), attacks, progress=False)  # argmax of NaN is 0
+    assert [row.correct for row in report.results] == [0, 0, 0]
+    assert [row.not_finite for row in report.results] == [8, 8, 8]
+    assert "Warning: clean: for 8 of 8 images a logit is NaN or infinite" in report.table()
+    json.loads(report.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+    def cracked(images):
+        levels = tf.reduce_all(images == tf.round(images), axis=(1, 2, 3))
+        return tf.where(levels[:, None], model(images), float("nan"))
+
+    report = evaluate(cracked, (x, y), attacks, progress=False)
+    assert [row.correct for row in report.results] == [8, 0, 0]
+    assert [row.not_finite for row in report.results] == [0, 8, 8]
+    assert report.examples["attacks"]["PGD-2"]["margin"] == [None] * 8
+
+
+def test_targeted_attacks_take_targets_by_name(tiny_model, images, tmp_path):
+    model = tiny_model()
+    x, y = data(model, images)
+    attack = PGD(LinfBall(60), steps=20, targeted=True, keep="first")
+    for call in (evaluate, lambda *args, **options: sweep(*args, [1], **options)):
+        with pytest.raises(ValueError, match=r"PGD-20 is targeted.*evaluate\(..., targets=...\)"):
+            call(model, (x, y), attack, progress=False)
+    targets = (y + 1) % 4
+    report = evaluate(model, (x, y), [attack], targets=targets, batch_size=3, progress=False)
+    right = np.argmax(model(x), -1) == y
+    adversarial = attack(model, x[right], targets[right])
+    reached = np.argmax(model(adversarial), -1) == targets[right]
+    assert report["PGD-20"].reached == reached.sum() > 0
+    assert f"PGD-20: {reached.sum()} of 8 images came to their target class." in report.table()
+    report.to_json(tmp_path / "report.json")
+    assert from_json(tmp_path / "report.json")["PGD-20"].reached == reached.sum()
+    for wrong, message in ((y, "that of image 0 is its own"), (targets[:5], "Received 5"), (targets + 4, "in 0..3")):
+        with pytest.raises(ValueError, match=f"targets must .*{message}"):
+            evaluate(model, (x, y), attack, targets=wrong, progress=False)
 
 
 def many(model, n=60):
@@ -267,6 +365,56 @@ def test_sweep_is_a_curve_that_never_rises(whole):
         sweep(model, data, attack, [], progress=False)
     with pytest.raises(ValueError, match="with a ball"):
         sweep(model, data, Corruption("contrast"), [1], progress=False)
+
+
+@pytest.mark.parametrize("ball", [LinfBall(1), L2Ball(10)], ids=["linf", "l2"])
+def test_in_a_sweep_fgsm_steps_as_far_as_each_epsilon(ball, whole):
+    model, data, _ = whole
+    radii = [ball.radius * factor for factor in (1, 3, 8)]
+    report = sweep(model, data, FGSM(ball), radii, progress=False)
+    alone = [evaluate(model, data, FGSM(ball.with_radius(radius)), progress=False).results[1] for radius in radii]
+    assert [row.settings["step_size"] for row in report.results[1:]] == radii
+    broken = np.zeros(60, bool)
+    for row, one in zip(report.results[1:], alone):
+        found = evaluate(model, data, FGSM(ball.with_radius(one.settings["epsilon"])), progress=False)
+        broken |= [stage != "" for stage in found.examples["attacks"]["PGD-1"]["broken_by"]]
+        assert row.correct == np.sum(~broken)  # broken at this epsilon, or at a smaller one
+    explicit = sweep(model, data, PGD(ball, steps=2, step_size=ball.radius / 4), [0, *radii], progress=False)
+    assert [row.settings["step_size"] for row in explicit.results[2:]] == [radius / 4 for radius in radii]
+    with pytest.raises(ValueError, match="cannot be scaled with epsilon from an epsilon of 0"):
+        sweep(model, data, PGD(LinfBall(0), step_size=1), [1], progress=False)
+
+
+def test_epsilon_and_bounds_of_each_channel(whole, tmp_path):
+    model, (x, y), _ = whole
+    mean, deviation = np.array([0.4, 0.5, 0.6]), np.array([0.2, 0.3, 0.25])
+    standardised = ((x / 255 - mean) / deviation).astype(np.float32)
+    scale = keras.layers.Normalization(mean=-mean / deviation, variance=1 / (255 * deviation) ** 2)
+    network = keras.Sequential([keras.Input((8, 8, 3)), scale, model])
+    ball = LinfBall(3 / 255 / deviation, bounds=(-mean / deviation, (1 - mean) / deviation))
+    found, expected = (
+        evaluate(m, images, PGD(b, steps=4, random_start=False), progress=False)
+        for m, images, b in ((network, (standardised, y), ball), (model, (x, y), LinfBall(3)))
+    )
+    assert by_example(found) == by_example(expected)
+    assert "0.0588235/0.0392157/0.0470588" in found.table()
+    found.to_json(tmp_path / "report.json")
+    assert from_json(tmp_path / "report.json").table() == found.table()
+    curve = sweep(network, (standardised, y), PGD(ball, steps=4), [ball.radius, ball.radius / 2], progress=False)
+    assert curve.results[1].settings["epsilon"] == pytest.approx([e / 2 for e in ball.epsilon])
+
+
+def test_one_logit_for_two_classes(whole):
+    model, (x, _), _ = whole
+    one = keras.Sequential([model, keras.layers.Dense(1)])
+    one.build((None, 8, 8, 3))
+    labels = (np.array(one(x))[:, 0] > 0).astype(int)
+    two = keras.Sequential([one, keras.layers.Lambda(lambda z: keras.ops.concatenate([-z, z], -1))])
+    two.build((None, 8, 8, 3))
+    attacks = {"PGD": ATTACKS["PGD"], "APGD": APGD(LinfBall(4), steps=4)}
+    found, expected = (evaluate(m, (x, labels), attacks, progress=False) for m in (one, two))
+    assert by_example(found) == by_example(expected)
+    assert found["clean"].accuracy == 1
 
 
 def test_low_precision_finds_nothing_that_float32_does_not_confirm(whole):
