@@ -1,13 +1,18 @@
 """Adversarial training through Keras' own compile and fit."""
 
+import contextlib
 import dataclasses
 import functools
+import os
+import weakref
 
+import h5py
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_sat import activations, losses
-from keras_sat.attacks import PGD, gradients, inputs, randomness
+from keras_sat.attacks import PGD, agreement, gradients, inputs, randomness, threats
 from keras_sat.models import classifier, folding
 from keras_sat.training import distribution, schedules
 from keras_sat.training.free import Free
@@ -61,9 +66,14 @@ class AdversarialModel(keras.Model):
 
     Raises:
         ValueError: for a model that is not built or ends in a softmax, an unknown `attack_batch_norm`, an
-            `attack_precision` that the model cannot be copied in, or an objective that the attack cannot serve.
-        tf.errors.InvalidArgumentError: in `fit`, for images outside the attack's bounds, or that reach from 0 to 1
-            where the bounds are 0..255.
+            `attack_precision` that the model cannot be copied in, a targeted attack, or an objective that the attack
+            cannot serve. In `fit` and `evaluate`, for a first batch of images outside the attack's bounds, images in
+            0..1 where the bounds are 0..255, or labels that are not those of the classes. (For images also
+            tf.errors.InvalidArgumentError, which later batches raise, unless XLA compiles the step.)
+
+    The attacks run on a faster copy of the model, if that computes the same: with batch norms folded, and with
+    `attack_precision`. At the first batch each copy is compared with the model, logits and input gradients. Where they
+    differ, the model itself is attacked, and a warning says why.
     """
 
     def __init__(
@@ -82,6 +92,9 @@ class AdversarialModel(keras.Model):
         **kwargs,
     ):
         classifier.check(model)
+        _check_attack("attack", attack)
+        if evaluation_attack is not None:
+            _check_attack("evaluation_attack", evaluation_attack)
         if attack_batch_norm not in ("frozen", "batch"):
             raise ValueError(f'attack_batch_norm must be "frozen" or "batch". Received: {attack_batch_norm!r}')
         if attack_precision is not None and attack_batch_norm == "batch":
@@ -103,6 +116,11 @@ class AdversarialModel(keras.Model):
         self._inference = functools.partial(model, training=False)
         self._folding = folding.Folding(model)
         self._low = folding.Folding(model, attack_precision) if attack_precision else self._folding
+        self._attack_precision = attack_precision
+        outputs = getattr(model, "outputs", None)  # one logit is for two classes
+        self._classes = max(2, outputs[0].shape[-1]) if outputs else None  # None: the model does not say
+        self._is_judged = self._is_compared = False
+        self._checked = weakref.WeakSet()  # of Keras' iterators over data, those whose first batch was checked
         self.robust_accuracy = keras.metrics.Mean(name="robust_accuracy")
         self.step_size_factor = self.add_weight(
             shape=(), initializer="ones", dtype="float32", trainable=False, name="step_size_factor"
@@ -125,11 +143,22 @@ class AdversarialModel(keras.Model):
         super().compile(optimizer, *args, jit_compile=False if self._jit_attack else jit_compile, **kwargs)
         distribution.check(self.model, self.optimizer, self.distribute_strategy)
 
+    def fit(self, x=None, y=None, *args, **kwargs):
+        """Trains as Keras does. What is wrong with labels or validation data is said before the first epoch."""
+        validation = kwargs.get("validation_data")
+        if y is not None:
+            losses.hard_labels(np.asarray(y), self._classes)
+        if isinstance(validation, (tuple, list)) and len(validation) > 1:
+            losses.hard_labels(np.asarray(validation[1]), self._classes)
+            self._check_batch([part[: agreement.IMAGES] for part in validation[:2]])
+        elif isinstance(validation, tf.data.Dataset):
+            for batch in validation.take(1):
+                self._check_batch(batch)
+        return super().fit(x, y, *args, **kwargs)
+
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         seed = self._replica_seed(self.optimizer.iterations)
-        with tf.control_dependencies([inputs.assert_not_scaled(x, self.attack.ball.bounds)]):
-            x = tf.identity(x)
         attack = self._scheduled_attack()
         if isinstance(attack, Free):
             logits = self._replay(attack, tf.cast(x, tf.float32), y, sample_weight, seed)
@@ -148,6 +177,10 @@ class AdversarialModel(keras.Model):
         self.robust_accuracy.update_state(robust, sample_weight)
         return super().test_step(data)
 
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        """Updates the metrics; an example whose logits are not finite counts as misclassified."""
+        return super().compute_metrics(x, y, _wrong_where_not_finite(y, y_pred), sample_weight=sample_weight)
+
     def make_train_function(self, force=False):
         self.train_function = self._own_loop(self.train_step, self.train_function, force)
         super().make_train_function()
@@ -160,6 +193,34 @@ class AdversarialModel(keras.Model):
         """Saves the classifier, `.model`: the trainer around it is code, not weights."""
         return self.model.save(filepath, **kwargs)
 
+    def save_weights(self, filepath, **kwargs):
+        """Saves the weights of the classifier, `.model`. The optimizer's lie beside them, where it passes them over."""
+        with _lent_optimizer(self.model, self.optimizer):
+            return self.model.save_weights(filepath, **kwargs)
+
+    def load_weights(self, filepath, **kwargs):
+        """Loads weights of the classifier, `.model`, whether it or its trainer saved them: then the optimizer's too."""
+        with _lent_optimizer(self.model, self.optimizer if _holds_optimizer(filepath) else None):
+            self.model.load_weights(filepath, **kwargs)
+        # What was traced may hold what layers derived from the weights before.
+        for function, make in (
+            ("train_function", self.make_train_function),
+            ("test_function", self.make_test_function),
+        ):
+            if getattr(self, function) is not None:
+                make(force=True)
+        self.predict_function = None
+
+    def export(self, filepath, **kwargs):
+        """Exports the classifier, `.model`, as Keras does; `keras_sat.export` writes more."""
+        return self.model.export(filepath, **kwargs)
+
+    def get_config(self):
+        raise NotImplementedError(
+            "An AdversarialModel is saved as its classifier: call trainer.save(path), or "
+            "keras.models.save_model(trainer.model, path), and wrap what you load in an AdversarialModel again."
+        )
+
     def _own_loop(self, step, function, force):
         """Returns the function there is, a new one where Keras' own would fail, or None, for Keras to make it."""
         if function is not None and not force:
@@ -169,11 +230,62 @@ class AdversarialModel(keras.Model):
         return None
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        if distribution.has_several_workers(self.distribute_strategy) and iterator is not None:
-            _, _, batches = next(iter(iterator))  # Keras averages this batch over the workers, which fails
-            first = functools.partial(_first_replica, self.distribute_strategy)
-            iterator, data_batch = None, tf.nest.map_structure(first, next(batches))
+        """Sees, before Keras, the first batch of each `fit` and `evaluate`, or the one of `train_on_batch`.
+
+        XLA leaves out the checks that a graph has, so that here is where a batch can be refused; and here the copies
+        that will be attacked are compared with the model.
+        """
+        several = distribution.has_several_workers(self.distribute_strategy)
+        if iterator is not None:
+            _refuse_endless(iterator)
+        if iterator is not None and (several or iterator not in self._checked):
+            self._checked.add(iterator)
+            data_batch = self._first_batch(iterator)
+        if data_batch is not None:
+            self._check_batch(data_batch)
+            iterator = None  # Keras would read one more batch, and average it over workers, which fails
         super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
+
+    def _first_batch(self, iterator):
+        """Returns the first batch of the data, or one replica's share of it; None where there is none."""
+        batches = getattr(iterator.data_adapter, "_first_batches", None)  # a generator cannot be asked twice
+        if batches:
+            return batches[0]
+        for _, _, batches in iterator:
+            try:
+                return tf.nest.map_structure(functools.partial(_first_replica, self.distribute_strategy), next(batches))
+            except (StopIteration, tf.errors.OutOfRangeError):
+                break
+        return None
+
+    def _check_batch(self, batch):
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+        if isinstance(x, (dict, tuple, list)):
+            raise ValueError(f"An image classifier takes one tensor of images. Received a {type(x).__name__}")
+        labels, images = losses.hard_labels(y, self._classes), tf.convert_to_tensor(x)
+        if not len(labels):  # of a small batch, a replica's share
+            return
+        classifier.check_images(self.model, images)
+        for ball in {self.attack.ball, self.evaluation_attack.ball}:
+            inputs.check_batch(images, labels, ball)
+        if not self._is_judged:
+            inputs.check_logits(self._inference, images, labels)
+            self._is_judged = True
+        if not (self._is_compared or self.run_eagerly):
+            self._compare_copies(images)
+            self._is_compared = True
+
+    def _compare_copies(self, images):
+        """Attacks the model itself in place of a copy that does not compute what the model computes."""
+        exact = agreement.LOW if classifier.computes_low(self.model) else agreement.EXACT
+        self._compare(self._folding, "with folded batch norms", images, exact)
+        if self._low is not self._folding:
+            self._compare(self._low, f"in {self._attack_precision}", images, agreement.LOW)
+            self._low = self._low if self._low.is_copy else self._folding
+
+    def _compare(self, copy, what, images, tolerance):
+        if copy.is_copy and not agreement.holds(self._inference, copy.bind(), images, tolerance, self.model.name, what):
+            copy.give_up()
 
     def _scheduled_attack(self):
         step, factor = self.optimizer.iterations, tf.convert_to_tensor(self.step_size_factor.value)
@@ -217,16 +329,19 @@ class AdversarialModel(keras.Model):
 
     def _objective(self, clean, adversarial, y, sample_weight):
         """Returns the objective of a batch, divided by the number of replicas as Keras does, and adversarial logits."""
-        clean_logits = self(clean, training=True) if self.objective.sees_clean else None
-        logits = self(adversarial, training=True)
-        outputs = clean_logits if self.objective.compiled_loss == "clean" else logits
-        loss = self.compute_loss(adversarial, y, outputs, sample_weight, training=True)
-        penalty = self.objective.penalty(losses.hard_labels(y), logits, clean_logits)
+        clean_outputs = self(clean, training=True) if self.objective.sees_clean else None
+        outputs = self(adversarial, training=True)
+        compared = clean_outputs if self.objective.compiled_loss == "clean" else outputs
+        loss = self.compute_loss(adversarial, y, compared, sample_weight, training=True)
+        labels, logits = losses.hard_labels(y), _as_logits(outputs)
+        with tf.control_dependencies([inputs.assert_labels(labels, logits)]):
+            penalty = self.objective.penalty(tf.identity(labels), logits, _as_logits(clean_outputs))
+            loss = tf.identity(loss)
         if penalty is None:
-            return loss, logits
+            return loss, outputs
         if sample_weight is not None:
             penalty *= tf.reshape(tf.cast(sample_weight, penalty.dtype), [-1])
-        return loss + tf.reduce_mean(penalty) / tf.distribute.get_strategy().num_replicas_in_sync, logits
+        return loss + tf.reduce_mean(penalty) / tf.distribute.get_strategy().num_replicas_in_sync, outputs
 
     def _frozen(self, folded):
         """Returns the model in inference mode; in a graph its batch norms are folded, once for all steps."""
@@ -237,12 +352,71 @@ class AdversarialModel(keras.Model):
             return self.model(images, training=True)
 
     def _is_correct(self, images, labels):
-        return tf.argmax(self(images), axis=-1, output_type=tf.int32) == labels
+        return losses.is_correct(labels, gradients.logits(self, images))
 
     def _replica_seed(self, step):
         seed = tf.stack([tf.cast(self.seed, tf.int32), tf.cast(step, tf.int32)])
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         return randomness.fold(seed, replica)
+
+
+def _holds_optimizer(path):
+    if not (os.path.isfile(path) and h5py.is_hdf5(path)):
+        return False  # Keras says what is wrong
+    with h5py.File(path) as file:
+        return "optimizer" in file
+
+
+@contextlib.contextmanager
+def _lent_optimizer(model, optimizer):
+    """Gives a classifier its trainer's optimizer, for Keras to save or load the two together."""
+    if optimizer is None:
+        yield
+        return
+    own = getattr(model, "optimizer", None)
+    model.optimizer = optimizer
+    try:
+        yield
+    finally:
+        if own is None:
+            del model.optimizer
+        else:
+            model.optimizer = own
+
+
+def _refuse_endless(iterator):
+    """Refuses a dataset that never ends where nobody says after how many steps to stop."""
+    dataset = getattr(iterator.data_adapter, "_dataset", None)
+    is_endless = isinstance(dataset, tf.data.Dataset) and dataset.cardinality() == tf.data.INFINITE_CARDINALITY
+    if is_endless and iterator.steps_per_epoch is None:
+        raise ValueError(
+            "The dataset never ends (.repeat()): say steps_per_epoch in fit, validation_steps for its validation data, "
+            "steps in evaluate."
+        )
+
+
+def _as_logits(outputs):
+    """Returns float32 logits, also of a network that computes in low precision; None as it is.
+
+    One logit z becomes [-z / 2, z / 2], of which the softmax is sigmoid(z), as in the compiled loss.
+    """
+    if outputs is None:
+        return None
+    outputs = tf.cast(outputs, tf.float32)
+    return losses.two_classes(outputs / 2 if outputs.shape[-1] == 1 else outputs)
+
+
+def _wrong_where_not_finite(y, outputs):
+    """Returns outputs in which those that are not finite are replaced by wrong ones: argmax takes NaN for class 0."""
+    labels, classes = losses.hard_labels(y), outputs.shape[-1]
+    wrong = 1 - 2 * labels[:, None] if classes == 1 else -tf.one_hot(labels, classes, dtype=tf.int32)
+    return tf.where(losses.is_finite(outputs)[:, None], outputs, tf.cast(wrong, outputs.dtype))
+
+
+def _check_attack(name, attack):
+    if not (isinstance(getattr(attack, "ball", None), threats.Ball) and not isinstance(attack, type)):
+        raise ValueError(f"{name} must be an attack, such as PGD(LinfBall(4), steps=2). Received: {attack!r}")
+    inputs.check_untargeted(attack)
 
 
 def _first_replica(strategy, value):

@@ -3,8 +3,11 @@
 import warnings
 
 import keras
+import numpy as np
 import tensorflow as tf
 
+from keras_sat import data, losses
+from keras_sat.attacks import gradients, inputs
 from keras_sat.training import checkpoint
 
 
@@ -17,7 +20,7 @@ class RobustAccuracy(keras.callbacks.Callback):
         keras.callbacks.ModelCheckpoint("best.keras", monitor="val_robust_accuracy", mode="max", save_best_only=True)
 
     Args:
-        dataset: batches of (images, integer labels), held out.
+        dataset: held out, as `evaluation.evaluate` takes it: batches of (images, labels), or a pair of arrays.
         attack: such as `PGD(LinfBall(4), steps=50, keep="first")`.
         every: number of epochs between measurements; in between the last one is repeated.
         name: in the logs.
@@ -25,6 +28,7 @@ class RobustAccuracy(keras.callbacks.Callback):
 
     def __init__(self, dataset, attack, every=1, name="val_robust_accuracy"):
         super().__init__()
+        check_held_out(dataset, attack)
         self.dataset = dataset
         self.attack = attack
         self.every = every
@@ -47,7 +51,8 @@ class CatastrophicOverfittingGuard(keras.callbacks.Callback):
     lowers the attack's step size (`trainer.step_size_factor`) and goes on.
 
     Args:
-        dataset: batches of (images, integer labels), held out; some hundred images.
+        dataset: held out, as `evaluation.evaluate` takes it: batches of (images, labels), or a pair of arrays; some
+            hundred images.
         attack: of several steps: `PGD(ball, steps=10)`.
         every: steps between two probes.
         action: "stop", or "roll back".
@@ -65,6 +70,7 @@ class CatastrophicOverfittingGuard(keras.callbacks.Callback):
             raise ValueError(f'action must be "stop" or "roll back". Received: {action!r}')
         if not (0 < collapse < 1 and 0 < factor < 1):
             raise ValueError(f"collapse and factor must lie between 0 and 1. Received: {collapse!r}, {factor!r}")
+        check_held_out(dataset, attack)
         self.dataset = dataset
         self.attack = attack
         self.every = every
@@ -148,7 +154,7 @@ class PerturbationImages(keras.callbacks.Callback):
         if (epoch + 1) % self.every:
             return
         adversarial = self.attack(self.model.model, self.images, self.labels, seed=0)
-        low, high = self.attack.ball.bounds
+        low, high = map(np.float32, self.attack.ball.bounds)
         largest = tf.reduce_max(tf.abs(adversarial - self.images)) + 1e-12
         shown = {
             "clean": (self.images - low) / (high - low),
@@ -164,15 +170,35 @@ class PerturbationImages(keras.callbacks.Callback):
         self._writer.close()
 
 
-def robust_accuracy(model, dataset, attack):
-    """Returns the share of images that a model classifies correctly, both clean and under an attack (seed 0)."""
+def robust_accuracy(model, dataset, attack, batch_size=128):
+    """Returns the share of images that a model classifies correctly, both clean and under an attack (seed 0).
+
+    An image for which a logit is not finite is not classified correctly.
+
+    Args:
+        model: a Keras classifier.
+        dataset: as `evaluation.evaluate` takes it; a pair of arrays is cut into batches of `batch_size`.
+        attack: such as `PGD(LinfBall(4))`, not targeted.
+
+    Raises:
+        ValueError: for a dataset without images, or labels that are not class numbers.
+    """
     correct = count = 0
-    for images, labels in dataset:
-        labels = tf.cast(labels, tf.int32)
-        both = (images, attack(model, images, labels, seed=0))
-        clean, attacked = (tf.argmax(model(x, training=False), -1, tf.int32) == labels for x in both)
-        correct += int(tf.math.count_nonzero(clean & attacked))
+    for images, labels in data.batches(dataset, batch_size):
+        logits = gradients.logits(model, tf.cast(images, tf.float32))
+        labels = losses.hard_labels(labels, logits.shape[-1])
+        attacked = gradients.logits(model, attack(model, images, labels, seed=0))
+        stands = losses.is_correct(labels, logits) & losses.is_correct(labels, attacked)
+        correct += int(tf.math.count_nonzero(stands))
         count += len(labels)
     if count == 0:
         raise ValueError("The dataset has no images to measure robust accuracy on.")
     return correct / count
+
+
+def check_held_out(dataset, attack):
+    """Refuses, before a training begins, a dataset or an attack that could not be used after its first epoch."""
+    inputs.check_untargeted(attack)
+    for _, labels in data.batches(dataset, 1):
+        losses.hard_labels(labels)
+        break

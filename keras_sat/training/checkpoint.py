@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from keras_sat import files
+from keras_sat.models import classifier
 from keras_sat.training import distribution
 
 
@@ -230,9 +231,10 @@ def values(trainer):
 
 
 def assign(trainer, arrays):
-    """Gives the variables of a training what `values` returned."""
+    """Gives the variables of a training what `values` returned, and its layers what they derive from them."""
     for name, variable in _state(trainer).items():
         variable.assign(arrays[name])
+    classifier.refresh(trainer.model)
 
 
 def _state(trainer):

@@ -8,6 +8,7 @@ import time
 import keras
 import tensorflow as tf
 
+from keras_sat.models import classifier
 from keras_sat.training.adversarial import AdversarialModel
 
 
@@ -57,7 +58,7 @@ def cost(model, attack, dataset, steps=3, optimizer="sgd", **options):
         start = time.perf_counter()
         trainer.train_on_batch(images, labels)
         seconds.append(time.perf_counter() - start)
-    model.set_weights(weights)
+    classifier.set_weights(model, weights)
     step = statistics.median(seconds[1:])
     batches = int(dataset.cardinality())
     return Cost(len(images) / step, batches * step if batches > 0 else None, _peak_memory())

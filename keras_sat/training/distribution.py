@@ -180,6 +180,9 @@ def corrected(optimizer, gradients):
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     if replicas == 1:
         return gradients
+    if any(g is None for g in gradients):  # of weights that are not used: Keras leaves those out, with a warning
+        there = iter(corrected(optimizer, [g for g in gradients if g is not None]))
+        return [None if g is None else next(there) for g in gradients]
     scale = 1.0
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         overflowed = tf.reduce_any([~tf.reduce_all(tf.math.is_finite(g)) for g in gradients])

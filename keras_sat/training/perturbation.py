@@ -30,15 +30,16 @@ class AWP:
 
     def perturb(self, forward, model):
         """Returns a function like `forward`, from nothing to a loss and logits, that runs at the perturbed weights."""
-        kernels = [weight for weight in model.trainable_variables if len(weight.shape) > 1]
-        with keras.StatelessScope():  # swallows the updates of the moving statistics
+        trainable = model.trainable_variables
+        kernels = [weight for weight in trainable if len(weight.shape) > 1]
+        with _moved(trainable, {}):  # swallows the updates of the moving statistics
             *_, ascent = gradients.of_training(forward, kernels)
-        ascent = tf.distribute.get_replica_context().all_reduce("SUM", ascent)
-        steps = [self._step(tf.convert_to_tensor(kernel.value), g) for kernel, g in zip(kernels, ascent)]
+        found = [(kernel, g) for kernel, g in zip(kernels, ascent) if g is not None]  # of a branch that is not used
+        summed = tf.distribute.get_replica_context().all_reduce("SUM", [g for _, g in found])
+        steps = {id(w): self._step(tf.convert_to_tensor(w.value), g) for (w, _), g in zip(found, summed)}
 
         def perturbed():
-            moved = [(kernel, kernel.value + step) for kernel, step in zip(kernels, steps)]
-            with keras.StatelessScope(state_mapping=moved) as scope:
+            with _moved(trainable, steps) as scope:
                 outputs = forward()
             for variable in model.non_trainable_variables:
                 value = scope.get_current_value(variable)
@@ -50,3 +51,9 @@ class AWP:
 
     def _step(self, kernel, gradient):
         return tf.math.divide_no_nan(self.gamma * tf.norm(kernel) * gradient, tf.norm(gradient))
+
+
+def _moved(variables, steps):
+    """Returns a scope in which variables have moved, {id: step}, and in which losses of layers are not lost."""
+    values = [(v, v.value + steps[id(v)] if id(v) in steps else v.value) for v in variables]
+    return keras.StatelessScope(state_mapping=values, collect_losses=True)

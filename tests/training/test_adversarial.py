@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import keras_sat
-from keras_sat.attacks import PGD, LinfBall
+from keras_sat.attacks import PGD, L2Ball, LinfBall
 from keras_sat.training import AdversarialModel, distribution
 
 FROM_IMAGE = PGD(LinfBall(8), steps=2, random_start=False)
@@ -279,6 +279,258 @@ def test_refusals(tiny_model, images):
         AdversarialModel(tiny_model(), RANDOM, attack_batch_norm="batch", attack_precision="mixed_bfloat16")
     with pytest.raises(ValueError, match="need labels"):
         compiled(tiny_model()).fit(images, verbose=0)
+
+
+@pytest.mark.parametrize("name", ["normalization", "derived", "forgetful", "own convolution", "lora"])
+def test_networks_of_others_are_attacked_as_they_are(name, foreign_model, images, labels):
+    """The examples of a step are those that the attack finds against the model itself."""
+    model = foreign_model(name)
+    expected = FROM_IMAGE(foreign_model(name), images, labels)
+
+    class Seeing(AdversarialModel):
+        def _adversarial(self, attack, x, labels, seed):
+            adversarial = super()._adversarial(attack, x, labels, seed)
+            self.seen.assign(adversarial)
+            return adversarial
+
+    trainer = Seeing(model, FROM_IMAGE)
+    trainer.seen = tf.Variable(tf.zeros(images.shape), trainable=False)
+    trainer.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    trainer.train_on_batch(images, labels)
+    assert np.mean(np.abs(trainer.seen - expected) > 0.01) < 0.01
+
+
+def test_a_copy_that_is_another_network_is_not_attacked(foreign_model, images, labels):
+    """In bfloat16 the layers are copies: one whose configuration does not tell it all shows there."""
+    trainer = AdversarialModel(foreign_model("forgetful"), FROM_IMAGE, attack_precision="mixed_bfloat16")
+    trainer.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with pytest.warns(UserWarning, match="is attacked itself.*copy in mixed_bfloat16 has logits that differ") as caught:
+        trainer.fit(images, labels, batch_size=4, epochs=2, verbose=0)
+    assert len([warning for warning in caught if "attacked itself" in str(warning.message)]) == 1
+    assert trainer._low is trainer._folding
+    assert trainer._low.is_copy  # with folded batch norms it is the same network
+
+
+def test_dropout_that_is_always_on_draws_a_new_mask_at_each_step(foreign_model, images, labels):
+    trainer = compiled(foreign_model("random"), RANDOM)
+    with pytest.warns(UserWarning, match="is attacked itself.*its output is random"):
+        trainer.fit(images, labels, verbose=0)
+
+    @tf.function(autograph=False)
+    def three(x):
+        logits_fn = trainer._frozen(trainer._low)
+        begin = (tf.constant(0), tf.TensorArray(tf.float32, 3))
+        _, found = tf.while_loop(lambda n, _: n < 3, lambda n, a: (n + 1, a.write(n, logits_fn(x))), begin)
+        return found.stack()
+
+    found = three(tf.cast(images, tf.float32))
+    assert np.any(found[0] != found[1])
+    assert np.any(found[1] != found[2])
+
+
+def test_the_first_batch_is_checked_where_xla_leaves_the_checks_out(tiny_model, images, labels):
+    for x, y, message in (
+        (images / 255, labels, r"LinfBall\(4 / 255, bounds=\(0, 1\)\).*Received values in \[0, 1\]"),
+        (images * 2.0, labels, "images must lie within the bounds.*Received values in"),
+        (images * np.nan, labels, "images must be finite"),
+        (images, labels + 4, r"labels must lie in 0..3. Received values in \[4, 7\]"),
+        (images, np.eye(5)[labels], "must have 4 columns.*Received: 5"),
+        (np.moveaxis(images, -1, 1), labels, r"takes images of shape \(None, 8, 8, 3\).*Received: \(8, 3, 8, 8\)"),
+        (images, np.ones((8, 4)), "Images with several labels"),
+    ):
+        trainer = compiled(tiny_model(), jit_compile=True)
+        for call in (trainer.fit, trainer.evaluate):
+            with pytest.raises(ValueError, match=message):
+                call(x, y, verbose=0)
+        with pytest.raises(ValueError, match=message):
+            trainer.train_on_batch(x, y)
+
+
+def test_a_model_that_does_not_say_what_it_returns_is_judged_by_its_first_batch(tiny_model, images, labels):
+    class Own(keras.Model):
+        def __init__(self, head):
+            super().__init__()
+            self.base, self.head = tiny_model(), head
+
+        def call(self, x, training=False):
+            return self.head(self.base(x, training=training))
+
+    for head, message in (
+        (tf.nn.softmax, "a softmax hides the gradient"),
+        (lambda x: x[:, None], "one tensor of shape"),
+    ):
+        model = Own(head)
+        model(images)
+        with pytest.raises(ValueError, match=message):
+            compiled(model).fit(images, labels, verbose=0)
+    model = Own(tf.identity)
+    model(images)
+    compiled(model).fit(images, labels, verbose=0)
+
+
+def test_no_batch_is_lost_to_the_check(tiny_model, images, labels):
+    def generator():
+        for first in range(0, 8, 2):
+            yield images[first : first + 2], labels[first : first + 2]
+
+    results = []
+    for data in (generator(), batches(images, labels, 2)):
+        model = tiny_model()
+        compiled(model).fit(data, steps_per_epoch=4, shuffle=False, verbose=0)
+        results.append(weights(model))
+    np.testing.assert_array_equal(results[0], results[1])
+
+
+def test_what_would_fail_after_an_epoch_or_never_end_is_refused_before(tiny_model, images, labels):
+    trainer = compiled(tiny_model())
+    good, bad = batches(images, labels, 2), batches(images, labels + 4, 2)
+    for options, message in (
+        ({"x": good, "validation_data": bad}, "labels must lie in 0..3"),
+        ({"x": good, "validation_data": (images, np.ones((8, 4)))}, "Images with several labels"),
+        ({"x": images, "y": np.append(labels[:-1], 9)}, r"Received values in \[0, 9\]"),
+        ({"x": images, "y": labels.astype(str)}, "turn names to numbers"),
+        ({"x": good.repeat()}, "never ends.*steps_per_epoch"),
+        ({"x": good, "validation_data": good.repeat()}, "never ends.*validation_steps"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            trainer.fit(**options, batch_size=None if options["x"] is good else 8, shuffle=False, verbose=0)
+    with pytest.raises(ValueError, match="never ends"):
+        trainer.evaluate(good.repeat(), verbose=0)
+    trainer.fit(
+        good.repeat(), steps_per_epoch=1, validation_data=good.repeat(), validation_steps=1, shuffle=False, verbose=0
+    )
+
+
+def test_a_dark_batch_is_a_batch(tiny_model, images, labels):
+    dark = images // 128  # nearly black: levels 0 and 1
+    compiled(tiny_model()).fit(dark, labels, verbose=0)
+    with pytest.warns(UserWarning, match="Unless these images are nearly black"):  # in float32 nobody can know
+        compiled(tiny_model()).fit(dark.astype(np.float32), labels, verbose=0)
+    some = np.concatenate([images, dark * 0.9]).astype(np.float32)  # the second batch, after hours
+    compiled(tiny_model()).fit(some, np.tile(labels, 2), batch_size=8, shuffle=False, verbose=0)
+    standardised = (images / 255 * 2 - 1.1).astype(np.float32)  # below one deviation
+    ball = LinfBall(0.1, bounds=(-2.2, 2.7))
+    compiled(tiny_model(), PGD(ball, steps=1)).fit(standardised, labels, verbose=0)
+
+
+def test_logits_that_are_not_finite_are_never_right(tiny_model, images, labels):
+    model = keras.Sequential([tiny_model(), keras.layers.Lambda(lambda x: x * float("nan"))])
+    model.build((None, 8, 8, 3))
+    one_hot = keras.losses.CategoricalCrossentropy(from_logits=True)
+    for y, loss in ((0 * labels, None), (np.eye(4)[0 * labels], one_hot)):  # argmax of NaN is 0
+        found = compiled(model, RANDOM, loss=loss).evaluate(images, y, verbose=0, return_dict=True)
+        assert (found["accuracy"], found["robust_accuracy"]) == (0, 0)
+        assert np.isnan(found["loss"])
+
+
+def test_one_logit_for_two_classes(images):
+    keras.utils.set_random_seed(0)
+    layers = [keras.Input((8, 8, 3)), keras.layers.Rescaling(1 / 255), keras.layers.Flatten(), keras.layers.Dense(1)]
+    model = keras.Sequential(layers)
+    labels = (model(images).numpy()[:, 0] > 0).astype(int)
+    two = keras.Sequential([model, keras.layers.Lambda(lambda z: keras.ops.concatenate([-z, z], -1))])
+    loss = keras.losses.BinaryCrossentropy(from_logits=True)
+    attack = PGD(LinfBall(2), steps=5)
+    one, other = (AdversarialModel(m, attack).evaluation_attack(m, images, labels).numpy() for m in (model, two))
+    np.testing.assert_allclose(one, other, atol=1e-4)
+    for objective in (keras_sat.training.AdversarialTraining(), keras_sat.training.TRADES()):
+        trainer = compiled(model, attack, loss=loss, optimizer=keras.optimizers.Adam(0.01), objective=objective)
+        history = trainer.fit(images, labels, epochs=20, verbose=0, validation_data=(images, labels[:, None])).history
+        assert history["loss"][-1] < history["loss"][0]
+        assert history["val_robust_accuracy"][-1] >= history["val_robust_accuracy"][0]
+
+
+def test_mixed_precision_and_an_ordinary_head(images, labels):
+    """Its logits are float16 or bfloat16; the divergence of TRADES and MART is computed in float32."""
+    for policy in ("mixed_float16", "mixed_bfloat16"):
+        layers = [keras.Input((8, 8, 3)), keras.layers.Rescaling(1 / 255), keras.layers.Flatten()]
+        model = keras.Sequential([*layers, keras.layers.Dense(4, dtype=policy)])
+        for objective in (keras_sat.training.TRADES(), keras_sat.training.MART()):
+            history = compiled(model, RANDOM, objective=objective).fit(images, labels, epochs=2, verbose=0).history
+            assert np.isfinite(history["loss"]).all()
+
+
+@pytest.mark.parametrize("quantity", ["lora", "int8"])
+def test_lora_and_int8_before_a_batch_norm(quantity, images, labels):
+    layers = [keras.Input((8, 8, 3)), keras.layers.Rescaling(1 / 255), keras.layers.Flatten()]
+    dense = keras.layers.Dense(16)
+    model = keras.Sequential(
+        [*layers, dense, keras.layers.BatchNormalization(), keras.layers.ReLU(), keras.layers.Dense(4)]
+    )
+    dense.enable_lora(2) if quantity == "lora" else dense.quantize("int8")
+    trainer = compiled(model, RANDOM)
+    trainer.fit(images, labels, verbose=0)
+    report = keras_sat.evaluation.evaluate(model, (images, labels), RANDOM, progress=False)
+    assert report.results[1].n == 8
+
+
+def test_it_saves_loads_and_exports_as_its_classifier(tiny_model, images, labels, tmp_path):
+    model = tiny_model()
+    trainer = compiled(model)
+    trainer.fit(images, labels, verbose=0)
+    trainer.save_weights(tmp_path / "by_trainer.weights.h5")
+    plain = tiny_model(seed=1)
+    plain.load_weights(tmp_path / "by_trainer.weights.h5")
+    np.testing.assert_array_equal(weights(plain), weights(model))
+    plain.save_weights(tmp_path / "by_model.weights.h5")
+    other = compiled(tiny_model(seed=2))
+    other.load_weights(tmp_path / "by_model.weights.h5")
+    np.testing.assert_array_equal(weights(other.model), weights(model))
+    np.testing.assert_array_equal(int(trainer.optimizer.iterations), 1)
+    again = compiled(tiny_model(seed=2))
+    again.optimizer.build(again.trainable_variables)
+    again.load_weights(tmp_path / "by_trainer.weights.h5")  # the optimizer's state too, as BackupAndRestore needs it
+    assert int(again.optimizer.iterations) == 1
+    assert not hasattr(model, "optimizer")
+    trainer.export(tmp_path / "exported", verbose=False)
+    served = tf.saved_model.load(tmp_path / "exported")
+    np.testing.assert_allclose(served.serve(tf.cast(images, tf.float32)), model(images), atol=1e-5)
+    with pytest.raises(NotImplementedError, match=r"saved as its classifier: call trainer.save\(path\)"):
+        keras.models.save_model(trainer, tmp_path / "trainer.keras")
+
+
+def test_what_is_no_attack_is_refused_when_it_is_made(tiny_model):
+    model = tiny_model()
+    for options in (
+        {"attack": "pgd"},
+        {"attack": PGD},
+        {"attack": None},
+        {"attack": RANDOM, "evaluation_attack": "pgd"},
+    ):
+        with pytest.raises(ValueError, match="attack must be an attack, such as .* Received"):
+            AdversarialModel(model, **options)
+    targeted = PGD(LinfBall(8), targeted=True)
+    for options in ({"attack": targeted}, {"attack": RANDOM, "evaluation_attack": targeted}):
+        with pytest.raises(ValueError, match="PGD-10 is targeted"):
+            AdversarialModel(model, **options)
+
+
+@pytest.mark.parametrize("eagerly", [False, True])
+def test_an_epsilon_of_nothing(eagerly, tiny_model, images, labels):
+    ramp = keras.optimizers.schedules.PolynomialDecay(0.0, 1000, 1.0)
+    for ball, options in ((LinfBall(8), {"epsilon_schedule": ramp}), (L2Ball(0), {})):
+        trainer = AdversarialModel(tiny_model(), PGD(ball, steps=2), **options)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        trainer.compile("sgd", loss, run_eagerly=eagerly)
+        assert np.isfinite(trainer.fit(images, labels, verbose=0).history["loss"]).all()
+
+
+def test_trains_on_images_standardised_by_channel(tiny_model, images, labels):
+    """By the ball in their unit: the weights are those of the same training on pixels."""
+    mean, deviation = np.array([0.4, 0.5, 0.6]), np.array([0.2, 0.3, 0.25])
+    standardised = ((images / 255 - mean) / deviation).astype(np.float32)
+    bounds = (-mean / deviation, (1 - mean) / deviation)
+    ramp = keras.optimizers.schedules.PolynomialDecay(0.5, 4, 1.0)
+    results = []
+    for x, ball in ((images, LinfBall(8)), (standardised, LinfBall(8 / 255 / deviation, bounds=bounds))):
+        model = tiny_model()
+        if x is standardised:
+            scale = keras.layers.Normalization(mean=-mean / deviation, variance=1 / (255 * deviation) ** 2)
+            model = keras.Sequential([keras.Input((8, 8, 3)), scale, model])
+        trainer = compiled(model, PGD(ball, steps=2), epsilon_schedule=ramp)
+        trainer.fit(x, labels, batch_size=8, epochs=3, verbose=0)
+        results.append(weights(model))
+    np.testing.assert_allclose(results[0], results[1], atol=1e-3)
 
 
 def test_images_in_0_to_1_are_an_error_in_fit(tiny_model, images, labels):

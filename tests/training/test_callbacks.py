@@ -1,4 +1,5 @@
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -124,6 +125,35 @@ def test_the_guard_rolls_back_and_goes_on_with_a_smaller_step(collapsing, collap
     assert len(guard.probes) == 9
     assert float(trainer.step_size_factor.numpy()) == 0.25 ** len(guard.collapses)
     assert callbacks.robust_accuracy(trainer.model, held_out, STRONG) > 2 * collapsed[0][-1]
+
+
+def test_held_out_data_in_every_form_that_evaluate_takes(tiny_model, images, labels):
+    attack = PGD(LinfBall(8), steps=2)
+    whole = tf.data.Dataset.from_tensor_slices((images, labels, np.ones(8))).batch(8)
+    forms = ((images, labels), (images, np.eye(4)[labels]), (images, labels[:, None]), whole, [(images, labels)])
+    found = set()
+    for form in forms:
+        callbacks_ = [RobustAccuracy(form, attack), CatastrophicOverfittingGuard(form, attack, every=1)]
+        trainer = trainer_of(tiny_model(), attack)
+        history = trainer.fit(images, labels, batch_size=8, verbose=0, callbacks=callbacks_).history
+        found.add((history["val_robust_accuracy"][0], *callbacks_[1].probes.values()))
+    assert len(found) == 1
+    for kind in (RobustAccuracy, CatastrophicOverfittingGuard):  # when it is made, not after the first epoch
+        with pytest.raises(ValueError, match="never ends"):
+            kind(whole.repeat(), attack)
+        with pytest.raises(ValueError, match="is targeted"):
+            kind(whole, PGD(LinfBall(8), targeted=True))
+        with pytest.raises(ValueError, match="Images with several labels"):
+            kind((images, np.ones((8, 4))), attack)
+
+
+def test_logits_that_are_not_finite_are_not_robust(tiny_model, images, labels):
+    model = tiny_model()
+
+    def nothing(x):
+        return model(x) * float("nan")
+
+    assert callbacks.robust_accuracy(nothing, (images, 0 * labels), PGD(LinfBall(8), steps=1)) == 0
 
 
 def test_refusals(tiny_model, images, labels):

@@ -174,3 +174,20 @@ def test_refusals(tmp_path):
         with pytest.raises(ValueError, match="must be an integer >= 1"):
             Checkpoint(tmp_path / "x", **{"steps_per_epoch": 4, **options})
     assert not os.path.exists(tmp_path / "x")
+
+
+def test_what_a_layer_derives_from_its_weights_is_restored_too(foreign_model, images, labels, tmp_path):
+    """A process that is taken up builds its Normalization anew, and has not adapted it."""
+    results = []
+    for restored in (False, True):
+        model = foreign_model("normalization")
+        if restored:
+            model.layers[0].adapt(np.zeros((2, 8, 8, 3)))
+        trainer = AdversarialModel(model, PGD(LinfBall(4), steps=1))
+        trainer.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        with Checkpoint(tmp_path / "checkpoints", steps_per_epoch=1, every=1) as checkpoint:
+            assert checkpoint.restore(trainer) == int(restored)
+            if not restored:
+                trainer.fit(images, labels, batch_size=8, verbose=0, callbacks=[checkpoint])
+        results.append(model(images))
+    np.testing.assert_allclose(results[0], results[1], atol=1e-5)

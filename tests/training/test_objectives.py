@@ -117,6 +117,37 @@ def test_awp_takes_the_gradient_where_the_weights_are_worst(tiny_model, images, 
         assert np.any(ours != initial)  # the moving statistics too: they moved once
 
 
+class Costly(keras.layers.Layer):
+    """A layer that adds a loss, and has a kernel that nothing uses."""
+
+    def build(self, input_shape):
+        self.unused = self.add_weight(shape=(3, 3), name="unused")
+
+    def call(self, inputs):
+        self.add_loss(0.1 * keras.ops.mean(keras.ops.square(inputs)))
+        return inputs
+
+
+@pytest.mark.filterwarnings("ignore:Gradients do not exist for variables.*unused")
+def test_awp_keeps_the_losses_of_layers(images, labels):
+    """With next to no perturbation a step is the step without, whatever the layers add to the loss."""
+
+    def build():
+        keras.utils.set_random_seed(0)
+        options = {"kernel_regularizer": "l2", "activity_regularizer": keras.regularizers.L2(0.01)}
+        layers = [keras.Input((8, 8, 3)), keras.layers.Rescaling(1 / 255), keras.layers.Conv2D(4, 3, **options)]
+        layers += [keras.layers.BatchNormalization(), Costly(), keras.layers.Flatten()]
+        return keras.Sequential([*layers, keras.layers.Dense(4, kernel_regularizer="l2")])
+
+    results = {}
+    for awp in (None, AWP(1e-9), AWP(0.1)):
+        model = build()
+        loss = compiled(model, PGD(LinfBall(0), steps=1), weight_perturbation=awp).train_on_batch(images, labels)
+        results[awp] = np.concatenate([[loss if np.ndim(loss) == 0 else loss[0]], *map(np.ravel, model.get_weights())])
+    np.testing.assert_allclose(results[AWP(1e-9)], results[None], atol=1e-5)
+    assert np.abs(results[AWP(0.1)] - results[None]).max() > 1e-3
+
+
 @pytest.mark.parametrize("attack", [PGD(BALL, steps=2), Free(BALL, replays=2)], ids=str)
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
 def test_awp_goes_around_any_objective(attack, objective, tiny_model, images, labels):
