@@ -4,6 +4,7 @@ import os
 
 import keras
 
+from keras_sat.attacks import agreement
 from keras_sat.evaluation import deployed
 from keras_sat.export import saved_model
 from keras_sat.models import classifier
@@ -25,8 +26,8 @@ def load_for_fine_tuning(path, classes=None, freeze=None, custom_objects=None):
         custom_objects: {name: class or function} of layers that are registered neither by Keras nor by this package.
 
     Raises:
-        ValueError: if the folder holds no such SavedModel, its layers are unknown, or it does not end in a dense layer
-            that could be replaced.
+        ValueError: if the folder holds no such SavedModel, its layers are unknown, what is rebuilt does not compute
+            what the SavedModel does (they are compared), or it does not end in a dense layer that could be replaced.
     """
     if freeze not in FREEZE:
         raise ValueError(f"freeze must be one of {FREEZE}. Received: {freeze!r}")
@@ -34,8 +35,8 @@ def load_for_fine_tuning(path, classes=None, freeze=None, custom_objects=None):
         raise ValueError(f"classes must be an integer >= 1, or None to keep the head. Received: {classes!r}")
     model = _rebuilt(os.fspath(path), custom_objects)
     if freeze == "backbone":
-        for layer in model.layers[:-1]:
-            layer.trainable = False
+        for layer in model.layers:
+            layer.trainable = layer.trainable and layer is classifier.output_layer(model)
     elif freeze == "batch_norm":
         for layer in classifier.leaves(model):
             layer.trainable = layer.trainable and not isinstance(layer, keras.layers.BatchNormalization)
@@ -55,17 +56,37 @@ def _rebuilt(path, custom_objects):
         architecture = text.read()
     try:
         model = keras.models.model_from_json(architecture, custom_objects)
-        model.set_weights([weight.numpy() for weight in loaded.weights])
+        classifier.set_weights(model, [weight.numpy() for weight in loaded.weights])
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{file} cannot be rebuilt: {str(error).splitlines()[0]} A layer of your own is passed in custom_objects."
         ) from error
+    _check(path, model, loaded)
     return model
 
 
+def _check(path, model, loaded):
+    """Raises ValueError unless the rebuilt model computes what the SavedModel does."""
+    (images,) = loaded.signatures["serving_default"].structured_input_signature[1].values()
+    inputs = classifier.some_inputs(model, images.shape[1:])
+
+    def saved(images):
+        return loaded(images, training=False)
+
+    inputs = None if inputs is None else agreement.comparable(saved, inputs)
+    tolerance = agreement.LOW if classifier.computes_low(model) else agreement.EXACT
+    found = None if inputs is None else agreement.difference(saved, model, inputs, tolerance)
+    if found:
+        raise ValueError(
+            f"{path} cannot be rebuilt: the model made of its architecture and weights has {found}. Does the "
+            "get_config of a layer leave out an argument, or does a layer compute something when it is built?"
+        )
+
+
 def _with_new_head(model, classes):
-    if classifier.features(model) is None:
+    found = classifier.head(model)
+    if found is None:
         raise ValueError(f"{model.name} does not end in a dense layer: it cannot be given {classes} classes.")
-    last = model.layers[-1]
+    last, features = found
     head = type(last).from_config(last.get_config() | {"units": classes})
-    return keras.Model(model.inputs[0], head(last.input), name=model.name)
+    return keras.Model(model.inputs[0], head(features), name=model.name)

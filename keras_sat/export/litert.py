@@ -8,6 +8,9 @@ import tensorflow as tf
 
 from keras_sat import files
 
+_COMPARED = 32  # of the images for calibration
+_TOLERANCE = 0.5  # of the logits' deviation: for a network that always answers the same the difference is 1
+
 
 def export_litert(path, to, images):
     """Converts an exported SavedModel to a LiteRT file, weights and activations in int8 (post-training).
@@ -22,7 +25,8 @@ def export_litert(path, to, images):
             the activations are set.
 
     Raises:
-        ValueError: if `to` exists or has another ending, or the SavedModel or the images do not suit.
+        ValueError: if `to` exists or has another ending, the SavedModel or the images do not suit, or the int8 network
+            answers these images otherwise than the SavedModel.
     """
     path, to = os.fspath(path), os.fspath(to)
     if not to.endswith(".tflite"):
@@ -44,5 +48,20 @@ def export_litert(path, to, images):
             converted = converter.convert()
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"{path} cannot be converted to int8: {str(error).splitlines()[0]}") from error
+        apart = _apart(path, converted, images[:_COMPARED])
+    if not apart <= _TOLERANCE:  # NaN too
+        raise ValueError(
+            f"{path} in int8 is another network: on the images for calibration its logits differ by {apart:.2g} of "
+            f"their standard deviation, at most {_TOLERANCE} was expected. Give more images, of all classes, in the "
+            "model's range."
+        )
     with files.replacing(to) as temporary, open(temporary, "wb") as file:
         file.write(converted)
+
+
+def _apart(path, converted, images):
+    """Returns the root mean square of what the logits of both networks differ by, over their standard deviation."""
+    run = tf.lite.Interpreter(model_content=converted).get_signature_runner("serving_default")
+    found = np.concatenate([run(images=image[None])["logits"] for image in images])
+    expected = tf.saved_model.load(path).signatures["serving_default"](images=tf.constant(images))["logits"].numpy()
+    return float(np.sqrt(np.mean((found - expected) ** 2)) / max(np.std(expected), 1e-6))

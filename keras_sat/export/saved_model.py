@@ -7,6 +7,7 @@ import warnings
 import tensorflow as tf
 
 from keras_sat import files, training
+from keras_sat.attacks import agreement
 from keras_sat.evaluation import report as report_lib
 from keras_sat.export import signatures as signatures_lib
 from keras_sat.export import warmup as warmup_lib
@@ -84,9 +85,9 @@ def export_saved_model(
     if dtype not in PRECISIONS:
         raise ValueError(f"dtype must be one of {', '.join(PRECISIONS)}. Received: {dtype!r}")
     shape = _image_shape(model, image_size)
-    network = classifier.in_precision(model, PRECISIONS[dtype])
+    network = _in_precision(model, PRECISIONS[dtype], shape)
     root, functions = signatures_lib.trace(network, shape, _names(signatures, network, shape))
-    classes = functions["serving_default"].structured_outputs["logits"].shape[-1]
+    classes = functions["serving_default"].structured_outputs["probabilities"].shape[-1]
     contents = {
         LABELS: _label_lines(labels, classes),
         CARD: json.dumps(_card(model, shape, classes, dtype, report, trained | (card or {})), indent=2) + "\n",
@@ -100,6 +101,20 @@ def export_saved_model(
                 os.makedirs(os.path.dirname(os.path.join(temporary, name)), exist_ok=True)
                 files.write_text(os.path.join(temporary, name), text)
         warmup_lib.write(requests, temporary)
+
+
+def _in_precision(model, policy, shape):
+    """Returns the model in a precision; raises ValueError for a copy that computes something else than the model."""
+    network = classifier.in_precision(model, policy)
+    images = None if network is model else classifier.some_inputs(model, shape)
+    images = None if images is None else agreement.comparable(model, images)
+    found = None if images is None else agreement.difference(model, network, images, agreement.LOW)
+    if found:
+        raise ValueError(
+            f"{model.name} cannot be exported in {policy.removeprefix('mixed_')}: its copy has {found}. Does the "
+            "get_config of a layer leave out an argument?"
+        )
+    return network
 
 
 def _image_shape(model, image_size):

@@ -41,6 +41,20 @@ def trace(network, shape, names):
     return root, traced
 
 
+def classified(logits):
+    """Returns the probabilities [batch, classes] and the likeliest classes int64 [batch] of logits.
+
+    One logit z, of a network for two classes, stands for the probabilities 1 - sigmoid(z) and sigmoid(z).
+    """
+    logits = tf.concat([tf.zeros_like(logits), logits], -1) if logits.shape[-1] == 1 else logits
+    return {"probabilities": tf.nn.softmax(logits), "classes": tf.argmax(logits, -1)}
+
+
+def of_sigmoid(logits):
+    """Returns half of a single logit z: the softmax of [-z / 2, z / 2] is sigmoid(z). Others stay as they are."""
+    return logits / 2 if logits.shape[-1] == 1 else logits
+
+
 def _logits(network, images, training=False):
     return tf.cast(network(tf.cast(images, tf.float32), training=training), tf.float32)
 
@@ -50,7 +64,7 @@ def _endpoints(network, shape):
 
     def classify(images):
         logits = _logits(network, images)
-        return {"logits": logits, "probabilities": tf.nn.softmax(logits), "classes": tf.argmax(logits, -1)}
+        return {"logits": logits, **classified(logits)}
 
     def classify_bytes(image_bytes):
         return classify(_decode(image_bytes, shape))
@@ -60,7 +74,7 @@ def _endpoints(network, shape):
 
     def input_gradient(images, labels):
         loss, _, gradient = gradients.value_and_gradient(
-            lambda images: _logits(network, images), losses.cross_entropy, images, labels
+            lambda images: of_sigmoid(_logits(network, images)), losses.cross_entropy, images, labels
         )
         return {"loss": loss, "gradient": gradient}
 

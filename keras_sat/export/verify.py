@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras_sat import losses
 from keras_sat.attacks import gradients
 from keras_sat.evaluation import deployed
-from keras_sat.export import fine_tuning, reload, saved_model, warmup
+from keras_sat.export import fine_tuning, reload, saved_model, signatures, warmup
 from keras_sat.models import classifier
 
 IMAGES = 4
@@ -41,8 +41,8 @@ def verify(path, model=None):
     if model is None:
         model = fine_tuning.load_for_fine_tuning(path)
     network = classifier.in_precision(model, saved_model.PRECISIONS[card["dtype"]])
-    signatures = deployed.read(path).signatures
-    inputs = _inputs(signatures, [card["images"][name] or SIZE for name in ("height", "width", "channels")])
+    shape = [card["images"][name] or SIZE for name in ("height", "width", "channels")]
+    inputs = _inputs(deployed.read(path).signatures, shape)
     found = _outputs(path, inputs)
     expected = _expected(network, inputs)
     tolerance = TOLERANCE[card["dtype"]]
@@ -65,11 +65,11 @@ def _opened(path):
         raise ValueError(f"There is no {path}: the SavedModel was not written by export_saved_model.") from None
 
 
-def _inputs(signatures, shape):
+def _inputs(functions, shape):
     """Returns {signature: {input: array}} of random images, the same for all."""
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (IMAGES, *shape)).astype(np.uint8)
-    functions = {name: function for name, function in signatures.items() if name in saved_model.SIGNATURES}
+    functions = {name: function for name, function in functions.items() if name in saved_model.SIGNATURES}
     values = {"images": images, "labels": np.zeros(IMAGES, np.int64)}
     if "serving_bytes" in functions:
         values["image_bytes"] = warmup.encoded(images)
@@ -106,14 +106,16 @@ def _expected(network, inputs):
 
     pixels = tf.cast(inputs["serving_default"]["images"], tf.float32)
     logits = keras.ops.convert_to_numpy(tf.cast(infer(pixels), tf.float32))
-    classified = {"logits": logits, "probabilities": tf.nn.softmax(logits).numpy(), "classes": logits.argmax(-1)}
+    classified = {"logits": logits} | {k: v.numpy() for k, v in signatures.classified(tf.constant(logits)).items()}
     expected = {name: classified for name in inputs if name.startswith("serving_")}
     if "features" in inputs:
         features = classifier.features(network)(pixels, training=False)
         expected["features"] = {"features": tf.cast(features, tf.float32).numpy()}
     if "input_gradient" in inputs:
         labels = tf.constant(inputs["input_gradient"]["labels"])
-        loss, _, gradient = gradients.value_and_gradient(infer, losses.cross_entropy, pixels, labels)
+        loss, _, gradient = gradients.value_and_gradient(
+            lambda images: signatures.of_sigmoid(infer(images)), losses.cross_entropy, pixels, labels
+        )
         expected["input_gradient"] = {"loss": loss.numpy(), "gradient": gradient.numpy()}
     return expected
 
@@ -125,6 +127,7 @@ def _difference(expected, found, name, output):
         return float("nan")
     if output == "classes":  # the logits that it names, for two classes may be as likely as each other
         logits = expected[name]["logits"]
+        logits = np.concatenate([0 * logits, logits], -1) if logits.shape[-1] == 1 else logits
         other, one = np.take_along_axis(logits, other[:, None], -1)[:, 0], logits.max(-1)
         return float(np.max(one - other) / (np.ptp(logits) or 1.0))
     return float(np.max(np.abs(one - other)) / (np.ptp(one) or 1.0))

@@ -84,6 +84,34 @@ def test_freeze(saved, freeze):
         assert moved == {w.path for w in model.weights} - {w.path for norm in norms for w in norm.weights}
 
 
+def test_networks_of_others_come_back_as_they_were_or_are_refused(foreign_model, images, tmp_path):
+    for name in ("normalization", "derived", "own convolution", "lora"):
+        model = foreign_model(name)
+        export_saved_model(model, tmp_path / name)
+        np.testing.assert_allclose(load_for_fine_tuning(tmp_path / name)(images), model(images), atol=1e-5)
+        verify(tmp_path / name)
+    export_saved_model(foreign_model("forgetful"), tmp_path / "forgetful")
+    verify(tmp_path / "forgetful", foreign_model("forgetful"))  # the export is good
+    with pytest.raises(ValueError, match="cannot be rebuilt.*logits that differ.*get_config of a layer"):
+        load_for_fine_tuning(tmp_path / "forgetful")
+    with pytest.raises(ValueError, match="cannot be exported in bfloat16: its copy has logits that differ"):
+        export_saved_model(foreign_model("forgetful"), tmp_path / "low", dtype="bfloat16")
+    assert not (tmp_path / "low").exists()
+
+
+def test_the_head_is_what_makes_the_output_not_what_was_made_last(tmp_path):
+    inputs = keras.Input((8, 8, 3))
+    features = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs))
+    gate = keras.layers.Dense(192, activation="sigmoid", name="gate")
+    head = keras.layers.Dense(4, name="head")
+    model = keras.Model(inputs, head(keras.layers.Multiply()([features, gate(features)])))
+    export_saved_model(model, tmp_path / "saved")
+    tuned = load_for_fine_tuning(tmp_path / "saved", classes=3, freeze="backbone")
+    assert tuned.output_shape == (None, 3)
+    tuned = load_for_fine_tuning(tmp_path / "saved", freeze="backbone")
+    assert [layer.name for layer in tuned.layers if layer.trainable_weights] == ["head"]
+
+
 def own_activation(x):
     return x * keras.ops.sigmoid(1.5 * x)
 

@@ -1,5 +1,6 @@
 import os
 
+import keras
 import numpy as np
 import pytest
 
@@ -30,6 +31,18 @@ def test_int8(tiny_model, images, labels, calibration, tmp_path):
     assert report.results[1].correct < report["clean"].correct
     with pytest.raises(ValueError, match="no gradient with respect to the images"):
         PGD(LinfBall(4))(small, images, labels)
+
+
+def test_an_int8_network_that_answers_otherwise_is_refused(calibration, tmp_path):
+    """Activations around ten thousand: a step of int8 is larger than all differences between them."""
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Dense(4)(keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs)))
+    x = keras.layers.ReLU()(keras.layers.Rescaling(1.0, 1e4)(x))
+    model = keras.Model(inputs, keras.layers.Rescaling(1.0, -1e4)(x))
+    export_saved_model(model, tmp_path / "saved", signatures=[])
+    with pytest.raises(ValueError, match="in int8 is another network.*calibration"):
+        export_litert(tmp_path / "saved", tmp_path / "small.tflite", calibration)
+    assert os.listdir(tmp_path) == ["saved"]
 
 
 def test_refusals_write_nothing(tiny_model, calibration, tmp_path):

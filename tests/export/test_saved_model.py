@@ -358,3 +358,13 @@ export.export_saved_model(models.ResNet8(input_shape=(8, 8, 3), classes=4), {str
     assert done.returncode != 0
     assert "File too large" in done.stderr
     assert os.listdir(tmp_path) == []
+
+
+def test_one_logit_for_two_classes(images, tmp_path):
+    layers = [keras.Input((8, 8, 3)), keras.layers.Rescaling(1 / 255), keras.layers.Flatten(), keras.layers.Dense(1)]
+    model = keras.Sequential(layers)
+    export_saved_model(model, tmp_path / "saved", labels=["no", "yes"])
+    verify(tmp_path / "saved", model)
+    answer = tf.saved_model.load(tmp_path / "saved").signatures["serving_default"](images=tf.cast(images, tf.float32))
+    np.testing.assert_allclose(answer["probabilities"][:, 1:], keras.ops.sigmoid(model(images)), atol=1e-6)
+    np.testing.assert_array_equal(answer["classes"], model(images)[:, 0] > 0)
