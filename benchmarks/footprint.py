@@ -3,7 +3,9 @@
     python benchmarks/footprint.py [--image_size 64] [--batch_size 32] [--repeats 5]
 
 Each figure is of processes of their own. Memory is the peak of the resident set over three steps of ResNet-50 with SGD
-and momentum; the attack's graph and kernels are part of it, whatever the size of the batch.
+and momentum; the attack's graph and kernels are part of it, whatever the size of the batch. "Unasked" leaves out the
+comparison of the attacked copy with the model, which is made once, on eight images of the first batch; its seconds are
+given beside those of a step in the same process.
 """
 
 import argparse
@@ -12,24 +14,36 @@ import subprocess
 import sys
 
 STEP = """
-import resource, keras, numpy as np, keras_sat
+import resource, time, keras, numpy as np, keras_sat
 from keras_sat.attacks import PGD, LinfBall
 model = keras_sat.models.ResNet50(input_shape=({size}, {size}, 3))
 steps = {steps}
 trainer = keras_sat.training.AdversarialModel(model, PGD(LinfBall(4), steps=steps)) if steps else model
+if {unasked}:
+    trainer._is_compared = True
 trainer.compile(keras.optimizers.SGD(0.1, 0.9), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
 labels = np.arange({batch})
 images = np.random.default_rng(0).integers(0, 256, ({batch}, {size}, {size}, 3)).astype(np.uint8)
 for _ in range(3):
+    start = time.perf_counter()
     trainer.train_on_batch(images, labels)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    step = time.perf_counter() - start
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+start = time.perf_counter()
+if steps:
+    trainer._compare_copies(images)
+print(step, time.perf_counter() - start, peak)
 """
 IMPORT = "import time; start = time.perf_counter(); import {module}; print(time.perf_counter() - start)"
 
 
-def measured(code):
+def run(code):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
+    return [float(number) for number in done.stdout.split()]
+
+
+def measured(code):
+    return run(code)[-1]
 
 
 def imports(repeats):
@@ -44,16 +58,22 @@ def imports(repeats):
 
 
 def memory(size, batch, repeats):
-    peaks = {0: [], 1: [], 10: []}
+    peaks = {"plain": [], "PGD-1": [], "PGD-10": [], "PGD-10 unasked": []}
+    comparisons = []
     for _ in range(repeats):
-        for steps, seen in peaks.items():
-            seen.append(measured(STEP.format(steps=steps, size=size, batch=batch)))
+        for name, seen in peaks.items():
+            steps, unasked = int(name.split()[0].removeprefix("PGD-").replace("plain", "0")), name.endswith("unasked")
+            step, comparison, peak = run(STEP.format(steps=steps, unasked=unasked, size=size, batch=batch))
+            seen.append(peak)
+            comparisons += [(step, comparison)] if steps == 10 else []
     print(f"ResNet-50, {size} px, batch {batch}")
-    plain = statistics.median(peaks[0])
-    for steps, seen in peaks.items():
+    plain = statistics.median(peaks["plain"])
+    for name, seen in peaks.items():
         median = statistics.median(seen)
-        name = f"PGD-{steps}" if steps else "plain"
-        print(f"step {name:<9}{median:7.0f} MiB  ({min(seen):.0f}..{max(seen):.0f})  over plain {median / plain:.3f}")
+        print(f"step {name:<15}{median:7.0f} MiB  ({min(seen):.0f}..{max(seen):.0f})  over plain {median / plain:.3f}")
+    ratio = statistics.median(comparison / step for step, comparison in comparisons)
+    seconds = statistics.median(comparison for _, comparison in comparisons)
+    print(f"the comparison, once: {seconds:.2f} s, {ratio:.2f} of a PGD-10 step")
 
 
 def main():
