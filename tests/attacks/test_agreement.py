@@ -20,7 +20,7 @@ DIFFERENT = {
     "shape": (lambda x: network(x)[:, :3], r"logits of shape \(8, 3\) in place of \(8, 4\)"),
     "gradient": (lambda x: network(backwards(x)), "input gradients that differ by 2 of their length"),
     "no gradient": (lambda x: network(tf.stop_gradient(x)), "no input gradient"),
-    "one NaN": (lambda x: network(x, offset=tf.constant([0.0, 0, 0, np.nan])), "logits that are NaN or infinite for other images"),
+    "one NaN": (lambda x: network(x, offset=tf.constant([0.0, 0, 0, np.nan])), "logits that are NaN or infinite for"),
 }
 
 
