@@ -109,9 +109,10 @@ class Folding:
 
     def bind(self):
         """Returns a function from images to logits, in inference mode; the model itself where nothing can be folded."""
-        if self._copy is None:
+        pairs = None if self._copy is None else _values(self._model, self._copy, self._pairs)
+        if pairs is None:  # also for a model that was given other weights since, by LoRA, say
             return functools.partial(self._model, training=False)
-        values = {id(v): tf.cast(value, v.dtype) for v, value in _values(self._model, self._copy, self._pairs)}
+        values = {id(v): tf.cast(value, v.dtype) for v, value in pairs}
         lists = [
             [values[id(v)] if id(v) in values else tf.zeros(v.shape, v.dtype) for v in variables]  # a seed, not used
             for variables in (self._copy.trainable_variables, self._copy.non_trainable_variables)
