@@ -258,8 +258,8 @@ class _Engine:
         shown.begin(name, stage, row, len(places))
         for at, images, labels in self._at(places):
             start = time.perf_counter()
-            aims = self.targets[self.state.index[at]] if getattr(stage.attack, "targeted", False) else labels
-            adversarial = self._attack(stage, images, aims, self._seeds(seed, at))
+            aims = self.targets[self.state.index[at]] if getattr(stage.attack, "targeted", False) else None
+            adversarial = self._attack(stage, images, labels if aims is None else aims, self._seeds(seed, at))
             correct = self._record(row, number + 1, at, images, adversarial, labels, aims)
             row.done += len(at)
             row.seconds += time.perf_counter() - start
@@ -321,7 +321,7 @@ class _Engine:
         correct, margin, predicted = self._judge(adversarial, labels)
         row.margin[places] = np.maximum(row.margin[places], margin)  # NaN stays NaN
         row.broken_by[places] = np.where(correct, STANDS, number)
-        row.reached += 0 if aims is labels or aims is None else int(np.count_nonzero(predicted == aims))
+        row.reached += 0 if aims is None else int(np.count_nonzero(predicted == aims))
         for k in np.flatnonzero(~correct)[: PICTURES - len(row.pictures)]:
             row.pictures.append((self.state.index[places[k]], images[k], adversarial[k], predicted[k]))
         return correct

@@ -125,7 +125,7 @@ def without_softmax(model):
 def _before_squashing(model, tensor):
     """Returns the Keras tensor that a softmax or sigmoid at the end of a model is given, or None."""
     operation, inputs = tensor._keras_history.operation, _inputs_of(tensor)
-    if isinstance(operation, (keras.Sequential, keras.Model)) and getattr(operation, "outputs", None):
+    if isinstance(operation, keras.Model) and getattr(operation, "outputs", None):
         inner = _before_squashing(operation, operation.outputs[0])
         return None if inner is None else keras.Model(operation.inputs, inner, name=operation.name)(inputs)
     if len(inputs) != 1:
