@@ -4,7 +4,26 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
+import tempfile
+
+
+def expanded(path: str | os.PathLike) -> str:
+    """Returns a path as text; "~" is the home folder."""
+    return os.path.expanduser(os.fspath(path))
+
+
+@contextlib.contextmanager
+def without_wildcards(path):
+    """Yields another path of a folder if its own has brackets, say: TensorFlow takes it for a pattern."""
+    if not re.search(r"[][*?\\]", os.path.abspath(path)):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = os.path.join(folder, "link")
+        os.symlink(os.path.abspath(path), link)
+        yield link
 
 
 @contextlib.contextmanager
@@ -13,7 +32,8 @@ def replacing(path):
 
     After an exception `path` is as it was, and nothing else is left.
     """
-    folder, name = os.path.split(os.path.abspath(path))
+    path = os.path.abspath(expanded(path))
+    folder, name = os.path.split(path)
     os.makedirs(folder, exist_ok=True)
     temporary = os.path.join(folder, f".{os.getpid()}-{name}")
     try:

@@ -31,3 +31,22 @@ def test_folders_are_made_and_moved_into_place(tmp_path):
         os.mkdir(temporary)
         raise RuntimeError
     assert os.listdir(tmp_path) == ["new"]
+
+
+def test_paths(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert files.expanded("~/x") == str(tmp_path / "x")
+    assert files.expanded(tmp_path) == str(tmp_path)
+    files.write_text("~/new/a.txt", "x")
+    assert (tmp_path / "new" / "a.txt").read_text() == "x"
+
+
+def test_wildcards_in_a_path_are_taken_as_they_are(tmp_path):
+    folder = tmp_path / "runs [1]"
+    folder.mkdir()
+    (folder / "file").write_text("x")
+    with files.without_wildcards(folder) as plain:
+        assert "[" not in plain
+        assert os.listdir(plain) == ["file"]
+    with files.without_wildcards(tmp_path) as plain:
+        assert plain == tmp_path
