@@ -3,73 +3,89 @@
 https://www.tensorflow.org/tfx/serving/api_rest: status, metadata and predict, in row and columnar format.
 """
 
-import base64
-import binascii
 import http
 import json
 import re
+import urllib.parse
+import zlib
 
-import numpy as np
 import tensorflow as tf
 from google.protobuf import json_format
 from tensorflow_serving.apis import get_model_metadata_pb2, model_pb2, predict_pb2
 
-from keras_sat.serving import predict
-from keras_sat.serving.status import HTTP, Status, failure
+from keras_sat.serving import json_tensor, predict, versions
+from keras_sat.serving.status import Status, failure
 
-_MODEL = r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
-_PREDICT, _STATUS, _METADATA = (re.compile(_MODEL + end) for end in (r":predict", "", "/metadata"))
-_UNSERVED = re.compile(_MODEL + r":(classify|regress)")
+# http_rest_api_util.cc matches these with the path as it was sent, percent-encoded and with its query, and decodes the
+# name and the label afterwards.
+_OF_VERSION = r"(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
+_PREDICT = re.compile(rf"(?ai)/v1/models/(?P<name>[^/:]+){_OF_VERSION}:(?P<method>classify|regress|predict)")
+_STATUS = re.compile(rf"(?ai)/v1/models(?:/(?P<name>[^/:]+))?{_OF_VERSION}(?:/(?P<metadata>metadata))?")
+# The characters of RFC 3986, scheme and host in front: evhttp_request.cc has libevent refuse others.
+_CHARACTERS = r"(?:[a-z0-9._~!$&'()*+,;=:@/?-]|%[0-9a-f]{2})*"
+_TARGET = re.compile(rf"(?ai)(?:[a-z][a-z0-9.+-]*:)?(?://[^/?#]*)?(?P<path>{_CHARACTERS}(?:#{_CHARACTERS})?)")
+# evhttp_server.cc; libevent answers others by 501.
+_METHODS = ("GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH")
 
 
 class Application:
-    """The WSGI application of the versions of a model."""
+    """The WSGI application of the versions of a model.
 
-    def __init__(self, versions):
-        self._versions = versions
+    Args:
+        served: the Versions.
+        max_bytes: of a request's body when it is uncompressed; a larger one is refused.
+    """
+
+    def __init__(self, served, max_bytes):
+        self._versions, self._max_bytes = served, max_bytes
 
     def __call__(self, environ, start_response):
-        method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+        method = environ["REQUEST_METHOD"]
         try:
-            code, answer = 200, self._answer(method, path, environ)
+            code, answer = 200, self._answer(method, environ)
         except Exception as error:  # every failure is answered, and the server goes on
             status = failure(error)
-            code, answer = HTTP[status.code], {"error": status.message}
-        body = json.dumps(answer, indent=1).encode()
+            code, answer = status.http, {"error": status.message}
+        body = json.dumps(answer, indent=1).encode() if answer else b""
         headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
         start_response(f"{code} {_phrase(code)}", headers)
-        return [body]
+        return [] if method == "HEAD" else [body]  # libevent sends it to HEAD too, against RFC 9110
 
-    def _answer(self, method, path, environ):
-        if not path.startswith("/v1/"):
-            raise Status("NOT_FOUND", f"Not found: {path}")
+    def _answer(self, method, environ):
+        path = _path(method, environ["REQUEST_URI"])
+        if method == "OPTIONS":
+            return _preflight(environ)
         if method == "POST" and (match := _PREDICT.fullmatch(path)):
-            return self._predict(_spec(match), environ["wsgi.input"].read())
-        if method == "POST" and _UNSERVED.fullmatch(path):
-            raise Status(
-                "UNIMPLEMENTED", "classify and regress take tf.Examples; an image classifier is asked by predict"
-            )
-        if method == "GET" and (match := _METADATA.fullmatch(path)):
-            return metadata_as_json(metadata(self._versions.get(_spec(match))))
+            spec = _spec(match)
+            if match["method"] == "predict":
+                return self._predict(spec, _body(environ, self._max_bytes))
+            if match["method"] in ("classify", "regress"):
+                raise Status(
+                    "UNIMPLEMENTED", "classify and regress take tf.Examples; an image classifier is asked by predict"
+                )
         if method == "GET" and (match := _STATUS.fullmatch(path)):
-            return _as_dict(self._versions.status(_spec(match)))
-        raise Status("INVALID_ARGUMENT", f"Malformed request: {method} {path}")
+            spec = _spec(match)
+            if match["metadata"] == "metadata":
+                return metadata_as_json(metadata(self._versions.get(spec)))
+            return _as_dict(self._versions.status(spec))
+        raise Status("INVALID_ARGUMENT", f"Malformed request: {method} {path}")  # http_rest_api_handler.cc; HEAD too
 
     def _predict(self, spec, body):
-        fields = _parsed(body)
+        fields = json_tensor.parsed(body)
         servable = self._versions.get(spec)
         name = fields.get("signature_name") or predict.DEFAULT
         if name not in servable.signature_defs:
             raise Status("INVALID_ARGUMENT", f'Serving signature name: "{name}" not found in signature def')
         spec.signature_name = name
-        infos = servable.signature_defs[name].inputs
+        infos = dict(servable.signature_defs[name].inputs)
+        if not infos:
+            raise Status("INVALID_ARGUMENT", f"Failed to get input map for signature: {name}")
         request = predict_pb2.PredictRequest(model_spec=spec)
-        is_row = "instances" in fields
-        for key, array in (_rows if is_row else _columns)(fields, infos).items():
-            request.inputs[key].CopyFrom(tf.make_tensor_proto(array))
+        arrays, in_rows = json_tensor.inputs(fields, infos)
+        for key, array in arrays.items():
+            request.inputs[key].CopyFrom(tf.make_tensor_proto(array, infos[key].dtype))
         outputs = predict.run(servable, request).outputs
-        values = {key: _as_json(key, tf.make_ndarray(proto)) for key, proto in sorted(outputs.items())}
-        return {"predictions": _in_rows(values)} if is_row else {"outputs": _alone(values)}
+        return json_tensor.outputs({key: tf.make_ndarray(proto) for key, proto in sorted(outputs.items())}, in_rows)
 
 
 def metadata(servable):
@@ -101,118 +117,54 @@ def _phrase(code):
     return http.HTTPStatus(code).phrase if code != 499 else "Client Closed Request"
 
 
+def _path(method, uri):
+    """Returns the path of a request, percent-encoded and with its query."""
+    if method not in _METHODS:
+        raise Status("UNIMPLEMENTED", f"Not implemented: {method}")
+    match = _TARGET.fullmatch(uri)
+    if not match:
+        raise Status("INVALID_ARGUMENT", f"Malformed request: {method} {uri}")
+    if not re.match("(?i)/v1/", match["path"]):  # http_rest_api_util.h
+        raise Status("NOT_FOUND", f"Not found: {match['path']}")
+    return match["path"]
+
+
+def _preflight(environ):
+    """Answers OPTIONS by nothing (http_server.cc, where the headers of CORS are off by default)."""
+    if not re.search("https?://", environ.get("HTTP_ORIGIN", "")):
+        raise Status("FAILED_PRECONDITION", "Origin header is missing in CORS preflight")
+
+
+def _body(environ, max_bytes):
+    """Returns a request's body; evhttp_request.cc uncompresses gzip, and answers are never compressed."""
+    body = environ["wsgi.input"].read()
+    if not body or "gzip" not in environ.get("HTTP_CONTENT_ENCODING", ""):
+        return body
+    stream = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+    try:
+        text = stream.decompress(body, max_bytes)
+    except zlib.error as error:
+        raise _damaged() from error
+    if len(text) == max_bytes:
+        raise Status("RESOURCE_EXHAUSTED", f"The uncompressed body exceeds {max_bytes} bytes", http=413)
+    if not stream.eof or stream.unused_data:  # gzip_zlib.cc: cut off, or more than one member
+        raise _damaged()
+    return text
+
+
+def _damaged():
+    return Status("INVALID_ARGUMENT", "Failed to uncompress the gzipped body")
+
+
 def _spec(match):
-    spec = model_pb2.ModelSpec(name=match["name"])
+    if not match["name"]:
+        raise Status("INVALID_ARGUMENT", "Missing model name in request.")
+    spec = model_pb2.ModelSpec(name=urllib.parse.unquote(match["name"]))
     if match["version"]:
-        if int(match["version"]) >= 2**63:
+        version = versions.version_number(match["version"])
+        if version is None:
             raise Status("INVALID_ARGUMENT", f"Failed to convert version: {match['version']} to numeric.")
-        spec.version.value = int(match["version"])
+        spec.version.value = version
     elif match["label"]:
-        spec.version_label = match["label"]
+        spec.version_label = urllib.parse.unquote(match["label"])
     return spec
-
-
-def _parsed(body):
-    try:
-        fields = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise Status("INVALID_ARGUMENT", f"JSON Parse error: {error}") from error
-    if not isinstance(fields, dict):
-        raise Status("INVALID_ARGUMENT", "JSON Value: Is not object")
-    if not isinstance(fields.get("signature_name", ""), str):
-        raise Status("INVALID_ARGUMENT", "'signature_name' key must be a string value.")
-    if ("instances" in fields) == ("inputs" in fields):
-        raise Status("INVALID_ARGUMENT", "Expecting one of the keys 'inputs' and 'instances'")
-    return fields
-
-
-def _rows(fields, infos):
-    """Returns {input: array} of the row format: a list of instances."""
-    instances = fields["instances"]
-    if not isinstance(instances, list) or not instances:
-        raise Status("INVALID_ARGUMENT", "'instances' must be a list/array of at least one value")
-    if not _is_named(instances[0]):
-        if len(infos) > 1:
-            raise Status("INVALID_ARGUMENT", f"instances must be objects with the keys {sorted(infos)}")
-        instances = [{next(iter(infos)): value} for value in instances if not _is_named(value)]
-    for number, instance in enumerate(instances):
-        if not _is_named(instance) or instance.keys() != set(infos):
-            raise Status("INVALID_ARGUMENT", f"Failed to process element: {number}: keys must be {sorted(infos)}")
-    if len(instances) != len(fields["instances"]):
-        raise Status("INVALID_ARGUMENT", "instances must be all objects or all values")
-    return {key: _array(key, [instance[key] for instance in instances], info) for key, info in infos.items()}
-
-
-def _columns(fields, infos):
-    """Returns {input: array} of the columnar format: one value for each input, with its batch axis."""
-    inputs = fields["inputs"]
-    if not _is_named(inputs):
-        if len(infos) > 1:
-            raise Status("INVALID_ARGUMENT", f"inputs must be an object with the keys {sorted(infos)}")
-        inputs = {next(iter(infos)): inputs}
-    for key in infos:
-        if key not in inputs:
-            raise Status("INVALID_ARGUMENT", f"Missing named input: {key} in 'inputs' object.")
-    return {key: _array(key, inputs[key], info) for key, info in infos.items()}
-
-
-def _is_named(value):
-    return isinstance(value, dict) and value.keys() != {"b64"}
-
-
-def _array(name, value, info):
-    """Returns a JSON value as an array of the type that the signature asks for."""
-    dtype = tf.as_dtype(info.dtype)
-    if dtype == tf.string:
-        return np.array(_as_bytes(value), object)
-    try:
-        array = np.array(value)
-        kinds = "iuf" if dtype.is_floating else "iu" if dtype.is_integer else "b"
-        if array.dtype.kind not in kinds:
-            raise ValueError(f"values are not of expected type: {dtype.name}")
-        converted = array.astype(dtype.as_numpy_dtype)
-        if dtype.is_integer and not np.array_equal(converted, array):
-            raise ValueError(f"values do not fit {dtype.name}")
-        return converted
-    except (TypeError, ValueError) as error:
-        raise Status("INVALID_ARGUMENT", f"JSON Value of {name}: {error}") from error
-
-
-def _as_bytes(value):
-    if isinstance(value, list):
-        return [_as_bytes(one) for one in value]
-    if isinstance(value, str):
-        return value.encode()
-    if not (isinstance(value, dict) and value.keys() == {"b64"} and isinstance(value["b64"], str)):
-        raise Status("INVALID_ARGUMENT", f"JSON Value: {json.dumps(value)[:80]} is not of expected type: string")
-    text = value["b64"].rstrip("=")
-    try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise Status("INVALID_ARGUMENT", "Unable to base64 decode") from error
-
-
-def _as_json(name, array):
-    """Returns an array as lists; float32 by its shortest digits, bytes as {"b64": ...} if the name ends in _bytes."""
-    if array.dtype.kind == "f":
-        return array.astype(str).astype(np.float64).tolist()
-    if array.dtype != object:
-        return array.tolist()
-    texts = np.empty(array.shape, object)
-    for place in np.ndindex(array.shape):
-        value = array[place]
-        is_bytes = name.endswith("_bytes")
-        texts[place] = {"b64": base64.b64encode(value).decode()} if is_bytes else value.decode(errors="replace")
-    return texts.tolist()
-
-
-def _in_rows(values):
-    if len({len(value) if isinstance(value, list) else -1 for value in values.values()}) != 1:
-        raise Status("INVALID_ARGUMENT", "The outputs differ in batch size: ask for them in the columnar format")
-    if len(values) == 1:
-        return _alone(values)
-    return [dict(zip(values, row)) for row in zip(*values.values())]
-
-
-def _alone(values):
-    return values if len(values) > 1 else next(iter(values.values()))

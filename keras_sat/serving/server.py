@@ -24,7 +24,7 @@ class Server:
             server.wait()
 
     Args:
-        path: folder of version folders (`models/gelu/1`, ...), or of one SavedModel.
+        path: folder of version folders (`models/gelu/1`, ...), or of one SavedModel; `~` is one's home.
         name: of the model; default: the folder's.
         host: the address to listen at.
         rest_port, grpc_port: 0 takes a free one; see the attributes of these names.
@@ -39,11 +39,12 @@ class Server:
     def __init__(
         self, path, name=None, host="127.0.0.1", rest_port=8501, grpc_port=8500, poll=1.0, max_bytes=256 * 2**20
     ):
-        self.name = name or os.path.basename(os.path.abspath(path))
+        self.name = name or os.path.basename(os.path.abspath(os.path.expanduser(path)))
         self._done = threading.Event()
         self._connections = {}
         with contextlib.ExitStack() as undo:  # what an error below leaves behind
             listening = undo.enter_context(_listening(host, rest_port))
+            _listening(host, grpc_port).close()  # of a port that is taken, gRPC writes lines to stderr
             self.versions = Versions(path, self.name, poll)
             undo.callback(self.versions.close)
             self._pool = futures.ThreadPoolExecutor(THREADS)
@@ -59,7 +60,7 @@ class Server:
             self.rest_port = listening.getsockname()[1]
             self.grpc_port = _bound(self._grpc, f"{host}:{grpc_port}")
             self._rest = waitress.create_server(
-                rest.Application(self.versions),
+                rest.Application(self.versions, max_bytes),
                 map=self._connections,
                 sockets=[listening],
                 threads=THREADS,
@@ -100,7 +101,8 @@ def _listening(host, port):
     try:
         return socket.create_server((host, port))
     except (OSError, OverflowError) as error:
-        raise OSError(f"cannot listen at {host}:{port}: {error}") from error
+        reason = str(error).partition(" (while ")[0]  # what follows is the address again
+        raise OSError(f"cannot listen at {host}:{port}: {reason}") from error
 
 
 def _bound(server, address):

@@ -26,11 +26,11 @@ HTTP = {
 
 
 class Status(Exception):
-    """A request that failed: `code`, a canonical name such as "NOT_FOUND", and `message`."""
+    """A request that failed: `code`, a canonical name such as "NOT_FOUND", `message`, and `http`, the code of HTTP."""
 
-    def __init__(self, code, message):
+    def __init__(self, code, message, http=None):
         super().__init__(message)
-        self.code, self.message = code, message
+        self.code, self.message, self.http = code, message, http or HTTP[code]
 
 
 def failure(error):

@@ -1,18 +1,31 @@
 """The versions of a model: folders PATH/1, PATH/2, ..., of which the newest is served."""
 
 import os
+import re
 import threading
 
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import get_model_status_pb2, prediction_log_pb2
 
+from keras_sat import files
 from keras_sat.serving import predict
 from keras_sat.serving.status import Status, failure
 
 State = get_model_status_pb2.ModelVersionStatus.State
 _GRAPH = "saved_model.pb"
+_NUMBER = re.compile(r"(?a)\s*([+-]?)0*(\d{1,19})\s*")
 _WARMUP = os.path.join("assets.extra", "tf_serving_warmup_requests")
+
+
+def version_number(name):
+    """Returns the int64 that a name stands for, or None.
+
+    As absl::SimpleAtoi (strings/numbers.cc): ASCII digits with or without a sign, white space around them.
+    """
+    match = _NUMBER.fullmatch(name)
+    value = int(match[1] + match[2]) if match else None
+    return value if match and -(2**63) <= value < 2**63 else None
 
 
 class Servable:
@@ -20,7 +33,8 @@ class Servable:
 
     def __init__(self, path, name, version):
         self.name, self.version = name, version
-        self._loaded = tf.saved_model.load(path)  # kept: signatures alone do not keep the variables
+        with files.without_wildcards(path) as plain:
+            self._loaded = tf.saved_model.load(plain)  # kept: signatures alone do not keep the variables
         self.signatures = self._loaded.signatures
         saved = saved_model_pb2.SavedModel()
         with open(os.path.join(path, _GRAPH), "rb") as file:
@@ -44,7 +58,7 @@ class Versions:
     tried again when its files change.
 
     Args:
-        path: folder of version folders, or of one SavedModel, which is served as version 1.
+        path: folder of version folders, or of one SavedModel, which is served as version 1; `~` is one's home.
         name: of the model.
         poll: seconds between two looks at the folder.
 
@@ -53,7 +67,7 @@ class Versions:
     """
 
     def __init__(self, path, name, poll=1.0):
-        self.path, self.name, self.poll = os.fspath(path), name, poll
+        self.path, self.name, self.poll = files.expanded(path), name, poll
         self._current = None
         self._states = {}  # version -> (state, message)
         self._failed = {}  # version -> what its files were
@@ -69,11 +83,13 @@ class Versions:
         """Returns the servable that a ModelSpec asks for.
 
         Raises:
-            Status: NOT_FOUND for another name or version, FAILED_PRECONDITION for a label.
+            Status: NOT_FOUND for another name or version, INVALID_ARGUMENT for a label (server_core.cc).
         """
         current = self._current
+        if not spec.name:
+            raise Status("INVALID_ARGUMENT", "ModelSpec has no name specified.")
         if spec.WhichOneof("version_choice") == "version_label":
-            raise Status("FAILED_PRECONDITION", f"Unrecognized servable version label: {spec.version_label}")
+            raise Status("INVALID_ARGUMENT", f"Unrecognized servable version label: {spec.version_label}")
         if spec.HasField("version"):
             if spec.name != self.name or spec.version.value != current.version:
                 raise Status(
@@ -92,8 +108,8 @@ class Versions:
                 one.status.error_code = 2 if message else 0  # UNKNOWN or OK
                 one.status.error_message = message
         if not response.model_version_status:
-            which = f" version {spec.version.value}" if spec.HasField("version") else ""
-            raise Status("NOT_FOUND", f"Could not find any versions of model {spec.name}{which}")
+            which = f"version {spec.version.value}" if spec.HasField("version") else "any versions"
+            raise Status("NOT_FOUND", f"Could not find {which} of model {spec.name}")
         return response
 
     def refresh(self):
@@ -115,10 +131,12 @@ class Versions:
         if os.path.exists(os.path.join(self.path, _GRAPH)):
             return {1: self.path}
         try:
-            names = [name for name in os.listdir(self.path) if name.isdecimal()]
+            names = sorted(os.listdir(self.path))
         except OSError:
             return {}
-        return {int(name): os.path.join(self.path, name) for name in names}
+        # file_system_storage_path_source.cc: of two names of one number ("007" and "7"), the last is taken.
+        found = {version_number(name): os.path.join(self.path, name) for name in names}
+        return {version: folder for version, folder in found.items() if version is not None}
 
     def _load(self, version, folder):
         self._states[version] = (State.LOADING, "")

@@ -63,9 +63,10 @@ def ask():
     return _ask
 
 
-def _ask(server, path, body=None, method=None):
+def _ask(server, path, body=None, method=None, **headers):
     data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-    request = urllib.request.Request(f"http://127.0.0.1:{server.rest_port}{path}", data=data, method=method)
+    headers = {key.replace("_", "-"): value for key, value in headers.items()}
+    request = urllib.request.Request(f"http://127.0.0.1:{server.rest_port}{path}", data, headers, method=method)
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, json.load(answer)

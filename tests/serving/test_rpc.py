@@ -83,7 +83,9 @@ IMAGES = np.zeros((1, 8, 8, 3), np.float32)
     [
         (request("other", images=IMAGES), "NOT_FOUND", "Servable not found for request: Latest(other)"),
         (of_version(7), "NOT_FOUND", "Servable not found for request: Specific(net, 7)"),
-        (of_version(label="stable"), "FAILED_PRECONDITION", "label: stable"),
+        (of_version(label="stable"), "INVALID_ARGUMENT", "label: stable"),
+        (request("", images=IMAGES), "INVALID_ARGUMENT", "ModelSpec has no name specified"),
+        (request("caf\u00e9/net", images=IMAGES), "NOT_FOUND", "Latest(caf\u00e9/net)"),
         (request(signature="serve", images=IMAGES), "FAILED_PRECONDITION", 'key "serve" not found'),
         (request(), "INVALID_ARGUMENT", "Missing but required: {images}"),
         (request(pixels=IMAGES), "INVALID_ARGUMENT", "Inputs expected to be in the set {images}"),

@@ -1,8 +1,10 @@
 import os
+import pathlib
 import shutil
 import socket
 import threading
 import time
+import urllib.parse
 
 import numpy as np
 import pytest
@@ -86,8 +88,48 @@ def test_refusals(ask, exported, tmp_path):
     os.remove(tmp_path / "1" / "variables" / "variables.index")
     with pytest.raises(ValueError, match="version 1: "):
         Server(tmp_path, rest_port=0, grpc_port=0)
+
+
+@pytest.mark.parametrize("kind", ["rest_port", "grpc_port"])
+def test_a_port_in_use_is_one_short_message(exported, capfd, kind):
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        for port in ("rest_port", "grpc_port"):
-            ports = {"rest_port": 0, "grpc_port": 0, port: taken.getsockname()[1]}
-            with pytest.raises(OSError, match="in use|is the port taken|cannot listen"):
-                Server(exported[0], **ports)
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=rf"^cannot listen at 127.0.0.1:{port}: \[Errno \d+\] [\w ]*in use$"):
+            Server(exported[0], **{"rest_port": 0, "grpc_port": 0, kind: port})
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_is_the_number_of_a_version(ask, publish, exported, pixels, tmp_path):
+    folder, models = exported
+    for name in ("99999999999999999999", "9223372036854775808", "1_0", "\u0661", "8.0", "0x9", "9a", "", "-"):
+        (tmp_path / name).mkdir(exist_ok=True)
+    publish(folder / "1", tmp_path, "-1")
+    publish(folder / "1", tmp_path, "007")
+    publish(folder / "2", tmp_path, "7")  # of the same number: the last is taken
+    with Server(tmp_path, name="net", rest_port=0, grpc_port=0, poll=0.05) as server:
+        assert states(ask, server) == {"7": "AVAILABLE"}
+        code, answer = ask(server, "/v1/models/net/versions/7:predict", {"inputs": pixels.tolist()})
+        np.testing.assert_allclose(answer["outputs"]["logits"], models[1](pixels), atol=1e-5)
+        publish(folder / "1", tmp_path, " +8 ")
+        until(lambda: states(ask, server) == {"8": "AVAILABLE", "7": "END"})
+        publish(folder / "1", tmp_path, 2**63 - 1)
+        until(lambda: states(ask, server).get(str(2**63 - 1)) == "AVAILABLE")
+
+
+def test_a_negative_version(ask, publish, exported, tmp_path):
+    publish(exported[0] / "1", tmp_path, "-3")
+    with Server(tmp_path, name="net", rest_port=0, grpc_port=0) as server:
+        assert states(ask, server) == {"-3": "AVAILABLE"}
+
+
+@pytest.mark.parametrize("form", ["~/{}", "~/{}//", "{home}/{}/"])
+@pytest.mark.parametrize("kind", [str, pathlib.Path])
+def test_paths(ask, publish, exported, tmp_path, monkeypatch, form, kind):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    name = "a [b]* {c}?"
+    (tmp_path / name).mkdir()
+    publish(exported[0] / "1", tmp_path / name, 1)
+    with Server(kind(form.format(name, home=tmp_path)), rest_port=0, grpc_port=0, poll=0.05) as server:
+        assert server.name == name
+        code, _ = ask(server, f"/v1/models/{urllib.parse.quote(name)}")
+        assert code == 200
