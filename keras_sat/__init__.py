@@ -7,7 +7,17 @@ if _keras.backend.backend() != "tensorflow":
         f"keras_sat needs Keras' TensorFlow backend: set KERAS_BACKEND=tensorflow. Received: {_keras.backend.backend()}"
     )
 
-from keras_sat import activations, attacks, data, evaluation, export, losses, models, training  # noqa: E402
+from keras_sat import (  # noqa: E402
+    activations,
+    attacks,
+    data,
+    evaluation,
+    export,
+    losses,
+    models,
+    preprocessing,
+    training,
+)
 from keras_sat.version import __version__  # noqa: E402
 
 __all__ = [
@@ -19,5 +29,6 @@ __all__ = [
     "export",
     "losses",
     "models",
+    "preprocessing",
     "training",
 ]

@@ -1,7 +1,9 @@
+import io
 import socket
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import keras_sat_command
 
@@ -176,3 +178,58 @@ def free_ports():
         return ports
 
     return found
+
+
+@pytest.fixture(scope="session")
+def shades():
+    """Returns a function that makes a smooth picture, as Pillow has it."""
+
+    def make(mode="RGB", size=(60, 80)):
+        rows, columns = np.mgrid[0 : size[0], 0 : size[1]]
+        pixels = np.stack([rows * 4, columns * 3, rows + columns], -1).astype(np.uint8)
+        image = Image.fromarray(pixels)
+        return image.quantize(32) if mode == "P" else image.convert(mode)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def encode(shades):
+    """Returns a function that makes the bytes of an image file."""
+
+    def make(mode, kind, **options):
+        file = io.BytesIO()
+        shades(mode).save(file, kind, **options)
+        return file.getvalue()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def image_files(shades, encode):
+    """Returns {what it is: bytes} of one picture in every kind of file that is read."""
+    deep = np.asarray(shades()).astype(np.uint16) * 257 + 100
+    fine = {"quality": 95, "subsampling": 0}
+    return {
+        "JPEG": encode("RGB", "JPEG", **fine),
+        "grey JPEG": encode("L", "JPEG", quality=95),
+        "progressive JPEG": encode("RGB", "JPEG", **fine, progressive=True),
+        "CMYK JPEG": encode("CMYK", "JPEG", quality=95),
+        "PNG": encode("RGB", "PNG"),
+        "grey PNG": encode("L", "PNG"),
+        "grey PNG with alpha": encode("LA", "PNG"),
+        "PNG with alpha": encode("RGBA", "PNG"),
+        "PNG with a palette": encode("P", "PNG"),
+        "PNG of one bit": encode("1", "PNG"),
+        "PNG of 16 bits": tf.io.encode_png(deep).numpy(),
+        "grey PNG of 16 bits": tf.io.encode_png(deep[..., :1]).numpy(),
+        "GIF": encode("P", "GIF"),
+        "grey GIF": encode("L", "GIF"),
+        "BMP": encode("RGB", "BMP"),
+        "grey BMP": encode("L", "BMP"),
+        "BMP with alpha": encode("RGBA", "BMP"),
+        "BMP with a palette": encode("P", "BMP"),
+        "WebP": encode("RGB", "WEBP", lossless=True),
+        "lossy WebP": encode("RGB", "WEBP", quality=95),
+        "WebP with alpha": encode("RGBA", "WEBP", lossless=True),
+    }

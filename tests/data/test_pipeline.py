@@ -8,8 +8,9 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from keras_sat import data
+from keras_sat.data import pipeline
 
-LANDSCAPE = pathlib.Path(__file__).parent / "landscape"
+LANDSCAPE = pathlib.Path(__file__).parent.parent / "landscape"
 
 
 def arrays(dataset):
@@ -120,7 +121,7 @@ def test_augmentation_shifts_and_flips(monkeypatch):
     mirrored = [is_shift(image, plain, flip=True) for image in augmented]
     assert all(np.logical_or(shifted, mirrored))
     assert 16 < np.sum(mirrored) < 48
-    monkeypatch.setattr(data, "WITHOUT_FLIP", ("fashion_mnist_mini",))
+    monkeypatch.setattr(pipeline, "WITHOUT_FLIP", ("fashion_mnist_mini",))
     assert all(is_shift(image, plain, flip=False) for image in images())
 
 
@@ -231,7 +232,7 @@ def test_a_folder_of_images(tmp_path):
                 (tmp_path / split / name / f"{index}.{'jpg' if index % 2 else 'png'}").write_bytes(encoded.numpy())
     images, labels = arrays(data.load(str(tmp_path), data.evaluation_split(str(tmp_path)), 4, image_size=24))
     assert images.shape == (6, 24, 24, 3)
-    np.testing.assert_array_equal(labels, [0, 0, 0, 1, 1, 1])
+    np.testing.assert_array_equal(labels, [0, 1, 0, 1, 0, 1])  # mixed
     assert data.class_names(str(tmp_path)) == ["cat", "dog"]
     _, order = arrays(data.load(str(tmp_path), "train", 6, image_size=24, training=True, epochs=2))
     assert sorted(order[:12]) == [0] * 6 + [1] * 6
@@ -258,38 +259,11 @@ def test_what_cannot_be_had(tmp_path):
         data.load("fashion_mnist_miny", "train", 4)
     with pytest.raises(ValueError, match="There is no folder"):
         data.load("./images", "train", 4)
-    with pytest.raises(ValueError, match="it has train, test"):
+    with pytest.raises(ValueError, match="it has train .10000 images., test"):
         data.load("fashion_mnist_mini", "validation", 4)
-    with pytest.raises(ValueError, match="fewer images than a batch"):
+    with pytest.raises(ValueError, match=r"fewer images \(8\) than a batch"):
         data.load("fashion_mnist_mini", "train[:8]", 16, training=True)
     with pytest.raises(ValueError, match="batch_size"):
         data.load("fashion_mnist_mini", "train", 0)
     with pytest.raises(ValueError, match="crop must be one of stretch, padded, shortest_edge"):
         data.load("fashion_mnist_mini", "train", 4, crop="centre")
-
-
-def test_batches_of_what_others_hold():
-    images, labels = np.zeros((6, 2, 2, 1)), np.arange(6)
-    whole = tf.data.Dataset.from_tensor_slices((images, labels))
-    forms = {
-        "arrays": (images, labels),
-        "a list": (images, labels.tolist()),
-        "weights": (images, labels, np.ones(6)),
-        "dataset": whole.batch(4),
-        "batches": [(images[:4], labels[:4]), (images[4:], labels[4:], np.ones(2))],
-    }
-    for name, form in forms.items():
-        found = list(data.batches(form, 4))
-        assert [len(x) for x, _ in found] == [4, 2], name
-        np.testing.assert_array_equal(np.concatenate([y for _, y in found]), labels)
-    assert list(data.batches([], 4)) == []
-    for wrong, message in (
-        (whole.batch(4).repeat(), r"never ends.*dataset.take\(100\)"),
-        (iter(()), "can be read only once.*Received: tuple_iterator"),
-        (images, "Received: ndarray"),
-        ((images, labels[:5]), r"differ in number.*\(5,\)"),
-        (tf.data.Dataset.from_tensors({"image": images}), "pair of images and labels. Received: a dict of image"),
-        (tf.data.Dataset.from_tensors(images), r"Received: EagerTensor of shape \(6, 2, 2, 1\)"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            list(data.batches(wrong, 4))

@@ -1,0 +1,36 @@
+"""Datasets: TFDS, the embedded one, or a folder of images -> tf.data of (images, labels), pixels 0..255, NHWC."""
+
+from keras_sat.data.batches import batches
+from keras_sat.data.check import Findings, check
+from keras_sat.data.folder import Folder
+from keras_sat.data.pipeline import (
+    Description,
+    class_names,
+    describe,
+    evaluation_split,
+    is_folder,
+    load,
+    preprocessing_of,
+    shape_and_classes,
+    source,
+)
+from keras_sat.data.prepared import Prepared, info, names
+
+__all__ = [
+    "Description",
+    "Findings",
+    "Folder",
+    "Prepared",
+    "batches",
+    "check",
+    "class_names",
+    "describe",
+    "evaluation_split",
+    "info",
+    "is_folder",
+    "load",
+    "names",
+    "preprocessing_of",
+    "shape_and_classes",
+    "source",
+]

@@ -1,0 +1,54 @@
+"""What evaluation and callbacks take as a dataset: anything that holds batches of images and labels."""
+
+import numpy as np
+import tensorflow as tf
+
+
+def batches(dataset, batch_size):
+    """Yields batches (images, labels) of what holds them; sample weights are left out.
+
+    Args:
+        dataset: a finite tf.data.Dataset of batches (images, labels) or (images, labels, weights), a list of such
+            batches, or a pair of arrays of all images and labels.
+        batch_size: of the batches that arrays are cut into.
+
+    Raises:
+        ValueError: for a dataset that never ends, arrays of different lengths, or anything else.
+    """
+    if isinstance(dataset, tf.data.Dataset):
+        if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
+            raise ValueError("The dataset never ends (.repeat()): leave that out, or cut it, as in dataset.take(100).")
+        parts = dataset
+    elif isinstance(dataset, (tuple, list)) and all(map(_is_pair, dataset)):
+        parts = dataset
+    elif isinstance(dataset, (tuple, list)) and 2 <= len(dataset) <= 3:
+        parts = _slices([array if hasattr(array, "shape") else np.asarray(array) for array in dataset], batch_size)
+    else:
+        raise ValueError(
+            "A dataset is a tf.data.Dataset of batches (images, labels), a list of such batches, or a pair of arrays. "
+            f"(A generator is not: it can be read only once.) Received: {type(dataset).__name__}"
+        )
+    for batch in parts:
+        if not _is_pair(batch):
+            raise ValueError(f"A batch must be a pair of images and labels. Received: {_outline(batch)}")
+        yield batch[0], batch[1]
+
+
+def _is_pair(batch):
+    return isinstance(batch, (tuple, list)) and 2 <= len(batch) <= 3 and len(getattr(batch[0], "shape", ())) == 4
+
+
+def _slices(arrays, batch_size):
+    lengths = {len(array) for array in arrays if len(array.shape)}
+    if len(lengths) != 1:
+        raise ValueError(f"images and labels differ in number. Received shapes: {[tuple(a.shape) for a in arrays]}")
+    return tf.data.Dataset.from_tensor_slices(tuple(arrays)).batch(batch_size)
+
+
+def _outline(batch):
+    """Returns in a line what a batch is."""
+    if isinstance(batch, dict):
+        return f"a dict of {', '.join(map(str, batch))}"
+    if isinstance(batch, (tuple, list)):
+        return f"{len(batch)} parts"
+    return f"{type(batch).__name__} of shape {tuple(getattr(batch, 'shape', ()))}"

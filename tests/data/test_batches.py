@@ -1,0 +1,32 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_sat import data
+
+
+def test_batches_of_what_others_hold():
+    images, labels = np.zeros((6, 2, 2, 1)), np.arange(6)
+    whole = tf.data.Dataset.from_tensor_slices((images, labels))
+    forms = {
+        "arrays": (images, labels),
+        "a list": (images, labels.tolist()),
+        "weights": (images, labels, np.ones(6)),
+        "dataset": whole.batch(4),
+        "batches": [(images[:4], labels[:4]), (images[4:], labels[4:], np.ones(2))],
+    }
+    for name, form in forms.items():
+        found = list(data.batches(form, 4))
+        assert [len(x) for x, _ in found] == [4, 2], name
+        np.testing.assert_array_equal(np.concatenate([y for _, y in found]), labels)
+    assert list(data.batches([], 4)) == []
+    for wrong, message in (
+        (whole.batch(4).repeat(), r"never ends.*dataset.take\(100\)"),
+        (iter(()), "can be read only once.*Received: tuple_iterator"),
+        (images, "Received: ndarray"),
+        ((images, labels[:5]), r"differ in number.*\(5,\)"),
+        (tf.data.Dataset.from_tensors({"image": images}), "pair of images and labels. Received: a dict of image"),
+        (tf.data.Dataset.from_tensors(images), r"Received: EagerTensor of shape \(6, 2, 2, 1\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            list(data.batches(wrong, 4))
