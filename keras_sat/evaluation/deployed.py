@@ -1,10 +1,18 @@
 """Attacks what is deployed: a SavedModel or a LiteRT file, through its gradients or through its outputs alone."""
 
+import json
 import os
 import threading
+import zipfile
 
 import numpy as np
 import tensorflow as tf
+
+from keras_sat import extras, files
+from keras_sat.preprocessing import Preprocessing
+
+LABELS = os.path.join("assets", "labels.txt")
+PREPROCESSING = os.path.join("assets", "preprocessing.json")
 
 _SMALLEST = 1e-30  # a probability that float32 rounded to 0 has a logarithm all the same
 
@@ -30,6 +38,8 @@ class Deployed:
         self._input = names[0]
         spec = self._function.structured_input_signature[1][self._input]
         self._dtype, self._size = spec.dtype, spec.shape[1:3]
+        self.channels = spec.shape[3] if spec.shape.rank == 4 else None
+        self.classes, self.preprocessing = labels_of(path), preprocessing_of(path)
         self.image_size = _square(self._size)
         outputs = list(self._function.structured_outputs)
         known = [name for name in ("logits", "probabilities") if name in outputs]
@@ -62,7 +72,7 @@ class LiteRT:
         try:
             from ai_edge_litert.interpreter import Interpreter
         except ImportError as error:
-            raise ValueError(f"{path}: LiteRT files are run by pip install 'keras_sat[litert]'") from error
+            raise ValueError(f"{path} is run by ai-edge-litert: {extras.install('litert')}") from error
         try:
             interpreter = Interpreter(path)
         except ValueError as error:
@@ -75,7 +85,8 @@ class LiteRT:
             raise ValueError(f"{path} must take images alone, by this name. It takes: {list(inputs)}")
         shape = tf.TensorShape([None if length < 0 else length for length in inputs["images"]["shape_signature"]])
         self._size = shape[1:3]
-        self.image_size = _square(self._size)
+        self.image_size, self.channels = _square(self._size), shape[3]
+        self.classes, self.preprocessing = labels_of(path), preprocessing_of(path)
         self._classes = self._run.get_output_details()["logits"]["shape"][-1]
 
     def __call__(self, images):
@@ -89,6 +100,45 @@ class LiteRT:
             return np.zeros((0, self._classes), np.float32)
         with self._lock:
             return self._run(images=images)["logits"]
+
+
+def labels_of(path: str) -> list[str] | None:
+    """Returns the names of an export's classes, in order; None where it has none.
+
+    They lie beside a SavedModel, in assets/labels.txt, or at the end of a LiteRT file, which is an archive too.
+    """
+    text = _asset(path, LABELS)
+    return None if text is None else text.rstrip("\n").split("\n")
+
+
+def preprocessing_of(path: str) -> Preprocessing | None:
+    """Returns the `Preprocessing` of an export; None where it has none.
+
+    Raises:
+        ValueError: for a description that cannot be read.
+    """
+    text = _asset(path, PREPROCESSING)
+    try:
+        return None if text is None else Preprocessing.of(json.loads(text))
+    except ValueError as error:
+        raise ValueError(f"{path}: {PREPROCESSING} is damaged: {error}") from error
+
+
+def _asset(path, name):
+    """Returns the text of a file of an export; None where it has none."""
+    if os.path.isdir(path):
+        file = os.path.join(path, name)
+        return _text(file) if os.path.exists(file) else None
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        base = os.path.basename(name)
+        return archive.read(base).decode("utf-8-sig") if base in archive.namelist() else None
+
+
+def _text(path):
+    with open(path, encoding="utf-8-sig") as file:  # an editor may have put a mark at its beginning
+        return file.read()
 
 
 def _square(size):
@@ -134,6 +184,7 @@ def load(path, signature="serving_default", output=None):
     Raises:
         ValueError: if there is no SavedModel, signature or output of that name, or no LiteRT file.
     """
+    path = files.expanded(path)
     if path.endswith(".tflite"):
         if not os.path.exists(path):
             raise ValueError(f"There is no {path}; export.export_litert writes one.")
@@ -147,12 +198,13 @@ def model_of(what):
 
 
 def read(path):
-    """Returns tf.saved_model.load(path).
+    """Returns tf.saved_model.load(path), of any path.
 
     Raises:
         ValueError: if it holds no SavedModel, or a damaged one.
     """
     try:
-        return tf.saved_model.load(path)
+        with files.without_wildcards(path) as plain:
+            return tf.saved_model.load(plain)
     except (OSError, IndexError, tf.errors.OpError) as error:  # an IndexError where a file is cut short
         raise ValueError(f"{path} is not a SavedModel, or a damaged one: {error}") from error

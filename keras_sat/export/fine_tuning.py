@@ -4,6 +4,7 @@ import os
 
 import keras
 
+from keras_sat import files
 from keras_sat.attacks import agreement
 from keras_sat.evaluation import deployed
 from keras_sat.export import saved_model
@@ -21,8 +22,8 @@ def load_for_fine_tuning(path, classes=None, freeze=None, custom_objects=None):
     Args:
         path: the folder.
         classes: the number of new classes: a new last dense layer takes the place of the exported one; None keeps it.
-        freeze: what does not train: None, nothing; "backbone", all but the last layer; "batch_norm", the batch norms,
-            which also keep their statistics.
+        freeze: what does not train: None, nothing, whatever was frozen when it was exported; "backbone", all but the
+            last layer; "batch_norm", the batch norms, which also keep their statistics.
         custom_objects: {name: class or function} of layers that are registered neither by Keras nor by this package.
 
     Raises:
@@ -33,7 +34,8 @@ def load_for_fine_tuning(path, classes=None, freeze=None, custom_objects=None):
         raise ValueError(f"freeze must be one of {FREEZE}. Received: {freeze!r}")
     if classes is not None and not (isinstance(classes, int) and classes >= 1):
         raise ValueError(f"classes must be an integer >= 1, or None to keep the head. Received: {classes!r}")
-    model = _rebuilt(os.fspath(path), custom_objects)
+    model = _rebuilt(files.expanded(path), custom_objects)
+    _free(model)
     if freeze == "backbone":
         for layer in model.layers:
             layer.trainable = layer.trainable and layer is classifier.output_layer(model)
@@ -41,6 +43,13 @@ def load_for_fine_tuning(path, classes=None, freeze=None, custom_objects=None):
         for layer in classifier.leaves(model):
             layer.trainable = layer.trainable and not isinstance(layer, keras.layers.BatchNormalization)
     return model if classes is None else _with_new_head(model, classes)
+
+
+def _free(layer):
+    """Lets a layer train, and all in it. (Keras' own setter does not reach the layers of a model.)"""
+    layer.trainable = True
+    for inner in getattr(layer, "layers", []):
+        _free(inner)
 
 
 def _rebuilt(path, custom_objects):

@@ -8,15 +8,18 @@ import tensorflow as tf
 
 from keras_sat import files, training
 from keras_sat.attacks import agreement
+from keras_sat.evaluation import deployed
 from keras_sat.evaluation import report as report_lib
 from keras_sat.export import signatures as signatures_lib
 from keras_sat.export import warmup as warmup_lib
 from keras_sat.models import classifier
+from keras_sat.preprocessing import Preprocessing
 
 SIGNATURES = ("serving_default", "serving_uint8", "serving_bytes", "features", "input_gradient")
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
-LABELS = os.path.join("assets", "labels.txt")
+LABELS = deployed.LABELS
 CARD = os.path.join("assets", "robustness_card.json")
+PREPROCESSING = deployed.PREPROCESSING
 ARCHITECTURE = os.path.join("assets", "keras_model.json")
 
 
@@ -27,6 +30,7 @@ def export_saved_model(
     image_size=None,
     signatures=None,
     labels=None,
+    preprocessing=None,
     warmup=True,
     dtype="float32",
     report=None,
@@ -43,7 +47,8 @@ def export_saved_model(
     |                   |                                          | `classes` int64 [batch], the likeliest           |
     | `serving_uint8`   | `images` uint8: a quarter of the bytes   | the same                                         |
     | `serving_bytes`   | `image_bytes` string [batch]: JPEG, PNG, | the same; InvalidArgument that names the indices |
-    |                   | GIF or BMP of any size, resized          | of what is no image                              |
+    |                   | GIF, BMP, WebP, made to pixels as        | of what is no image                              |
+    |                   | `preprocessing` says                     |                                                  |
     | `features`        | `images` float32                         | `features` [batch, n]: what the last dense layer |
     |                   |                                          | takes                                            |
     | `input_gradient`  | `images` float32, `labels` int64 [batch] | `loss` [batch] (cross entropy) and `gradient`,   |
@@ -53,7 +58,8 @@ def export_saved_model(
     `training=True` batch norm and dropout are live; `loaded.variables` and `loaded.trainable_variables` can be trained.
     (No signature trains: a server's clients must not move its batch statistics.)
 
-    Beside the graph lie `assets/labels.txt` (a class name a line), `assets/robustness_card.json` (what was measured, of
+    Beside the graph lie `assets/labels.txt` (a class name a line), `assets/preprocessing.json` (how images become
+    pixels), `assets/robustness_card.json` (what was measured, of
     which weights, under which attack), `assets/keras_model.json` (what `load_for_fine_tuning` rebuilds) and
     `assets.extra/tf_serving_warmup_requests`.
 
@@ -65,6 +71,8 @@ def export_saved_model(
             such a model is exported for any size, and without `serving_bytes`.
         signatures: names of those to write; default: all that the model can have.
         labels: names of the classes, in order.
+        preprocessing: a `preprocessing.Preprocessing`: how `serving_bytes` makes pixels of an image's bytes; best what
+            the network was trained and evaluated with. Default: the whole image, resized.
         warmup: True: TF Serving sends one grey image to each signature before it takes requests, so that the first
             is as fast as the others (of a model of any size: none is sent); an array of images: those; False: none.
         dtype: "float32", or "bfloat16": computes in it; weights, inputs and outputs stay float32.
@@ -80,17 +88,20 @@ def export_saved_model(
         trained = {"training": {"attack": model.attack.settings(), "attack_batch_norm": model.attack_batch_norm}}
         model = model.model
     classifier.check(model)
+    path = files.expanded(path)
     if os.path.exists(path):
         raise ValueError(f"{path} exists: choose a new folder, or remove it first.")
     if dtype not in PRECISIONS:
         raise ValueError(f"dtype must be one of {', '.join(PRECISIONS)}. Received: {dtype!r}")
     shape = _image_shape(model, image_size)
     network = _in_precision(model, PRECISIONS[dtype], shape)
-    root, functions = signatures_lib.trace(network, shape, _names(signatures, network, shape))
+    how = _preprocessing(preprocessing, shape)
+    root, functions = signatures_lib.trace(network, shape, _names(signatures, network, shape), how)
     classes = functions["serving_default"].structured_outputs["probabilities"].shape[-1]
     contents = {
         LABELS: _label_lines(labels, classes),
         CARD: json.dumps(_card(model, shape, classes, dtype, report, trained | (card or {})), indent=2) + "\n",
+        PREPROCESSING: how and json.dumps(how.settings(), indent=2) + "\n",
         ARCHITECTURE: _architecture(network),
     }
     requests = warmup_lib.requests(functions, shape, warmup)
@@ -138,13 +149,22 @@ def _image_shape(model, image_size):
     return (*size, channels)
 
 
+def _preprocessing(given, shape):
+    """Returns the Preprocessing of images of a shape; None where they may be of any size."""
+    if given is not None and given.shape != shape:
+        raise ValueError(f"The preprocessing gives images of {given.shape}; the network takes {shape}.")
+    if None in shape or shape[-1] not in (1, 3):
+        return None
+    return given or Preprocessing(*shape)
+
+
 def _names(asked, network, shape):
     """Returns the names of the signatures to write."""
     lacking = {}
     if None in shape:
         lacking["serving_bytes"] = "it must be said to which image_size they are resized"
-    elif shape[-1] not in (1, 3, 4):
-        lacking["serving_bytes"] = f"no image file has {shape[-1]} channels"
+    elif shape[-1] not in (1, 3):
+        lacking["serving_bytes"] = f"image files are read as grey or RGB, not with {shape[-1]} channels"
     if classifier.features(network) is None:
         lacking["features"] = "the model does not end in a dense layer"
     if asked is None:
@@ -160,7 +180,9 @@ def _label_lines(labels, classes):
     if labels is None:
         return None
     labels = list(labels)
-    if len(labels) != classes or not all(isinstance(name, str) and name and "\n" not in name for name in labels):
+    if len(labels) != classes or not all(
+        isinstance(name, str) and name and not set(name) & {"\n", "\r"} for name in labels
+    ):
         raise ValueError(f"labels must be {classes} names, one a class, each one line. Received: {labels!r}")
     return "\n".join(labels) + "\n"
 

@@ -6,21 +6,22 @@ from keras_sat import losses, preprocessing
 from keras_sat.attacks import gradients
 from keras_sat.models import classifier
 
-NO_IMAGE = "image_bytes holds no JPEG, PNG, GIF or BMP image at index"
+NO_IMAGE = "image_bytes holds no JPEG, PNG, GIF, BMP or WebP image at index"
 
 
-def trace(network, shape, names):
+def trace(network, shape, names, how=None):
     """Returns the object to save, and the signatures: {name: concrete function}.
 
     Args:
         network: the Keras classifier, in the precision to export.
         shape: (height, width, channels) of its images; None for any.
         names: of the signatures, out of `SIGNATURES`.
+        how: the `Preprocessing` of `serving_bytes`.
 
     Raises:
         ValueError: if the network takes no images of this shape.
     """
-    functions = {name: (function, specs) for name, function, specs in _endpoints(network, shape) if name in names}
+    functions = {name: (function, specs) for name, function, specs in _endpoints(network, shape, how) if name in names}
     images = tf.TensorSpec((None, *shape), tf.float32, name="images")
     call = tf.function(lambda images, training=False: _logits(network, images, training), autograph=False)
     try:
@@ -59,7 +60,7 @@ def _logits(network, images, training=False):
     return tf.cast(network(tf.cast(images, tf.float32), training=training), tf.float32)
 
 
-def _endpoints(network, shape):
+def _endpoints(network, shape, how):
     """Yields (name, function, specs of what it takes)."""
 
     def classify(images):
@@ -67,7 +68,7 @@ def _endpoints(network, shape):
         return {"logits": logits, **classified(logits)}
 
     def classify_bytes(image_bytes):
-        return classify(_decode(image_bytes, shape))
+        return classify(_decode(image_bytes, how))
 
     def features(images):
         return {"features": _logits(classifier.features(network), images)}
@@ -86,23 +87,11 @@ def _endpoints(network, shape):
     yield "input_gradient", input_gradient, [images, tf.TensorSpec((None,), tf.int64, name="labels")]
 
 
-def _decode(image_bytes, shape):
+def _decode(image_bytes, how):
     """Returns pixels [batch, height, width, channels] of encoded images; names the indices of those that are none.
 
-    A decoder that fails ends the whole graph without saying at which image. A dataset can pass over its failures, so
-    that what is missing at its end can be named.
+    They are those of evaluation: the `Preprocessing` makes them.
     """
-    number = tf.size(image_bytes)
-
-    def decode(index, encoded):
-        image = tf.io.decode_image(encoded, channels=shape[-1], expand_animations=False)
-        return index, preprocessing.resize(image, shape[:2])
-
-    images = tf.data.Dataset.from_tensor_slices((tf.range(number), image_bytes))
-    images = images.map(decode, tf.data.AUTOTUNE).ignore_errors()
-    none = tf.data.Dataset.from_tensors((-1, tf.zeros(shape)))  # a batch of nothing would have no shape
-    batch = none.concatenate(images).batch(tf.cast(number, tf.int64) + 1)
-    indices, pixels = tf.data.Dataset.get_single_element(batch)
-    missing = tf.sets.difference(tf.range(number)[None], indices[None, 1:]).values
+    pixels, missing = preprocessing.each(how, (image_bytes,), how.shape, tf.data.AUTOTUNE)
     with tf.control_dependencies([tf.debugging.Assert(tf.equal(tf.size(missing), 0), [NO_IMAGE, missing], 1000)]):
-        return tf.ensure_shape(pixels[1:], (None, *shape))
+        return tf.identity(pixels)

@@ -10,11 +10,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_sat import losses
+from keras_sat import files, losses
 from keras_sat.attacks import gradients
 from keras_sat.evaluation import deployed
 from keras_sat.export import fine_tuning, reload, saved_model, signatures, warmup
 from keras_sat.models import classifier
+from keras_sat.preprocessing import Preprocessing
 
 IMAGES = 4
 SIZE = 32  # of the images for a model that takes any size, at the least
@@ -35,7 +36,7 @@ def verify(path, model=None):
         ValueError: if a signature cannot be called, or differs by more than 1e-4 (bfloat16: 5e-2) of its range; for
             `classes`: if one differs where the two likeliest logits are further apart than that.
     """
-    path = os.fspath(path)
+    path = files.expanded(path)
     with _opened(os.path.join(path, saved_model.CARD)) as file:
         card = json.load(file)
     if model is None:
@@ -44,7 +45,7 @@ def verify(path, model=None):
     shape = [card["images"][name] or SIZE for name in ("height", "width", "channels")]
     inputs = _inputs(deployed.read(path).signatures, shape)
     found = _outputs(path, inputs)
-    expected = _expected(network, inputs)
+    expected = _expected(network, inputs, deployed.preprocessing_of(path), shape)
     tolerance = TOLERANCE[card["dtype"]]
     differences = {}
     for name in inputs:
@@ -82,7 +83,7 @@ def _inputs(functions, shape):
 
 def _outputs(path, inputs):
     """Returns {signature: {output: array}}, as another process computes them with TensorFlow alone."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, files.without_wildcards(path) as path:
         asked, answered = os.path.join(folder, "inputs.npz"), os.path.join(folder, "outputs.npz")
         np.savez(asked, **{f"{name}/{key}": value for name, given in inputs.items() for key, value in given.items()})
         done = subprocess.run(
@@ -98,16 +99,22 @@ def _outputs(path, inputs):
     return outputs
 
 
-def _expected(network, inputs):
+def _expected(network, inputs, preprocessing, shape):
     """Returns what the signatures must return, computed by Keras."""
 
     def infer(images):
         return network(images, training=False)
 
+    def classified(pixels):
+        logits = keras.ops.convert_to_numpy(tf.cast(infer(tf.cast(pixels, tf.float32)), tf.float32))
+        return {"logits": logits} | {k: v.numpy() for k, v in signatures.classified(tf.constant(logits)).items()}
+
     pixels = tf.cast(inputs["serving_default"]["images"], tf.float32)
-    logits = keras.ops.convert_to_numpy(tf.cast(infer(pixels), tf.float32))
-    classified = {"logits": logits} | {k: v.numpy() for k, v in signatures.classified(tf.constant(logits)).items()}
-    expected = {name: classified for name in inputs if name.startswith("serving_")}
+    expected = {name: classified(pixels) for name in inputs if name.startswith("serving_")}
+    if "serving_bytes" in inputs:
+        preprocessing = preprocessing or Preprocessing(*shape)
+        encoded = inputs["serving_bytes"]["image_bytes"]
+        expected["serving_bytes"] = classified(tf.stack([preprocessing(tf.constant(image)) for image in encoded]))
     if "features" in inputs:
         features = classifier.features(network)(pixels, training=False)
         expected["features"] = {"features": tf.cast(features, tf.float32).numpy()}

@@ -112,6 +112,19 @@ def test_the_head_is_what_makes_the_output_not_what_was_made_last(tmp_path):
     assert [layer.name for layer in tuned.layers if layer.trainable_weights] == ["head"]
 
 
+def test_nothing_stays_frozen_that_was_frozen_when_it_was_exported(tmp_path):
+    inner = models.ResNet8(input_shape=(14, 14, 1), classes=10)
+    model = keras.Sequential([keras.Input((14, 14, 1)), inner, keras.layers.Dense(10)])
+    number = len(model.trainable_weights)
+    inner.trainable = False
+    for layer in inner.layers[:-1]:
+        layer.trainable = False
+    export_saved_model(model, tmp_path / "saved")
+    assert len(load_for_fine_tuning(tmp_path / "saved").trainable_weights) == number
+    assert len(load_for_fine_tuning(tmp_path / "saved", classes=3).trainable_weights) == number
+    assert len(load_for_fine_tuning(tmp_path / "saved", freeze="backbone").trainable_weights) == 2
+
+
 def own_activation(x):
     return x * keras.ops.sigmoid(1.5 * x)
 

@@ -7,6 +7,7 @@ import pytest
 from keras_sat.attacks import PGD, LinfBall, Square
 from keras_sat.evaluation import deployed, evaluate
 from keras_sat.export import export_litert, export_saved_model
+from keras_sat.preprocessing import Preprocessing
 
 pytest.importorskip("ai_edge_litert")
 
@@ -43,6 +44,21 @@ def test_an_int8_network_that_answers_otherwise_is_refused(calibration, tmp_path
     with pytest.raises(ValueError, match="in int8 is another network.*calibration"):
         export_litert(tmp_path / "saved", tmp_path / "small.tflite", calibration)
     assert os.listdir(tmp_path) == ["saved"]
+
+
+def test_the_file_says_its_classes_and_how_its_images_are_made(tiny_model, calibration, tmp_path):
+    how = Preprocessing(8, 8, 3, "padded")
+    export_saved_model(tiny_model(), tmp_path / "saved", labels=["a", "b c", "d", "é"], preprocessing=how)
+    export_litert(tmp_path / "saved", tmp_path / "small.tflite", calibration)
+    small = deployed.load(tmp_path / "small.tflite")
+    assert (small.classes, small.preprocessing) == (["a", "b c", "d", "é"], how)
+
+
+def test_bfloat16_is_refused(tiny_model, calibration, tmp_path):
+    export_saved_model(tiny_model(), tmp_path / "low", dtype="bfloat16")
+    with pytest.raises(ValueError, match="computes in bfloat16.*export it in float32"):
+        export_litert(tmp_path / "low", tmp_path / "small.tflite", calibration)
+    assert os.listdir(tmp_path) == ["low"]
 
 
 def test_refusals_write_nothing(tiny_model, calibration, tmp_path):

@@ -12,9 +12,10 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
-from keras_sat import evaluation, models, preprocessing
+from keras_sat import data, evaluation, models
 from keras_sat.attacks import PGD, LinfBall
-from keras_sat.export import SIGNATURES, export_saved_model, verify
+from keras_sat.export import SIGNATURES, export_litert, export_saved_model, verify
+from keras_sat.preprocessing import CROPS, Preprocessing
 from keras_sat.training import AdversarialModel
 
 LABELS = [f"class {number}" for number in range(10)]
@@ -112,16 +113,60 @@ def test_bfloat16(model, saved, tmp_path):
 def test_image_files_of_any_size_and_format(loaded, model):
     wide, grey = pixels(1, (40, 60, 3))[0], pixels(1, (28, 28, 1))[0]
     files = [tf.io.encode_jpeg(wide).numpy(), tf.io.encode_png(grey).numpy(), tf.io.encode_png(wide).numpy()]
-    expected = [preprocessing.resize(tf.io.decode_image(file, channels=1), (28, 28)) for file in files]
+    expected = [Preprocessing(28, 28, 1)(tf.constant(file)) for file in files]
     outputs = loaded.signatures["serving_bytes"](image_bytes=tf.constant(files))
     np.testing.assert_allclose(outputs["logits"], model(tf.stack(expected)), atol=1e-5)
     np.testing.assert_array_equal(outputs["classes"], np.argmax(outputs["logits"], -1))
 
 
+@pytest.mark.parametrize("crop", CROPS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_serving_bytes_makes_the_pixels_of_evaluation(crop, channels, image_files, tmp_path):
+    """A network that returns its first pixels shows them: they are the same, to the grey level."""
+    inputs = keras.Input((12, 16, channels))
+    first = keras.layers.Flatten()(inputs)
+    how = Preprocessing(12, 16, channels, crop)
+    export_saved_model(keras.Model(inputs, first), tmp_path / "saved", preprocessing=how)
+    verify(tmp_path / "saved")
+    assert evaluation.deployed.preprocessing_of(str(tmp_path / "saved")) == how
+    served = tf.saved_model.load(tmp_path / "saved").signatures["serving_bytes"]
+    for number, (name, file) in enumerate(image_files.items()):
+        ending = name.split(" with")[0].split(" of")[0].split()[-1].lower()
+        path = tmp_path / "photos" / "test" / "ab"[number % 2] / f"{name}.{ending}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(file)
+    source = data.source(tmp_path / "photos")
+    ((evaluated, _),) = data.load(source, "test", 99, preprocessing=how)
+    paths = [path for path, _ in source.examples("test")]
+    assert len(paths) == len(image_files)
+    seen = served(image_bytes=tf.stack([tf.io.read_file(path) for path in paths]))["logits"]
+    np.testing.assert_array_equal(seen, tf.reshape(evaluated, (len(paths), -1)))
+
+
+def test_paths_with_brackets_spaces_and_the_home_folder(model, tmp_path, monkeypatch):
+    """TensorFlow's loader takes brackets for a pattern."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    export_saved_model(model, "~/my models [1]/net/")
+    assert set(verify("~/my models [1]/net", model)) == set(SIGNATURES)
+    images = pixels()
+    loaded = evaluation.deployed.load(tmp_path / "my models [1]" / "net")
+    np.testing.assert_allclose(loaded(images), model(images), atol=1e-5)
+    export_litert("~/my models [1]/net", "~/my models [1]/net.tflite", images)
+    assert evaluation.deployed.preprocessing_of(str(tmp_path / "my models [1]" / "net.tflite")) == loaded.preprocessing
+
+
+def test_a_preprocessing_of_another_shape_is_refused(model, tmp_path):
+    with pytest.raises(ValueError, match=r"gives images of \(14, 14, 1\); the network takes \(28, 28, 1\)"):
+        export_saved_model(model, tmp_path / "saved", preprocessing=Preprocessing(14, 14, 1))
+    assert not (tmp_path / "saved").exists()
+
+
 def test_damaged_images_are_named(loaded):
     good = tf.io.encode_jpeg(pixels(1, (64, 64, 1))[0]).numpy()
     files = [good, b"no image", good, good[: len(good) // 2], b""]
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"no JPEG.* at index\] \[1 3 4\]"):
+    with pytest.raises(
+        tf.errors.InvalidArgumentError, match=r"no JPEG, PNG, GIF, BMP or WebP image at index\] \[1 3 4\]"
+    ):
         loaded.signatures["serving_bytes"](image_bytes=tf.constant(files))
     assert loaded.signatures["serving_bytes"](image_bytes=tf.constant([good]))["logits"].shape == (1, 10)
 
