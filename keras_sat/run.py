@@ -1,6 +1,6 @@
-"""A training run and its folder: `run.json` (the whole configuration), `model.weights.h5`, `logs/` (TensorBoard).
+"""A training run and its folder: `run.json` (configuration, data, curves), `model.weights.h5`, `logs/` (TensorBoard).
 
-While it trains there is `checkpoints/` instead of the first two.
+`checkpoints/` is what a run goes on from: one that was killed or interrupted, or a finished one for more epochs.
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sys
+import warnings
 
 import keras
 import tensorflow as tf
@@ -18,6 +19,7 @@ from keras_sat import activations, attacks, data, files, models
 from keras_sat import export as export_lib
 from keras_sat.evaluation import report
 from keras_sat.models.classifier import PRECISIONS
+from keras_sat.preprocessing import CROPS
 from keras_sat.training import (
     AWP,
     MART,
@@ -52,9 +54,14 @@ class Run:
 
     model: str = _flag("ResNet8", "network: see `keras-sat list`")
     activation: str | dict = _flag("silu", 'a name, or a dict in JSON: \'{"name": "gelu", "approximate": false}\'')
-    dataset: str = _flag("fashion_mnist_mini", "embedded, or any prepared TFDS classification dataset")
+    dataset: str = _flag("fashion_mnist_mini", "embedded, a prepared TFDS dataset, or a folder SPLIT/CLASS/*.jpg")
     data_dir: str | None = _flag(None, "folder of prepared TFDS datasets; default: TFDS' own")
     image_size: int | None = _flag(None, "resize the images to this height and width; default: as they are")
+    crop: str | None = _flag(
+        None, f"{', '.join(CROPS)}: what of an image is taken; default: all of it, padded where images differ in size"
+    )
+    channels: int | None = _flag(None, "1 (grey) or 3 (RGB); default: 1 where all images are grey")
+    skip_damaged: bool = _flag(False, "reads all files of a folder first, and leaves out those that cannot be read")
     augment: bool = _flag(False, "crop and flip images at random: for long trainings; costs accuracy in short ones")
     rand_augment: float | None = _flag(None, "factor 0..1 of RandAugment; default: none")
     mixup: float | None = _flag(None, "alpha of MixUp; default: none")
@@ -86,8 +93,15 @@ class Run:
     strategy: str = _flag("auto", "auto, none, mirrored (every GPU of this machine), multiworker (TF_CONFIG), tpu")
     checkpoint_every: int = _flag(500, "steps after which a checkpoint is saved, from which a killed run goes on")
     seed: int = _flag(0, "the same seed gives the same run")
+    record: data.Description | None = None  # of a trained network: what it was trained on
 
     def __post_init__(self):
+        for name in ("dataset", "data_dir"):  # the run can be read from any other folder
+            value = getattr(self, name)
+            if value and "://" not in value and (name == "data_dir" or data.is_folder(value)):
+                object.__setattr__(self, name, os.path.abspath(os.path.expanduser(value)))
+        _expect("crop", self.crop, self.crop in (None, *CROPS), f"one of {', '.join(CROPS)}")
+        _expect("channels", self.channels, self.channels in (None, 1, 3), "1 or 3")
         _expect("model", self.model, self.model in models.BUILDERS, f"one of {', '.join(models.BUILDERS)}")
         _expect("norm", self.norm, self.norm in BALLS, f"one of {', '.join(BALLS)}")
         _expect("precision", self.precision, self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}")
@@ -99,6 +113,9 @@ class Run:
         _expect("schedule", self.schedule, self.schedule in ("cosine", "steps"), "cosine or steps")
         _expect("ema", self.ema, 0 <= self.ema < 1, "at least 0, and less than 1")
         _expect("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "at least 0, and less than 1")
+        _expect(
+            "strategy", self.strategy, self.strategy in distribution.NAMES, f"one of {', '.join(distribution.NAMES)}"
+        )
         for name in ("epochs", "batch_size", "steps", "checkpoint_every"):
             _expect(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         _expect("image_size", self.image_size, self.image_size is None or self.image_size >= 1, "at least 1")
@@ -116,6 +133,28 @@ class Run:
         self.attack()  # refuses an epsilon, a step size or a clean_start out of its range
         activations.layer(self.activation)
 
+    def settings(self):
+        """Returns the configuration as plain values, by the names of the flags."""
+        return {field.name: getattr(self, field.name) for field in fields()}
+
+    @functools.cached_property
+    def source(self):
+        """The dataset, opened; its classes are matched by name with those of a trained network."""
+        if self.record and os.path.isabs(self.dataset) and not os.path.isdir(self.dataset):
+            raise ValueError(
+                f"{self.dataset}, which the network was trained on, is not there: say where the images are now, "
+                "--dataset=FOLDER."
+            )
+        classes = self.record.classes if self.record else None
+        return data.source(self.dataset, self.data_dir, classes=classes, skip_damaged=self.skip_damaged)
+
+    @functools.cached_property
+    def description(self):
+        """What the network is, or was, trained on: a `data.Description`."""
+        if self.record:
+            return self.record
+        return data.describe(self.source, self.image_size, crop=self.crop, channels=self.channels)
+
     def ball(self, epsilon=None):
         """Returns the threat model, of this run's epsilon or another."""
         return BALLS[self.norm](self.epsilon if epsilon is None else epsilon)
@@ -129,12 +168,11 @@ class Run:
     def load_data(self, split, batch_size=None, training=False, **options):
         """Returns the run's dataset as `keras_sat.data.load` does; that names the options."""
         return data.load(
-            self.dataset,
+            self.source,
             split,
             batch_size or self.batch_size,
-            image_size=self.image_size,
+            preprocessing=self.description.preprocessing,
             training=training,
-            data_dir=self.data_dir,
             seed=self.seed,
             augment=self.augment,
             **options,
@@ -147,11 +185,11 @@ class Run:
         return self._labelled(self.load_data("train", **options, **mixing))
 
     def validation_data(self):
-        """Returns some hundred images of the evaluation split, in whole batches."""
-        batches = max(1, VALIDATION_IMAGES // self.batch_size)
+        """Returns some hundred images of the evaluation split, of all classes in proportion, in whole batches."""
+        images = max(1, VALIDATION_IMAGES // self.batch_size) * self.batch_size
         options = tf.data.Options()
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-        return self._labelled(self.load_data(self.evaluation_split()).take(batches)).with_options(options)
+        return self._labelled(self.load_data(self.evaluation_split(), sample=images)).with_options(options)
 
     @property
     def has_soft_labels(self):
@@ -161,7 +199,7 @@ class Run:
     def _labelled(self, dataset):
         if not self.has_soft_labels:
             return dataset
-        _, classes = data.shape_and_classes(self.dataset, self.image_size, self.data_dir)
+        classes = len(self.description.classes)
 
         def soft(images, labels):
             return images, tf.one_hot(labels, classes) if labels.shape.rank == 1 else labels
@@ -170,17 +208,22 @@ class Run:
 
     def evaluation_split(self):
         """Returns the name of the split to evaluate on."""
-        return data.evaluation_split(self.dataset, self.data_dir)
+        return data.evaluation_split(self.source)
 
     def calibration_images(self):
-        """Returns some hundred training images, by which int8 sets its ranges."""
-        images, _ = next(iter(self.load_data("train", CALIBRATION_IMAGES)))
+        """Returns some hundred training images, of all classes in proportion, by which int8 sets its ranges."""
+        images, _ = next(iter(self.load_data("train", CALIBRATION_IMAGES, sample=CALIBRATION_IMAGES)))
         return images.numpy()
 
     def build(self):
         """Returns the untrained network for the dataset's images and classes."""
-        shape, classes = data.shape_and_classes(self.dataset, self.image_size, self.data_dir)
+        shape, classes = self.description.preprocessing.shape, len(self.description.classes)
         return models.BUILDERS[self.model](input_shape=shape, classes=classes, activation=self.activation)
+
+
+def fields():
+    """Returns the dataclass fields of `Run` that are flags."""
+    return [field for field in dataclasses.fields(Run) if "help" in field.metadata]
 
 
 def _expect(name, value, is_valid, expected):
@@ -188,52 +231,81 @@ def _expect(name, value, is_valid, expected):
         raise ValueError(f"{name} must be {expected}. Received: {value!r}")
 
 
-def train(run, folder):
+def train(run, folder, go_on=False, say=lambda line: None):
     """Trains a network adversarially, and writes the run's folder.
 
     Killed, it goes on from its last checkpoint when it is called again, and ends with the same weights. Ctrl-C ends the
-    training early; what was trained until then is written. Of several workers each calls this, and the chief writes.
+    training early: what was trained until then is written, and the same call goes on from there. Of several workers
+    each calls this, and the chief writes.
 
     Args:
         run: a `Run`.
         folder: to write; must hold no run yet, or the same, unfinished.
+        go_on: takes a run of the same settings, but fewer epochs, further; it may be finished. The schedule of the
+            learning rate is then that of all epochs, so that it may rise again. run.json says it ("continued").
+        say: a function that is given lines to print: what is trained on, and whether a run goes on.
 
     Returns:
         The trained keras.Model, and whether the training ran to its end.
 
     Raises:
-        ValueError: if the folder holds a finished run, another one, or one that is being written, or for a dataset that
-            cannot be had. Nothing is written then.
+        ValueError: if the folder holds a finished run, another one, one on other data, or one that is being written, or
+            for a dataset that cannot be had. Nothing is written then.
         FloatingPointError, OSError: as `training.Checkpoint`.
         ConnectionError: if another worker is gone.
+        KeyboardInterrupt: for Ctrl-C before the first step. Nothing is written then.
     """
-    if os.path.exists(_json(folder)):
-        raise ValueError(f"{folder} holds a run already: choose another output folder.")
-    _check_is_unfinished(run, folder)
+    folder = files.expanded(folder)
     strategy = distribution.strategy(run.strategy)  # before anything is computed, for several workers
+    is_chief = distribution.is_chief(strategy)
+    before = _check_goes_on(run, folder, go_on) if is_chief or os.path.isdir(folder) else []  # others need no folder
+    if is_chief:
+        say(run.description.line())
+    if is_chief and _has_steps(folder):
+        say(f"Going on with the run in {folder}.")
     keras.utils.set_random_seed(run.seed)
     steps = int(run.load_data("train", training=True).cardinality())
     with _policy(run.precision), strategy.scope():
         trainer = _trainer(run, steps)
-    is_chief = distribution.is_chief(strategy)
-    with Checkpoint(checkpoints(folder), steps, run.checkpoint_every, is_chief=is_chief) as checkpoint:
+    checkpoint = Checkpoint(checkpoints(folder), steps, run.checkpoint_every, is_chief=is_chief)
+    with _nothing_without_a_step(folder) if is_chief else contextlib.nullcontext(), checkpoint:
         if is_chief:
-            files.write_json(_json(checkpoint.folder), dataclasses.asdict(run))
+            files.write_json(_json(checkpoint.folder), _record(run) | {"continued": before})
         with distribution.heeding_lost_workers(strategy):
             finished = _fit(run, trainer, checkpoint, steps, os.path.join(folder, "logs"))
         if is_chief:
-            _write(run, trainer, checkpoint, finished, folder)
+            _write(run, trainer, checkpoint, finished, folder, before)
     return trainer.model, finished
 
 
-def _write(run, trainer, checkpoint, finished, folder):
-    """Writes the weights, then run.json, which says that the run is there; removes its checkpoints."""
+def _record(run):
+    return run.settings() | {"data": run.description.settings()}
+
+
+@contextlib.contextmanager
+def _nothing_without_a_step(folder):
+    """Removes what a training wrote that failed before its first checkpoint."""
+    there = set(os.listdir(folder)) if os.path.isdir(folder) else None
+    try:
+        yield
+    except BaseException:
+        if not _has_steps(folder):
+            for name in {"checkpoints", "logs"} - (there or set()):
+                shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+            if there is None and os.path.isdir(folder) and not os.listdir(folder):
+                os.rmdir(folder)
+        raise
+
+
+def _write(run, trainer, checkpoint, finished, folder, before):
+    """Writes the weights, then run.json, which says that the run is there."""
     with files.replacing(_weights(folder)) as temporary:
         trainer.model.save_weights(temporary)
-    record = {**dataclasses.asdict(run), "attack_batch_norm": trainer.attack_batch_norm, "finished": finished}
+    record = {**_record(run), "attack_batch_norm": trainer.attack_batch_norm, "finished": finished}
     record |= {"iterations": int(trainer.optimizer.iterations.numpy()), "history": _curves(checkpoint.history)}
+    record |= {"continued": before} if before else {}
     files.write_json(_json(folder), record | {"versions": report.versions()})
-    shutil.rmtree(checkpoint.folder)
+    checkpoint.keep_last()
 
 
 def checkpoints(folder):
@@ -241,19 +313,58 @@ def checkpoints(folder):
     return os.path.join(folder, "checkpoints")
 
 
-def _check_is_unfinished(run, folder):
-    """Raises ValueError if the folder holds checkpoints of another run."""
-    path = _json(checkpoints(folder))
-    if os.path.exists(path) and any(name.startswith("step-") for name in os.listdir(os.path.dirname(path))):
+def _has_steps(folder):
+    """Returns whether there is a checkpoint to go on from."""
+    found = checkpoints(folder)
+    return os.path.isdir(found) and any(name.startswith("step-") for name in os.listdir(found))
+
+
+def _check_goes_on(run, folder, go_on):
+    """Returns after how many epochs the run had ended before, [] for a new one.
+
+    Raises:
+        ValueError: if the folder holds a run that this one cannot go on from.
+    """
+    is_there = os.path.exists(_json(folder))
+    if not is_there and not _has_steps(folder):
+        if go_on:
+            raise ValueError(f"{folder} holds no run to go on with.")
+        return []
+    is_finished = is_there and _read(_json(folder)).get("finished", True)
+    if is_finished and not (go_on and run.epochs > _read(_json(folder))["epochs"]):
+        raise ValueError(
+            f"{folder} holds a finished run already: choose another output folder, or go on with it for more epochs, "
+            "--continue --epochs=N, with a larger N."
+        )
+    if not _has_steps(folder):
+        raise ValueError(f"{folder} holds a run without checkpoints to go on from: choose another output folder.")
+    before = _read(_json(checkpoints(folder)))
+    places = ("dataset", "data_dir")  # the data themselves are compared below
+    settings = {name: value for name, value in run.settings().items() if name in before and name not in places}
+    differing = [f"{name}={before[name]!r}" for name, value in settings.items() if before[name] != value]
+    if go_on and run.epochs > before["epochs"]:
+        differing.remove(f"epochs={before['epochs']!r}")
+    if differing:
+        raise ValueError(
+            f"{folder} holds a run of other settings ({', '.join(differing)}): go on with these, or choose another "
+            f"output folder, or remove {checkpoints(folder)}."
+        )
+    changed = data.Description.of(before["data"]).differences(run.description) if "data" in before else []
+    if changed:
+        raise ValueError(
+            f"The data of the run in {folder} changed: {'; '.join(changed)}. Restore them, or choose another output "
+            "folder."
+        )
+    has_grown = before["epochs"] != run.epochs
+    return [*before.get("continued", []), *([before["epochs"]] if has_grown else [])]
+
+
+def _read(path):
+    try:
         with open(path, encoding="utf-8") as file:
-            before = json.load(file)
-        settings = dataclasses.asdict(run).items()
-        differing = [f"{name}={before.get(name)!r}" for name, value in settings if before.get(name) != value]
-        if differing:
-            raise ValueError(
-                f"{folder} holds an unfinished run of other settings ({', '.join(differing)}): go on with these, or "
-                f"choose another output folder, or remove {checkpoints(folder)}."
-            )
+            return json.load(file)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def _fit(run, trainer, checkpoint, steps, logs):
@@ -281,6 +392,8 @@ def _fit(run, trainer, checkpoint, steps, logs):
             verbose=0 if not checkpoint.is_chief else "auto" if sys.stdout.isatty() else 2,
         )
     except KeyboardInterrupt:
+        if not checkpoint.done:
+            raise
         averaged.on_test_end()
         trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
         return False
@@ -294,18 +407,22 @@ def _curves(history):
 
 
 def load(folder):
-    """Returns the `Run` of a folder and its trained network.
+    """Returns the `Run` of a folder and its trained network. The dataset need not be there.
 
     Raises:
         ValueError: if there is no run, or its files cannot be read; the message names the file.
     """
+    folder = files.expanded(folder)
     if not os.path.isdir(folder):
         raise ValueError(f"There is no folder {folder}; `keras-sat train --output={folder}` would write it.")
     try:
         with open(_json(folder), encoding="utf-8") as file:
             record = json.load(file)
-        names = [field.name for field in dataclasses.fields(Run)]
-        run = Run(**{name: record[name] for name in names if name in record})  # others are younger than the run
+        names = [field.name for field in fields()]
+        described = data.Description.of(record["data"]) if "data" in record else None
+        _warn_of(folder, record)
+        settings = {name: record[name] for name in names if name in record}  # others are younger than the run
+        run = Run(**settings, record=described)
     except FileNotFoundError:
         raise ValueError(f"{folder} holds no run: {_json(folder)} is missing.") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -314,6 +431,26 @@ def load(folder):
         model = run.build()
     models.weights.load_file(model, _weights(folder))
     return run, model
+
+
+def _warn_of(folder, record):
+    """Says what is to be known before a run is evaluated or exported."""
+    if record.get("finished") is False:
+        warnings.warn(f"The training in {folder} was interrupted at step {record.get('iterations')}.", stacklevel=3)
+    if "data" not in record:
+        warnings.warn(
+            f"{_json(folder)} does not say its classes and preprocessing: those of the dataset as it is now are taken.",
+            stacklevel=3,
+        )
+
+
+def changes(run: Run, split: str) -> list[str]:
+    """Returns in a line each what changed in a split since the run was trained; [] for another dataset, or none."""
+    if not run.record or run.dataset != run.record.dataset:
+        return []
+    name = split.partition("[")[0]
+    now = dataclasses.replace(run.record, splits=run.source.fingerprint())
+    return [line for line in run.record.differences(now) if line.startswith(f"{name}:")]
 
 
 def export(run, model, folder, path, dtype="float32"):
@@ -328,6 +465,7 @@ def export(run, model, folder, path, dtype="float32"):
     Raises:
         ValueError: as `export.export_saved_model`.
     """
+    folder = files.expanded(folder)
     saved = os.path.join(folder, "report.json")
     measured = report.from_json(saved) if os.path.exists(saved) else None
     if measured and measured.context.get("weights_sha256") != report.weights_sha256(model):
@@ -337,11 +475,17 @@ def export(run, model, folder, path, dtype="float32"):
     export_lib.export_saved_model(
         model,
         path,
-        labels=data.class_names(run.dataset, run.data_dir),
+        labels=run.description.classes,
+        preprocessing=run.description.preprocessing,
         dtype=dtype,
         report=measured,
-        card={"training": dataclasses.asdict(run) | {"attack_batch_norm": attack_batch_norm}},
+        card={"training": _published(run) | {"attack_batch_norm": attack_batch_norm}},
     )
+
+
+def _published(run):
+    """Returns the configuration without the folders of this machine."""
+    return run.settings() | {"dataset": os.path.basename(run.dataset), "data_dir": None}
 
 
 def _json(folder):

@@ -34,8 +34,9 @@ class Checkpoint(keras.callbacks.Callback):
     those that are skipped: `dataset.filter(lambda *_: True)` has forgotten it.
 
     A checkpoint is `step-N.npz`, then `step-N.json` with its SHA-256: one that was cut short or is damaged is told from
-    a whole one, and the one before it is used, with a warning. SIGTERM (pre-emption) saves, then ends the process with
-    exit code 143. A loss that is not finite ends the training.
+    a whole one, and the one before it is used, with a warning. The last step of all is saved too. SIGTERM (pre-emption)
+    saves after the step at work, then ends the process with exit code 143; Ctrl-C saves, then raises KeyboardInterrupt
+    (the second Ctrl-C, and one before the first step, at once). A loss that is not finite ends the training.
 
     Of several workers the chief alone reads and writes the folder, and in `restore`, which all must call, the others
     are given what it read: they need no folder in common.
@@ -59,7 +60,7 @@ class Checkpoint(keras.callbacks.Callback):
         for name, value in (("steps_per_epoch", steps_per_epoch), ("every", every), ("keep", keep)):
             if not (isinstance(value, int) and value >= 1):
                 raise ValueError(f"{name} must be an integer >= 1. Received: {value!r}")
-        self.folder = os.fspath(folder)
+        self.folder = files.expanded(folder)
         self.every = every
         self.keep = keep
         self.is_chief = is_chief
@@ -68,7 +69,9 @@ class Checkpoint(keras.callbacks.Callback):
         self._epoch = 0
         self._done = 0
         self._saved = 0
-        self._terminated = False
+        self._record = None  # of the checkpoint that this process saved last
+        self._signal = None
+        self._handlers = {}
         self._lock = filelock.FileLock(os.path.join(self.folder, ".lock"))
 
     def __enter__(self):
@@ -85,6 +88,7 @@ class Checkpoint(keras.callbacks.Callback):
         return self
 
     def __exit__(self, *_):
+        self._restore_handlers()  # fit, where it fails, does not call on_train_end
         self._lock.release()
 
     def restore(self, trainer):
@@ -117,14 +121,25 @@ class Checkpoint(keras.callbacks.Callback):
             raise ValueError(f"No checkpoint in {self.folder} is whole: remove the folder to begin anew.")
         return 0
 
+    @property
+    def done(self):
+        """Number of steps that were done, over all epochs."""
+        return self._done
+
     def on_train_begin(self, logs=None):
-        self._handler = None
-        if threading.current_thread() is threading.main_thread():
-            self._handler = signal.signal(signal.SIGTERM, self._on_sigterm)
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self._handlers = {signal.SIGTERM: signal.signal(signal.SIGTERM, self._on_signal)}
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._handlers[signal.SIGINT] = signal.signal(signal.SIGINT, self._on_signal)
 
     def on_train_end(self, logs=None):
-        if self._handler is not None:
-            signal.signal(signal.SIGTERM, self._handler)
+        self._restore_handlers()
+
+    def _restore_handlers(self):
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch = epoch
@@ -140,10 +155,13 @@ class Checkpoint(keras.callbacks.Callback):
         loss = float((logs or {}).get("loss", 0.0))
         if not math.isfinite(loss):
             raise FloatingPointError(self._not_finite(f"the loss is {loss}"))
-        if self._terminated or step - self._saved >= self.every:
+        is_last = step == self.params.get("epochs") * self._steps_per_epoch
+        if self._signal or is_last or step - self._saved >= self.every:
             self._save(step)
-        if self._terminated:
-            raise SystemExit(128 + signal.SIGTERM)
+        if self._signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self._signal:
+            raise SystemExit(128 + self._signal)
 
     def on_epoch_end(self, epoch, logs=None):
         end = (epoch + 1) * self._steps_per_epoch
@@ -153,9 +171,13 @@ class Checkpoint(keras.callbacks.Callback):
                 "its length fit counts the steps that are skipped, too: dataset.filter(lambda *_: True) forgets it."
             )
         self.history[epoch] = {name: float(value) for name, value in (logs or {}).items()}
+        if self._record and self._record["step"] == self._done:  # saved before this epoch's figures were known
+            self._write_record()
 
-    def _on_sigterm(self, *_):
-        self._terminated = True
+    def _on_signal(self, number, _):
+        if number == signal.SIGINT and (self._signal or not self._done):
+            raise KeyboardInterrupt
+        self._signal = number
 
     def _skip(self, steps):
         """Lets Keras count the steps of this epoch that were done before, without taking them."""
@@ -185,11 +207,19 @@ class Checkpoint(keras.callbacks.Callback):
                     file.flush()
                     os.fsync(file.fileno())
                 digest = files.sha256(temporary)
-            files.write_json(self._path(step, "json"), {"step": step, "sha256": digest, "history": self.history})
+            self._record = {"step": step, "sha256": digest}
+            self._write_record()
         except OSError as error:
             raise OSError(f"No checkpoint could be written at step {step}: {error}. {self._last()}") from error
         self._saved = step
         self._remove(kept=sorted(self._steps())[-self.keep :])
+
+    def _write_record(self):
+        files.write_json(self._path(self._record["step"], "json"), self._record | {"history": self.history})
+
+    def keep_last(self):
+        """Removes all checkpoints but the last."""
+        self._remove(kept=self._steps()[-1:] and [max(self._steps())])
 
     def _remove(self, kept):
         """Removes other checkpoints, and what a killed run left half-written."""

@@ -78,6 +78,7 @@ def child(folder, devices, number=None, after=None):
     pid = os.fork()
     if pid == 0:
         os.close(reading)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         full_at = after if number == "full" else None
         try:
             train(folder, devices, writing, full_at)
@@ -86,6 +87,8 @@ def child(folder, devices, number=None, after=None):
             os._exit(3)
         except SystemExit as exit:
             os._exit(exit.code)
+        except KeyboardInterrupt:
+            os._exit(130)
         os._exit(0)
     os.close(writing)
     seen = 0

@@ -51,6 +51,11 @@ def test_sigterm_saves_before_it_ends(calm, tmp_path):
     assert weights(tmp_path / "term") == calm[1]
 
 
+def test_ctrl_c_saves_before_it_ends(calm, tmp_path):
+    assert survivor(tmp_path / "int", 1, "SIGINT", 3, 2) == ["130", "130", "0"]
+    assert weights(tmp_path / "int") == calm[1]
+
+
 def test_on_a_full_disk_the_checkpoint_before_is_still_there(tmp_path):
     first, *rest = survivor(tmp_path / "full", 1, "full", 7)
     assert "No checkpoint could be written at step 10" in first
@@ -117,7 +122,7 @@ def test_what_is_kept(trainer, fit, tmp_path):
         assert set(checkpoint.history) == {0, 1}
     with Checkpoint(tmp_path, 4) as again:
         again.restore(trainer())
-        assert set(again.history) == {0}  # that of the second epoch came after the last step
+        assert set(again.history) == {0, 1}  # that of the second epoch was added after the last step
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(trainer, fit, tmp_path):
