@@ -3,8 +3,28 @@
 A loss takes integer labels of shape [batch] and logits of shape [batch, classes], and returns float32 [batch].
 """
 
+import inspect
+
+import keras
 import numpy as np
 import tensorflow as tf
+
+
+def check_takes_logits(loss) -> None:
+    """Raises ValueError for a Keras loss with from_logits=False: of logits its values and gradients would be wrong."""
+    if isinstance(loss, str):
+        loss = keras.losses.get(loss)
+    if isinstance(loss, keras.losses.Loss):
+        takes = loss.get_config().get("from_logits", True)
+    else:
+        parameters = inspect.signature(loss).parameters if callable(loss) else {}
+        takes = parameters["from_logits"].default if "from_logits" in parameters else True
+    if takes is False:
+        name = getattr(loss, "__name__", type(loss).__name__)
+        raise ValueError(
+            f"The model returns logits, and the loss {name} takes probabilities: say from_logits=True, as in "
+            "keras.losses.SparseCategoricalCrossentropy(from_logits=True)."
+        )
 
 
 def hard_labels(y, classes=None):

@@ -9,7 +9,7 @@ import os
 import numpy as np
 import tensorflow as tf
 
-from keras_sat import files
+from keras_sat import extras, files
 from keras_sat.evaluation.report import epsilon_of, wilson
 
 _STYLE = """
@@ -110,7 +110,7 @@ def _plots(report):
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ValueError("The page's plots are drawn by matplotlib: pip install 'keras_sat[report]'") from error
+        raise ValueError(f"The page's plots are drawn by matplotlib: {extras.install('report')}") from error
 
     def axes(height):
         figure = Figure(figsize=(7, height), layout="constrained")

@@ -138,7 +138,7 @@ def from_json(path):
         ValueError: for a file that holds none.
     """
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(files.expanded(path), encoding="utf-8") as file:
             fields = json.load(file)
         results = [AttackResult(**{**row, "interval": tuple(row["interval"])}) for row in fields["results"]]
         return RobustnessReport(results, fields["context"], fields["examples"])

@@ -37,7 +37,7 @@ class State:
     """
 
     def __init__(self, path, configuration):
-        self.path, self.configuration = path, json.dumps(configuration, sort_keys=True)
+        self.path, self.configuration = path and files.expanded(path), json.dumps(configuration, sort_keys=True)
         self.index = self.label = self.clean = self.margin = None
         self.seconds, self.rows = 0.0, {}
         if path and os.path.exists(path):

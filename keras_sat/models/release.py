@@ -4,11 +4,13 @@ Names and layouts are those of cihangxie/SmoothAdversarialTraining: ResNets as t
 Google's TPU code does.
 """
 
+import os
 import re
 
 import numpy as np
 import tensorflow as tf
 
+from keras_sat import files
 from keras_sat.models import classifier
 
 EMA = "/ExponentialMovingAverage"
@@ -63,7 +65,9 @@ def load(model, prefix, ema=False):
 def _read(prefix, ema):
     """Returns {name: array} of the network's variables, named alike whatever build of the authors' code wrote them."""
     try:
-        reader = tf.train.load_checkpoint(str(prefix))
+        folder, name = os.path.split(files.expanded(prefix))
+        with files.without_wildcards(folder) as plain:
+            reader = tf.train.load_checkpoint(os.path.join(plain, name))
         names = list(reader.get_variable_to_shape_map())
         averages_only = not any(_is_network(name) for name in names)
         suffix = EMA if ema or averages_only else ""

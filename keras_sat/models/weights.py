@@ -6,9 +6,10 @@ import shutil
 import warnings
 
 import filelock
+import h5py
 import keras
 
-from keras_sat import activations, files
+from keras_sat import activations, extras, files
 from keras_sat.models import classifier, release
 
 REGISTRY = os.path.join(os.path.dirname(__file__), "weights.json")
@@ -34,7 +35,7 @@ def resolve(weights, architecture, activation, input_shape=None):
     if weights is None:
         return None
     if not str(weights).startswith("sat-") or str(weights).endswith(".h5"):
-        return _existing_file(os.fspath(weights))
+        return _existing_file(files.expanded(weights))
     entry = find(architecture, activation, weights, input_shape and input_shape[0])
     if input_shape and input_shape[-1] != entry["channels"]:
         kind = {1: "grey images (1 channel)", 3: "RGB images (3 channels)"}[entry["channels"]]
@@ -153,8 +154,10 @@ def fetch(entry, whole):
     """
     if "file" in entry:
         return _embedded(entry)
-    os.makedirs(home(), exist_ok=True)
     path = os.path.join(home(), f"{entry['id']}.weights.h5")
+    if os.path.exists(path) and _is_intact(path):  # it appears whole, and the folder may be read-only
+        return path
+    os.makedirs(home(), exist_ok=True)
     with filelock.FileLock(f"{path}.lock"):
         if not _is_intact(path):
             _convert(entry, _network(entry, whole), path)
@@ -206,8 +209,8 @@ def _download(name, drive_id, folder, sha256):
         raise
     except Exception as error:  # Keras' downloader raises plain Exceptions
         raise ValueError(
-            f"{name} could not be downloaded from {origin}: {str(error).splitlines()[0]}. KERAS_SAT_WEIGHTS_URL can "
-            "name a folder of the files on another server."
+            f"{name} could not be downloaded from {origin}: {' '.join(str(error).split())} KERAS_SAT_WEIGHTS_URL "
+            "can name a folder of the files on another server."
         ) from error
     with open(path, "rb") as file:
         if file.read(1024).lstrip()[:1] == b"<":
@@ -221,7 +224,7 @@ def _download_from_drive(drive_id, path):
         import gdown
     except ImportError as error:
         raise ImportError(
-            "The weights lie on Google Drive; to download them: pip install 'keras-sat[weights]'"
+            f"The weights lie on Google Drive, which gdown downloads from: {extras.install('weights')}"
         ) from error
     gdown.download(id=drive_id, output=path)
 
@@ -249,15 +252,31 @@ def _existing_file(path):
 
 
 def load_file(model, path):
-    """Loads a `.weights.h5` file; raises ValueError if there is none, or if it is damaged or of another network."""
-    _existing_file(path)
+    """Loads a `.weights.h5` file.
+
+    Raises:
+        ValueError: if there is none, or if it is damaged, of another network, or holds more than this network has.
+    """
+    path = _existing_file(files.expanded(path))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # Keras only warns of layers that the file does not have
             model.load_weights(path)
+        _check_nothing_is_left(model, path)
     except (ValueError, OSError, KeyError, UserWarning) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{path} is damaged or does not fit {model.name}: was it saved with the same network, activation, classes "
             f"and channels? ({reason})"
         ) from error
+
+
+def _check_nothing_is_left(model, path):
+    """Raises ValueError for a file of more variables than the model's layers have, which Keras would not tell."""
+    found = []
+    with h5py.File(path) as file:
+        file["layers"].visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None)
+    found = [name for name in found if "seed_generator" not in name]
+    number = sum(len(layer.weights) for layer in model.layers)
+    if len(found) != number:
+        raise ValueError(f"it holds {len(found)} variables, of which the network has {number}")

@@ -136,8 +136,10 @@ class AdversarialModel(keras.Model):
         """Compiles as Keras does; under several replicas `jit_compile=True` compiles the attack alone, which is most.
 
         Raises:
-            ValueError: under several replicas, for what would be wrong there (see `distribution.check`).
+            ValueError: for a loss that takes probabilities, for the model returns logits; under several replicas, for
+                what would be wrong there (see `distribution.check`).
         """
+        losses.check_takes_logits(args[0] if args else kwargs.get("loss"))
         replicas = self.distribute_strategy.num_replicas_in_sync
         self._jit_attack = jit_compile is True and replicas > 1
         super().compile(optimizer, *args, jit_compile=False if self._jit_attack else jit_compile, **kwargs)

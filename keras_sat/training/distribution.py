@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+TF_CONFIG = '{"cluster": {"worker": ["host1:12345", "host2:12345"]}, "task": {"type": "worker", "index": 0}}'
 NAMES = ("auto", "none", "mirrored", "multiworker", "tpu")
 
 
@@ -55,8 +56,8 @@ def _mirrored(devices):
 def _multiworker():
     if not _workers():
         raise ValueError(
-            "multiworker reads the environment variable TF_CONFIG, the same on every machine but for the index: "
-            '{"cluster": {"worker": ["host1:12345", "host2:12345"]}, "task": {"type": "worker", "index": 0}}'
+            f"multiworker reads the environment variable TF_CONFIG, the same on every machine but for the index: "
+            f"{TF_CONFIG}"
         )
     return tf.distribute.MultiWorkerMirroredStrategy()
 
@@ -64,10 +65,19 @@ def _multiworker():
 def _workers():
     text = os.environ.get("TF_CONFIG") or "{}"
     try:
-        cluster = json.loads(text).get("cluster", {})
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"The environment variable TF_CONFIG is not a JSON object: {text!r} ({error})") from error
-    return cluster.get("chief", []) + cluster.get("worker", [])
+        config = json.loads(text)
+        cluster, task = config.get("cluster", {}), config.get("task", {})
+        workers = {kind: list(cluster.get(kind, [])) for kind in ("chief", "worker")}
+        if cluster:
+            host, port = workers[task["type"]][task["index"]].rsplit(":", 1)
+            is_valid = bool(host) and 0 < int(port) < 2**16 and task["index"] >= 0
+        else:
+            is_valid = not task
+    except (ValueError, AttributeError, KeyError, IndexError, TypeError):
+        is_valid = False
+    if not is_valid:
+        raise ValueError(f"The environment variable TF_CONFIG must be as in {TF_CONFIG}. Received: {text}")
+    return workers["chief"] + workers["worker"]
 
 
 @functools.cache

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from keras_sat import data, evaluation, models
+from keras_sat import data, evaluation, files, models
 from keras_sat.attacks import PGD, LinfBall
 from keras_sat.models import weights as weights_lib
 
@@ -91,3 +91,23 @@ def test_embedded_weights_that_do_not_fit_or_were_changed_are_refused(tmp_path, 
     monkeypatch.setattr(weights_lib, "__file__", str(folder / "weights.py"))
     with pytest.raises(ValueError, match="not the file that came with keras_sat: install the package again"):
         models.ResNet8(weights=TAG)
+
+
+def test_leftovers_in_a_file_are_refused(tmp_path):
+    """A file of smooth_relu holds a beta for each site, which silu does not have."""
+    path = tmp_path / "smooth.weights.h5"
+    models.ResNet8(activation="smooth_relu", input_shape=(8, 8, 1)).save_weights(path)
+    with pytest.raises(ValueError, match=r"it holds \d+ variables, of which the network has \d+"):
+        models.ResNet8(activation="silu", input_shape=(8, 8, 1), weights=path)
+    models.ResNet8(activation="smooth_relu", input_shape=(8, 8, 1), weights=path)
+
+
+def test_a_full_cache_that_is_read_only_is_used(tmp_path, monkeypatch):
+    """A lock file cannot be written there, and need not."""
+    entry = models.weights.find("ResNet50", "silu", "sat-imagenet")
+    path = tmp_path / f"{entry['id']}.weights.h5"
+    path.write_bytes(b"weights")
+    (tmp_path / f"{path.name}.sha256").write_text(files.sha256(path))
+    monkeypatch.setenv("KERAS_SAT_HOME", str(tmp_path))
+    assert models.weights.fetch(entry, None) == str(path)
+    assert sorted(os.listdir(tmp_path)) == [path.name, f"{path.name}.sha256"]  # no lock

@@ -238,8 +238,32 @@ def test_ablation_reaches_the_gradient_it_is_meant_for(place, images, labels):
 
 def test_nothing_is_jit_compiled_on_a_cpu_unasked(tiny_model):
     trainer = AdversarialModel(tiny_model(), RANDOM)
-    trainer.compile("sgd", "sparse_categorical_crossentropy")
+    trainer.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     assert trainer.jit_compile is False
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "sparse_categorical_crossentropy",
+        "binary_crossentropy",
+        keras.losses.CategoricalCrossentropy(label_smoothing=0.1),
+        keras.losses.CategoricalFocalCrossentropy(),
+        keras.losses.sparse_categorical_crossentropy,
+    ],
+    ids=["name", "binary", "object", "focal", "function"],
+)
+def test_a_loss_that_takes_probabilities_is_refused(tiny_model, loss):
+    trainer = AdversarialModel(tiny_model(), RANDOM)
+    with pytest.raises(ValueError, match="takes probabilities: say from_logits=True"):
+        trainer.compile("sgd", loss)
+    with pytest.raises(ValueError, match="takes probabilities"):
+        trainer.compile("sgd", loss=loss)
+
+
+def test_other_losses_are_taken(tiny_model):
+    for loss in ("mse", keras.losses.CategoricalHinge(), lambda y, logits: logits[:, 0], None):
+        AdversarialModel(tiny_model(), RANDOM).compile("sgd", loss)
 
 
 def test_several_steps_per_execution(tiny_model, images, labels):
