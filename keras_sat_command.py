@@ -6,6 +6,27 @@ TF_CPP_MIN_LOG_LEVEL says, and an error of ours is to be one line.
 
 import contextlib
 import os
+import signal
+
+
+@contextlib.contextmanager
+def interruptible():
+    """Ends the process at Ctrl-C with a line, while TensorFlow is imported: an exception there would be lost in it."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    stderr = os.dup(2)
+
+    def end(*_):
+        os.write(stderr, b"\nkeras-sat: interrupted\n")
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.close(stderr)
 
 
 @contextlib.contextmanager
@@ -26,7 +47,7 @@ def quiet():
 
 def main():
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with quiet():
+    with interruptible(), quiet():
         import tensorflow as tf
 
         from keras_sat import cli

@@ -29,7 +29,7 @@ SMALLER = {
 ELSEWHERE = {
     "keras-sat quickstart": "make quickstart",
     "keras-sat evaluate --model=ResNet50 --activation=silu --weights=sat-imagenet --attack=pgd-50": "Google Drive",
-    "keras-sat evaluate runs/mine --attack=autoattack --split=test[:1000] --audit --html": "a run of the reader's own",
+    "keras-sat evaluate runs/mine --attack=autoattack --split='test[:1000]' --audit --html": "the reader's run",
 }
 pytestmark = pytest.mark.slow
 
@@ -43,6 +43,7 @@ def here(tmp_path, monkeypatch, write_release):
         folder = tmp_path / "photos" / ("train" if number < 16 else "test") / str(label % 3)
         folder.mkdir(parents=True, exist_ok=True)
         keras.utils.save_img(folder / f"{number}.png", image, scale=False)
+    shutil.copy(folder / f"{number}.png", tmp_path / "shoe.png")
     write_release("Res50-silu", models.ResNet50(input_shape=(None, None, 3)))
     return tmp_path
 

@@ -15,14 +15,15 @@ PACKAGE = ROOT / "keras_sat"
 
 # What a module may import of the package: the layers below its own, and its own.
 LAYERS = [
-    ("version", "files", "activations", "losses", "preprocessing", "data"),
+    ("version", "files", "extras", "activations", "losses", "preprocessing", "data"),
     ("attacks", "models"),
     ("training", "evaluation", "export", "serving"),
     ("run",),
     ("cli",),
+    ("__main__",),
 ]
 BESIDE = {
-    "data": {"data", "preprocessing"},
+    "data": {"data", "preprocessing", "files"},
     "attacks": {"attacks"},
     "models": {"models"},
     "export": {"export", "training", "evaluation"},
