@@ -617,7 +617,7 @@ def _check_labels(path, described):
         pairs = zip(labels, described.classes)
         one, other = next(((a, b) for a, b in pairs if a != b), (len(labels), len(described.classes)))
         raise ValueError(f"{path} has other classes than the run: {one!r} in its labels.txt, {other!r} in run.json.")
-    if how != described.preprocessing:
+    if how is not None and how != described.preprocessing:
         warnings.warn(
             f"{path} makes images otherwise than the run: {how}, not {described.preprocessing}. The run's are shown.",
             stacklevel=2,
@@ -659,7 +659,13 @@ def _predictor(folder):
     how = model.preprocessing
     if how is None and None in (model.image_size, model.channels):
         raise ValueError(f"{folder} does not say how its images are made (assets/preprocessing.json).")
-    return model, how or Preprocessing(model.image_size, model.image_size, model.channels), model.classes
+    if how is None:
+        how = Preprocessing(model.image_size, model.image_size, model.channels)
+        warnings.warn(
+            f"{folder} does not say how its images are made (assets/preprocessing.json): crop {how.crop} is taken.",
+            stacklevel=2,
+        )
+    return model, how, model.classes
 
 
 def _image_files(paths):

@@ -292,6 +292,19 @@ def test_the_pixels_of_a_folder_are_the_same_everywhere(photos, of_photos, tmp_p
     assert json.loads((tmp_path / "report.json").read_text())["examples"]["clean"] == examples["clean"]
 
 
+def test_an_export_of_another_tool_is_taken_with_a_word(photos, tmp_path, capsys):
+    model = keras.Sequential([keras.Input((16, 16, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
+    model.export(tmp_path / "saved", verbose=False)
+    with pytest.warns(UserWarning, match="does not say how its images are made.*: crop stretch is taken"):
+        assert inside("predict", tmp_path / "saved", photos / "test" / "dark" / "0.png") == 0
+    given = (f"--dataset={photos}", "--epsilon=4", "--attack=fgsm", f"--output={tmp_path / 'out'}")
+    with pytest.warns(UserWarning) as said:
+        assert inside("evaluate", tmp_path / "saved", *given) == 0
+    lines = "\n".join(str(each.message) for each in said)
+    assert "does not name its classes (assets/labels.txt): those of" in lines
+    assert "crop stretch is taken" in lines
+
+
 def test_predict_names_what_cannot_be_read(photos, of_photos, tmp_path, capsys):
     assert inside("predict", of_photos, photos / "test" / "dark") == 0
     assert re.match(r".*dark/0.png +(dark|bright) \d+.\d%$", capsys.readouterr().out.splitlines()[0])
