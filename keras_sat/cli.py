@@ -429,7 +429,7 @@ def _opened(name, args, known, number):
     from keras_sat import data
 
     options = {"data_dir": args.data_dir, "skip_damaged": args.skip_damaged}
-    own = {_letters(each): each for each in data.source(name, **options).classes}
+    own = {_letters(each): each for each in data.source(name, args.data_dir).classes}
     numbers = [str(each) for each in range(number)]
     if set(own) <= set(numbers):
         return data.source(name, **options, classes=numbers)

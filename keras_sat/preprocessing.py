@@ -144,7 +144,7 @@ def random_shift(image: tf.Tensor, most: int, seed: tf.Tensor) -> tf.Tensor:
 
 
 @tf.autograph.experimental.do_not_convert
-def each(function, elements, shape, parallel=None):
+def apply_to_each(function, elements, shape, parallel=None):
     """Returns function(*element) for each of n elements, uint8 [n, *shape], and the numbers of those that failed.
 
     A decoder that fails ends the whole graph without saying at which image. A dataset can pass over its failures, so

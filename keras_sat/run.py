@@ -448,9 +448,9 @@ def changes(run: Run, split: str) -> list[str]:
     """Returns in a line each what changed in a split since the run was trained; [] for another dataset, or none."""
     if not run.record or run.dataset != run.record.dataset:
         return []
-    name = split.partition("[")[0]
-    now = dataclasses.replace(run.record, splits=run.source.fingerprint())
-    return [line for line in run.record.differences(now) if line.startswith(f"{name}:")]
+    names = {part.partition("[")[0] for part in split.split("+")} & set(run.source.splits)
+    now = run.record.splits | {name: run.source.fingerprint(name) for name in names}
+    return run.record.differences(dataclasses.replace(run.record, splits=now))
 
 
 def export(run, model, folder, path, dtype="float32"):

@@ -7,7 +7,6 @@ import sys
 import time
 from typing import TextIO
 
-from keras_sat.data.folder import Folder
 from keras_sat.data.pipeline import source
 
 _EVERY = 2.0  # seconds between two lines of progress
@@ -92,8 +91,8 @@ def check(
     twice = [names for names in same.values() if len(names) > 1]
     shared = [names for names in twice if len({name.split(os.sep)[0] for name in names}) > 1]
     contradictory = [names for names in twice if len({name.split(os.sep)[1] for name in names}) > 1]
-    name = opened.path if isinstance(opened, Folder) else opened.name
-    return Findings(name, {split: dict(c) for split, c in counts.items()}, dict(sizes), damaged, shared, contradictory)
+    counts = {split: dict(found) for split, found in counts.items()}
+    return Findings(opened.name, counts, dict(sizes), damaged, shared, contradictory)
 
 
 def _sizes(sizes):

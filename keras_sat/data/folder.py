@@ -94,7 +94,7 @@ class Folder:
         """Returns the names of the classes; refuses folders without images, or that are not among the classes."""
         for split, files in self._files.items():
             if not any(files.values()):
-                raise ValueError(f"{self.path}/{split} has no images. {self._expected()}")
+                raise ValueError(f"{self.path}/{split} has no images. {_expected(self.path)}")
         if known is not None:
             for split, files in self._files.items():
                 self._check_known(split, files, [_normal(name) for name in known], "the network")
@@ -105,7 +105,7 @@ class Folder:
             raise ValueError(f"{self.path} has one class only, {names[0]!r}: at least two are needed.")
         empty = [name for name in names if not files[name]]
         if empty:
-            raise ValueError(f"{self.path}/train has no images of {_some(empty)}{self._kinds_of('train', empty)}.")
+            raise ValueError(f"{self.path}/train has no images of {_names(empty)}{self._kinds_of('train', empty)}.")
         for split, files in self._files.items():
             self._check_known(split, files, names, "train")
         return names
@@ -115,22 +115,19 @@ class Folder:
         unknown = [f"{name!r} ({len(paths)} images)" for name, paths in files.items() if name not in names]
         lacking = [name for name in names if not files.get(name)]
         if unknown:
-            lacks = f" {split} lacks {_some(lacking)}." if lacking else ""
+            lacks = f" {split} lacks {_names(lacking)}." if lacking else ""
             raise ValueError(
-                f"{self.path}/{split} has classes that {whose} does not know: {', '.join(unknown[:5])}.{lacks} The "
+                f"{self.path}/{split} has classes that {whose} does not know: {_some(unknown)}.{lacks} The "
                 "names must be the same."
             )
         if lacking:
-            warnings.warn(f"{self.path}/{split} has no images of {_some(lacking)}.", stacklevel=5)
+            warnings.warn(f"{self.path}/{split} has no images of {_names(lacking)}.", stacklevel=5)
 
     def _kinds_of(self, split, names):
         """Returns what files there are in place of images."""
         folders = {os.path.join(self.path, split, name) for name in names}
         kinds = [kind for kind, paths in self._left_out.items() if folders & {os.path.dirname(path) for path in paths}]
         return f": {', '.join(sorted(kinds))} cannot be read, {reading.READABLE} can" if kinds else ""
-
-    def _expected(self):
-        return f"Expected: {self.path}/train/CLASS/*.jpg and {self.path}/test/CLASS/*.jpg"
 
     def _skip_damaged(self):
         paths = [path for files in self._files.values() for found in files.values() for path in found]
@@ -139,10 +136,8 @@ class Folder:
             files.update({name: [path for path in found if path not in damaged] for name, found in files.items()})
         if damaged:
             named = [f"{os.path.relpath(path, self.path)} ({fault})" for path, fault in damaged.items()]
-            more = f" and {len(named) - 5} more" if len(named) > 5 else ""
             warnings.warn(
-                f"{self.path}: damaged files are left out, {len(named)} in all: {', '.join(named[:5])}{more}.",
-                stacklevel=4,
+                f"{self.path}: damaged files are left out, {len(named)} in all: {_some(named)}.", stacklevel=4
             )
 
     def paths(self) -> list[str]:
@@ -195,22 +190,19 @@ class Folder:
                 break
         return sizes.pop() if len(sizes) == 1 else None, 1 if are_grey else 3
 
-    def fingerprint(self) -> dict[str, dict]:
-        """Returns {split: images, images of each class, a digest}.
+    def fingerprint(self, split: str) -> dict:
+        """Returns what tells a whole split from a changed one: images, images of each class, a digest.
 
         The digest is of the names and sizes of all files, and of what some of them hold, of all classes.
         """
-        found = {}
-        for split, files in self._files.items():
-            digest = hashlib.sha256()
-            for path in itertools.chain(*files.values()):
-                size = os.path.getsize(path) if os.path.exists(path) else -1
-                digest.update(f"{os.path.relpath(path, self.path)}\0{size}\n".encode(errors="surrogateescape"))
-            for path, _ in self._ordered(split)[:_DIGESTED]:
-                digest.update(_beginning(path))
-            counts = {name: len(paths) for name, paths in files.items()}
-            found[split] = {"images": self.splits[split], "classes": counts, "sha256": digest.hexdigest()}
-        return found
+        digest, files = hashlib.sha256(), self._files[split]
+        for path in itertools.chain(*files.values()):
+            size = os.path.getsize(path) if os.path.exists(path) else -1
+            digest.update(f"{os.path.relpath(path, self.path)}\0{size}\n".encode(errors="surrogateescape"))
+        for path, _ in self._ordered(split)[:_DIGESTED]:
+            digest.update(_beginning(path))
+        counts = {name: len(paths) for name, paths in files.items()}
+        return {"images": self.splits[split], "classes": counts, "sha256": digest.hexdigest()}
 
     def number_of_images(self, split: str) -> int:
         """Returns how many images a split, or a slice of it, has."""
@@ -239,7 +231,7 @@ class Folder:
         """
 
         def chunk(paths, labels, *more):
-            pixels, failed = preprocessing.each(
+            pixels, failed = preprocessing.apply_to_each(
                 lambda path, *given: function(tf.io.read_file(path), *given), (paths, *more), shape
             )
             is_whole = tf.equal(tf.size(failed), 0)
@@ -269,10 +261,12 @@ def _split_names(path):
         counted = ", ".join(f"{name} ({number} images)" for name, number in images.items()) or "no folders"
         empty = [name for name in folders if name in SPLITS]
         lacks = f"{empty[0]}/ has no folders of classes" if empty else "there are no folders of splits"
-        raise ValueError(
-            f"{path}: {lacks}; it holds {counted}. Expected: {path}/train/CLASS/*.jpg and {path}/test/CLASS/*.jpg"
-        )
+        raise ValueError(f"{path}: {lacks}; it holds {counted}. {_expected(path)}")
     return splits
+
+
+def _expected(path):
+    return f"Expected: {path}/train/CLASS/*.jpg and {path}/test/CLASS/*.jpg"
 
 
 def _normal(name):
@@ -305,6 +299,10 @@ def _folders(path):
     return sorted(entries, key=lambda entry: entry.name)
 
 
-def _some(names, most=5):
-    """Returns the first of many names in a line."""
-    return ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
+def _names(names):
+    return _some([repr(name) for name in names])
+
+
+def _some(texts, most=5):
+    """Returns the first of many texts in a line."""
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")

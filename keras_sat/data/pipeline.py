@@ -141,8 +141,8 @@ def describe(
     """Returns what a network is to be trained on; `load` explains the arguments."""
     opened = source(dataset, data_dir)
     how = preprocessing_of(opened, image_size, crop, channels)
-    name = opened.path if isinstance(opened, Folder) else opened.name
-    return Description(name, list(opened.classes), how, opened.fingerprint())
+    splits = {split: opened.fingerprint(split) for split in opened.splits}
+    return Description(opened.name, list(opened.classes), how, splits)
 
 
 def preprocessing_of(opened, image_size=None, crop=None, channels=None):

@@ -92,6 +92,6 @@ def _decode(image_bytes, how):
 
     They are those of evaluation: the `Preprocessing` makes them.
     """
-    pixels, missing = preprocessing.each(how, (image_bytes,), how.shape, tf.data.AUTOTUNE)
+    pixels, missing = preprocessing.apply_to_each(how, (image_bytes,), how.shape, tf.data.AUTOTUNE)
     with tf.control_dependencies([tf.debugging.Assert(tf.equal(tf.size(missing), 0), [NO_IMAGE, missing], 1000)]):
         return tf.identity(pixels)

@@ -1,6 +1,5 @@
 import io
 import pathlib
-import warnings
 
 import numpy as np
 import pytest
@@ -133,7 +132,7 @@ def test_image_size():
 
 
 @pytest.fixture
-def prepared(tmp_path):
+def prepared(store, tmp_path):
     """A folder with two datasets that someone prepared: images of one size, and of several."""
     rng = np.random.default_rng(0)
     for name, sizes, shape in (
@@ -145,14 +144,7 @@ def prepared(tmp_path):
             for index, size in enumerate(sizes)
         ]
         features = {"image": tfds.features.Image(shape=shape), "label": tfds.features.ClassLabel(num_classes=2)}
-        tfds.dataset_builders.store_as_tfds_dataset(
-            name=name,
-            version="1.0.0",
-            features=tfds.features.FeaturesDict(features),
-            split_datasets={"train": examples},
-            data_dir=tmp_path,
-            disable_shuffling=True,
-        )
+        store(tmp_path, name, features, {"train": examples}, disable_shuffling=True)
     return tmp_path
 
 
@@ -169,7 +161,7 @@ def test_other_datasets_are_tfds(prepared):
 
 
 @pytest.fixture(scope="module")
-def imagenet(tmp_path_factory):
+def imagenet(store, tmp_path_factory):
     """A small imagenet2012 as TFDS prepares it, of real JPEGs: parts of a picture, in four files a split."""
     folder, rng = tmp_path_factory.mktemp("tfds"), np.random.default_rng(0)
     picture = tf.io.decode_jpeg((LANDSCAPE / "landscape.jpg").read_bytes()).numpy()
@@ -187,15 +179,8 @@ def imagenet(tmp_path_factory):
         "label": tfds.features.ClassLabel(num_classes=1000),
     }
     features["file_name"] = tfds.features.Text()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TFDS' writer warns of itself
-        tfds.dataset_builders.store_as_tfds_dataset(
-            name="imagenet2012",
-            version="5.1.0",
-            features=tfds.features.FeaturesDict(features, doc=None),
-            split_datasets={"train": list(examples(48)), "validation": list(examples(12))},
-            data_dir=folder,
-        )
+    splits = {"train": list(examples(48)), "validation": list(examples(12))}
+    store(folder, "imagenet2012", features, splits, version="5.1.0")
     return folder
 
 

@@ -14,22 +14,13 @@ SHAPE = (6, 6, 3)
 
 
 @pytest.fixture
-def prepare(tmp_path):
+def prepare(store, tmp_path):
     """Returns a function that prepares a dataset of images with labels 0, 0, ..., 1, 1, ..."""
 
     def prepared(name, feature, images, names=("no", "yes")):
         examples = [(i, {"image": image, "label": int(i >= len(images) // 2)}) for i, image in enumerate(images)]
         features = {"image": feature, "label": tfds.features.ClassLabel(names=list(names))}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # TFDS' writer warns of itself
-            tfds.dataset_builders.store_as_tfds_dataset(
-                name=name,
-                version="1.0.0",
-                features=tfds.features.FeaturesDict(features),
-                split_datasets={"train": examples},
-                data_dir=tmp_path,
-                disable_shuffling=True,
-            )
+        store(tmp_path, name, features, {"train": examples}, disable_shuffling=True)
         return {"data_dir": tmp_path}
 
     return prepared
