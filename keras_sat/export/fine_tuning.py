@@ -37,8 +37,9 @@ def load_for_fine_tuning(path, classes=None, freeze=None, custom_objects=None):
     model = _rebuilt(files.expanded(path), custom_objects)
     _free(model)
     if freeze == "backbone":
+        head = classifier.output_layer(model)
         for layer in model.layers:
-            layer.trainable = layer.trainable and layer is classifier.output_layer(model)
+            layer.trainable = layer.trainable and layer is head
     elif freeze == "batch_norm":
         for layer in classifier.leaves(model):
             layer.trainable = layer.trainable and not isinstance(layer, keras.layers.BatchNormalization)
@@ -93,9 +94,8 @@ def _check(path, model, loaded):
 
 
 def _with_new_head(model, classes):
-    found = classifier.head(model)
-    if found is None:
+    last, features = classifier.output_layer(model), classifier.features(model)
+    if features is None:
         raise ValueError(f"{model.name} does not end in a dense layer: it cannot be given {classes} classes.")
-    last, features = found
     head = type(last).from_config(last.get_config() | {"units": classes})
-    return keras.Model(model.inputs[0], head(features), name=model.name)
+    return keras.Model(features.inputs[0], head(features.outputs[0]), name=model.name)

@@ -1,21 +1,27 @@
-"""What training and export ask of a model: a built Keras classifier of images that returns logits."""
+"""Checks, copies and changes of a Keras classifier: a built model from images to logits."""
+
+from collections.abc import Iterator
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_sat import losses
+from keras_sat import internals, losses
+from keras_sat.models import graph
+from keras_sat.typing import Array
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-_SIDES = (32, 96, 224)  # of images to try, where a model takes any size
+_SIDES = (32, 96, 224)  # image sizes to try, where a model takes any size
 _SQUASHING = {"softmax": tf.nn.softmax, "sigmoid": tf.sigmoid}
 
 
-def check(model):
-    """Raises ValueError unless `model` is a built Keras classifier of one input, whose one output is logits.
+def check(model: Any) -> None:
+    """Raises ValueError unless a model is a built Keras classifier with one input, and logits as its one output.
 
-    Logits are told from probabilities by what the model returns (`losses.probabilities`), for random inputs. A model
-    that does not say what it takes, as a subclassed one, is judged by its first batch.
+    Whether the output is logits or probabilities is judged by the outputs for random inputs: see
+    `losses.probabilities`. A subclassed model does not tell its input shape, and passes here; `AdversarialModel` judges
+    it by the first batch.
     """
     if not isinstance(model, keras.Model) or not model.built:
         raise ValueError(
@@ -23,7 +29,7 @@ def check(model):
             f"Received: {model!r}"
         )
     check_interface(model)
-    kind = None if not getattr(model, "inputs", None) or is_linear(output_layer(model)) else _judged(model)
+    kind = _probabilities(model) if graph.is_functional(model) and not is_linear(output_layer(model)) else None
     if kind:
         raise ValueError(
             f"{model.name} ends in probabilities (a {kind}), which hide the gradient from an attack. Build it with "
@@ -32,8 +38,8 @@ def check(model):
         )
 
 
-def check_interface(model):
-    """Raises ValueError for a model that says that it takes or returns several tensors, or not [batch, classes]."""
+def check_interface(model: Any) -> None:
+    """Raises ValueError for a functional model with several inputs or outputs, or an output not [batch, classes]."""
     inputs, outputs = getattr(model, "inputs", None) or [], getattr(model, "outputs", None) or []
     if len(inputs) > 1 or len(outputs) > 1 or (outputs and len(outputs[0].shape) != 2):
         raise ValueError(
@@ -42,8 +48,8 @@ def check_interface(model):
         )
 
 
-def check_images(model, images):
-    """Raises ValueError for a batch of images of another shape than a model says that it takes."""
+def check_images(model: Any, images: Array) -> None:
+    """Raises ValueError if the shape of a batch of images is not the input shape of a functional model."""
     taken = getattr(model, "inputs", None)
     if taken and not tf.TensorShape(taken[0].shape[1:]).is_compatible_with(images.shape[1:]):
         raise ValueError(
@@ -52,20 +58,23 @@ def check_images(model, images):
         )
 
 
-def _judged(model):
-    """Returns what kind of probabilities a model returns for random inputs, or None."""
+def _probabilities(model):
+    """Returns the kind of probabilities that a model returns for random inputs; None for logits, or where none fit."""
     inputs = some_inputs(model)
     return None if inputs is None else losses.probabilities(lambda x: model(x, training=False), inputs)
 
 
-def some_inputs(model, shape=None):
-    """Returns random inputs for a comparison; None where a model that takes any size takes none of some sizes.
+def some_inputs(model: keras.Model, shape: tuple[int | None, ...] | None = None) -> tf.Tensor | None:
+    """Returns 8 random images to compare models on: four in 0..255, and the same in 0..1.
 
-    Four reach to 255, four to 1: whatever range the model is for, one of them moves it.
+    So half of them are in the range that the model is made for.
 
     Args:
         model: a functional or sequential keras.Model.
-        shape: (height, width, channels), some of them None; default: that of the model.
+        shape: (height, width, channels). Where one of them is None, several sizes are tried. Default: the model's.
+
+    Returns:
+        A float32 tensor [8, height, width, channels]; None if the model accepts none of the sizes.
     """
     shape = shape or model.inputs[0].shape[1:]
     for side in _SIDES if None in shape else _SIDES[:1]:
@@ -75,95 +84,102 @@ def some_inputs(model, shape=None):
             model(inputs, training=False)
             return inputs
         except (ValueError, TypeError, tf.errors.InvalidArgumentError):
-            continue  # too small an image
+            continue  # the image is too small
     return None
 
 
-def output_layer(model):
-    """Returns the layer, or the operation of keras.ops, that makes a functional model's output; None of others.
+def output_layer(model: keras.Model) -> keras.Operation | None:
+    """Returns the layer or operation of keras.ops that makes a functional model's output; None for other models.
 
-    (It need not be the last in `model.layers`: that is the one that was called last.)
+    It need not be the last of `model.layers`, which are in the order of their first calls.
     """
-    outputs = getattr(model, "outputs", None)
-    return outputs[0]._keras_history.operation if outputs else None
+    calls = graph.calls(model)
+    return calls[-1].operation if calls else None
 
 
-def is_linear(layer):
-    """Says whether a layer is Keras' own dense layer without an activation: its output is a logit."""
+def is_linear(layer: Any) -> bool:
+    """Says whether a layer is Keras' own dense layer without an activation, whose outputs are logits."""
     return type(layer) is keras.layers.Dense and layer.activation is keras.activations.linear
 
 
-def without_softmax(model):
-    """Returns the logits of a classifier that ends in a softmax, as those of keras.applications do by default.
+def without_softmax(model: keras.Model) -> keras.Model:
+    """Returns a model of the logits of a classifier that ends in a softmax, as those of keras.applications do.
 
-    The softmax may be a layer, the activation of the last dense layer, or a function such as keras.ops.softmax; layers
-    after it that change nothing, such as Activation("linear", dtype="float32"), are left out.
-    A sigmoid at the end is taken off in the same way.
+    The softmax may be a layer, the activation of the last dense layer, or a function such as keras.ops.softmax. Layers
+    after it that change nothing, such as Activation("linear", dtype="float32"), are left out too. A sigmoid at the end
+    is taken off in the same way.
 
     Args:
         model: a functional or sequential keras.Model.
 
     Returns:
-        A keras.Model, compared with `model` on random inputs. It shares all layers with it but the last one, where that
-        had the softmax as its activation; then it is copied.
+        A keras.Model that shares the layers of `model`, except for a last layer whose activation was the softmax, which
+        is copied. The two are compared on random inputs.
 
     Raises:
         ValueError: if the model does not end in a softmax or sigmoid that can be taken off.
     """
-    logits = _before_squashing(model, model.outputs[0]) if getattr(model, "outputs", None) else None
-    if logits is None:
+    changes = _without_squashing(model)
+    if changes is None:
         raise ValueError(
             f"{model.name} does not end in a softmax that can be taken off: build it without one. "
             f"Received last layer: {output_layer(model)!r}"
         )
-    inputs = model.inputs[0] if len(model.inputs) == 1 else model.inputs  # else Keras warns of a list's structure
-    stripped = keras.Model(inputs, logits, name=model.name)
+    stripped = graph.rebuild(model, changes)
     _check_stripped(model, stripped)
     return stripped
 
 
-def _before_squashing(model, tensor):
-    """Returns the Keras tensor that a softmax or sigmoid at the end of a model is given, or None."""
-    operation, inputs = tensor._keras_history.operation, _inputs_of(tensor)
-    if isinstance(operation, keras.Model) and getattr(operation, "outputs", None):
-        inner = _before_squashing(operation, operation.outputs[0])
-        return None if inner is None else keras.Model(operation.inputs, inner, name=operation.name)(inputs)
-    if len(inputs) != 1:
-        return None
-    if not getattr(operation, "weights", []):
+def _without_squashing(model):
+    """Returns the changes for `graph.rebuild` that take off a softmax or sigmoid at the end; None if there is none."""
+    calls = graph.calls(model)
+    makers = {id(tensor): index for index, call in enumerate(calls) for tensor in call.outputs}
+    changes, index = {}, len(calls) - 1 if calls else None
+    while index is not None:
+        operation, inputs, _ = calls[index]
+        if graph.is_functional(operation):
+            inner = _without_squashing(operation)
+            return None if inner is None else changes | {index: graph.rebuild(operation, inner)}
+        if len(inputs) != 1:
+            return None
+        if getattr(operation, "weights", []):
+            logits = _without_activation(operation, inputs[0])
+            return None if logits is None else changes | {index: logits}
+        changes[index] = graph.skip
         if _squashes(operation):
-            return inputs[0]
-        return _before_squashing(model, inputs[0]) if _acts_as(operation, tf.identity) else None
-    activation = getattr(operation, "activation", None)
+            return changes
+        if not _acts_as(operation, tf.identity):
+            return None
+        index = makers.get(id(inputs[0]))
+    return None
+
+
+def _without_activation(layer, inputs):
+    """Returns a copy of a layer without its softmax or sigmoid; None if it has none."""
+    activation = getattr(layer, "activation", None)
     if activation is None or not _squashes(activation):
         return None
-    twin = type(operation).from_config(operation.get_config() | {"activation": None})
-    logits = twin(inputs[0])
-    set_weights(twin, operation.get_weights())
-    return logits
+    copy = type(layer).from_config(layer.get_config() | {"activation": None})
+    copy.build(inputs.shape)
+    set_weights(copy, layer.get_weights())
+    return copy
 
 
 def _check_stripped(model, stripped):
-    """Raises ValueError unless the probabilities of the logits are those of the model."""
+    """Raises ValueError unless the softmax or sigmoid of the new model's outputs is the output of the model."""
     inputs = some_inputs(model)
     if inputs is None:
         return
     logits, probabilities, again = (
-        tf.cast(one(inputs, training=False), tf.float32) for one in (stripped, model, model)
+        tf.cast(network(inputs, training=False), tf.float32) for network in (stripped, model, model)
     )
-    if not np.allclose(probabilities, again, equal_nan=True):  # its output is random
+    if not np.allclose(probabilities, again, equal_nan=True):  # the model is random, and cannot be compared
         return
     if logits.shape == probabilities.shape:
-        for squash in _SQUASHING.values():  # 0.02: bfloat16's rounding
+        for squash in _SQUASHING.values():  # 0.02: the rounding of bfloat16
             if np.allclose(squash(logits), probabilities, rtol=0.02, atol=1e-5, equal_nan=True):
                 return
     raise ValueError(f"{model.name} cannot be copied without its softmax: the copy computes something else.")
-
-
-def _inputs_of(tensor):
-    """Returns the Keras tensors that the layer of a tensor was given."""
-    history = tensor._keras_history
-    return history.operation._inbound_nodes[history.node_index].input_tensors
 
 
 def _squashes(function):
@@ -171,36 +187,35 @@ def _squashes(function):
 
 
 def _acts_as(function, other):
-    """Says whether a function of logits returns what another does, on random ones."""
+    """Says whether two functions of logits return the same for random logits."""
     logits = tf.constant(np.random.default_rng(0).normal(0, 2, (4, 5)), tf.float32)
     try:
         return np.allclose(np.array(function(logits), np.float32), other(logits), atol=1e-2)
-    except (ValueError, TypeError, tf.errors.InvalidArgumentError):  # it takes no logits of five classes
+    except (ValueError, TypeError, tf.errors.InvalidArgumentError):  # it is not made for five classes
         return False
 
 
-def head(model):
-    """Returns the dense layer that makes a functional model's output, and what it is given; None for another layer."""
-    last = output_layer(model)
-    return (last, _inputs_of(model.outputs[0])[0]) if isinstance(last, keras.layers.Dense) else None
+def features(model: keras.Model) -> keras.Model | None:
+    """Returns a model from images to the input of the last dense layer; None if the model does not end in one."""
+    last = len(graph.calls(model)) - 1
+    if not isinstance(output_layer(model), keras.layers.Dense):
+        return None
+    return graph.rebuild(model, {last: graph.skip}, name=f"{model.name}_features")
 
 
-def features(model):
-    """Returns a keras.Model from images to what the last dense layer takes; None if the model does not end in one."""
-    found = head(model)
-    return None if found is None else keras.Model(model.inputs[0], found[1], name=f"{model.name}_features")
-
-
-def in_precision(model, policy):
-    """Returns a classifier that computes in another precision: a copy with its weights, or itself where it does.
+def in_precision(model: keras.Model, policy: str) -> keras.Model:
+    """Returns a copy of a classifier that computes in another precision, with the same weights.
 
     Args:
         model: a functional or sequential keras.Model.
-        policy: "float32", "mixed_bfloat16" or "mixed_float16". In low precision, layers that scale pixels stay in
-            their own: bfloat16 would round pixels to whole levels.
+        policy: "float32", "mixed_bfloat16" or "mixed_float16". In the mixed ones, layers that scale pixels keep the
+            precision that they have: see `scales_pixels`.
+
+    Returns:
+        The copy; or `model` itself, for "float32", if it computes in float32 already.
 
     Raises:
-        ValueError: for a model that cannot be copied, or another precision.
+        ValueError: for another precision, or a model that cannot be copied.
     """
     if policy not in PRECISIONS:
         raise ValueError(f"The precision must be one of {PRECISIONS}. Received: {policy!r}")
@@ -213,58 +228,70 @@ def in_precision(model, policy):
         return type(layer).from_config(config_in(layer, policy))
 
     try:
-        if model.compiled:  # a clone would be compiled too, with losses and metrics that need not be known to Keras
+        if model.compiled:  # Keras would compile the clone too, with losses and metrics that it may not know
             model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
         copy = keras.models.clone_model(model, clone_function=convert, recursive=True)
         set_weights(copy, model.get_weights())
-    except Exception as error:  # whatever a layer raises that cannot be made from its configuration
+    except Exception as error:  # a layer that cannot be made from its configuration may raise anything
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{model.name} cannot be copied in {policy}: {reason}") from error
     return copy
 
 
-def config_in(layer, policy):
-    """Returns the configuration of a layer in a precision (None: its own); what scales pixels keeps its own in low."""
-    if not isinstance(layer, keras.layers.Layer):  # an operation of keras.ops, which takes the precision of its input
+def config_in(layer: keras.Operation, policy: str | None) -> dict[str, Any]:
+    """Returns the configuration of a layer for a copy in another precision.
+
+    Args:
+        layer: a layer, or an operation of keras.ops.
+        policy: a dtype policy; None keeps the layer's. Layers that scale pixels change to "float32" only.
+    """
+    if not isinstance(layer, keras.layers.Layer):  # an operation computes in the precision of its inputs
         return layer.get_config()
     keeps = policy is None or (policy != "float32" and scales_pixels(layer))
     return layer.get_config() | ({} if keeps else {"dtype": policy})
 
 
-def scales_pixels(layer):
-    """Says whether a layer brings pixels to another range: bfloat16 would round them to whole levels first."""
+def scales_pixels(layer: Any) -> bool:
+    """Says whether a layer scales pixels. It must not do so in bfloat16, which rounds pixels to whole levels."""
     return isinstance(layer, (keras.layers.Rescaling, keras.layers.Normalization))
 
 
-def set_weights(model, weights):
-    """Does what Keras' set_weights does, and then `refresh`: for models and layers that were built anew."""
+def set_weights(model: keras.layers.Layer, weights: list[Any]) -> None:
+    """Sets the weights of a model or layer, and updates what its layers derive from them (`refresh`).
+
+    Args:
+        model: a keras.Model or layer.
+        weights: arrays as from `get_weights()`.
+    """
     model.set_weights(weights)
     refresh(model)
 
 
-def refresh(model):
-    """Makes the layers compute anew what they derive from their weights, after these were assigned.
+def refresh(model: keras.layers.Layer) -> None:
+    """Makes the layers of a model update what they derive from their weights. Call it after assigning weights.
 
-    A `keras.layers.Normalization` computes with constants, which its `finalize_state` makes of its variables. A layer
-    of one's own does such things in `load_own_variables`.
+    A `keras.layers.Normalization` computes with constants, which its `finalize_state` makes from its variables. Custom
+    layers do such things in `load_own_variables`.
     """
-    for layer in model._flatten_layers():
+    for layer in internals.all_layers(model):
         if not layer.built or isinstance(layer, keras.Model):
             continue
         if isinstance(layer, keras.layers.Normalization):
             layer.finalize_state()
         elif not type(layer).load_own_variables.__module__.startswith("keras."):
-            stored = {}
+            stored: dict[str, Any] = {}
             layer.save_own_variables(stored)
             layer.load_own_variables({name: keras.ops.convert_to_numpy(value) for name, value in stored.items()})
 
 
-def computes_low(model):
-    """Says whether a layer of a model computes in less than float32."""
-    return any(getattr(layer, "compute_dtype", None) in ("float16", "bfloat16") for layer in model._flatten_layers())
+def computes_low(model: keras.Model) -> bool:
+    """Says whether a layer of a model computes in float16 or bfloat16."""
+    return any(
+        getattr(layer, "compute_dtype", None) in ("float16", "bfloat16") for layer in internals.all_layers(model)
+    )
 
 
-def leaves(model):
-    """Yields the layers of a model and of the models in it."""
+def leaves(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    """Yields the layers of a model, and in place of an inner model the layers of that."""
     for layer in model.layers:
         yield from leaves(layer) if isinstance(layer, keras.Model) else [layer]

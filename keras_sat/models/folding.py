@@ -1,57 +1,64 @@
-"""A classifier's inference function with batch norm folded into its convolutions: the same numbers, fewer passes."""
+"""Folds the batch norms of a classifier, in inference mode, into its convolutions: the same logits, faster."""
 
+import collections
 import functools
-from concurrent import futures
+import inspect
+from typing import Any
 
 import keras
 import tensorflow as tf
 
-from keras_sat import activations
-from keras_sat.models import classifier
+from keras_sat import activations, internals
+from keras_sat.models import classifier, graph
+from keras_sat.typing import LogitsFunction
 
-# By exact type: a subclass may compute anything.
+__all__ = ["Folding", "fold"]
+
+# The types themselves: a subclass may compute something else.
 _FOLDABLE = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
 
 
 class _Absorbed(keras.layers.Layer):
-    """What is left of a batch norm that was folded: it is called as one, and returns what it is given."""
+    """Takes the place of a batch norm that was folded. It returns its input."""
 
-    def call(self, x, training=None, mask=None):
+    def call(self, x: Any, training: bool | None = None, mask: Any = None) -> Any:
         return x
 
 
 class _Borrowed(keras.layers.Layer):
-    """A layer of the model itself, within a copy: it needs no copying, and its variables are the live ones."""
+    """Calls a layer of the original model from within a copy, so that the copy uses its live variables."""
 
-    def __init__(self, layer):
-        super().__init__(name=layer.name, dtype="float32", autocast=False)  # the layer itself casts what it is given
-        self._call_it = lambda *args, **kwargs: layer(*args, **kwargs)  # Keras tracks layers, and not functions
-        self._specify = lambda *args, **kwargs: layer.compute_output_spec(*args, **kwargs)
-        self._takes_training = layer._call_has_training_arg
+    def __init__(self, layer: keras.layers.Layer) -> None:
+        super().__init__(name=layer.name, dtype="float32", autocast=False)  # the layer itself casts its input
+        # Functions, because Keras would track a layer as part of the copy.
+        self._call_layer = lambda *args, **kwargs: layer(*args, **kwargs)
+        self._layer_spec = lambda *args, **kwargs: layer.compute_output_spec(*args, **kwargs)
+        self._takes_training = "training" in inspect.signature(layer.call).parameters
         self.built = True
 
-    def call(self, *args, training=None, **kwargs):
-        return self._call_it(*args, **kwargs, **({"training": training} if self._takes_training else {}))
+    def call(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
+        return self._call_layer(*args, **kwargs, **({"training": training} if self._takes_training else {}))
 
-    def compute_output_spec(self, *args, training=None, **kwargs):
-        return self._specify(*args, **kwargs)
+    def compute_output_spec(self, *args: Any, training: bool | None = None, **kwargs: Any) -> Any:
+        return self._layer_spec(*args, **kwargs)
 
 
-def fold(model):
-    """Returns a copy of a classifier whose batch norms, in inference mode, are part of the layers before them.
+def fold(model: keras.Model) -> keras.Model:
+    """Returns a copy of a classifier in which batch norms, in inference mode, are part of the layers before them.
 
         factor = gamma / sqrt(variance + epsilon),    kernel' = kernel factor,    bias' = beta + (bias - mean) factor
 
-    It computes the same logits and gradients up to float32 rounding, if its layers say all that they are in their
-    get_config; whoever takes figures from it compares the two first (`attacks.agreement`). It is a copy: later changes
-    of the model do not reach it (`Folding` follows them). A batch norm that does not follow directly a convolution or
-    dense layer of Keras stays as it is.
+    A batch norm is folded if it directly follows a convolution or dense layer of Keras. If the `get_config` of each
+    layer is complete, the copy computes the same logits and gradients, up to float32 rounding. Compare the two before
+    you rely on the copy: `evaluate` and `AdversarialModel` do it with `attacks.agreement`.
+
+    The copy has weights of its own. Later changes of the model do not reach it: `Folding` follows them.
 
     Args:
         model: a functional or sequential keras.Model.
 
     Returns:
-        A keras.Model; or `model` itself where there is nothing to fold, or it cannot be copied.
+        The copy; or `model` itself where there is nothing to fold, or the model cannot be copied.
     """
     pairs = _pairs(model)
     copy = _copied(model, pairs)
@@ -67,54 +74,55 @@ def fold(model):
 
 
 class Folding:
-    """Folds a classifier that is being trained, anew for each batch that is attacked.
+    """Folds a classifier while it is being trained, with its current weights each time.
 
         folding = Folding(model)
-        logits_fn = folding.bind()    # folds the variables as they are now; in a graph, once for all steps of an attack
+        logits_fn = folding.bind()    # in a graph: folded once, for all steps of an attack
 
-    Layers that are not folded are the model's own, but in another precision, where they are copies.
+    The layers that are not folded are the model's own. With `precision`, they are copies.
 
     Args:
         model: a keras.Model.
-        precision: None, the model's; or "mixed_bfloat16" or "mixed_float16", to compute in.
+        precision: "mixed_bfloat16" or "mixed_float16" to compute in that precision; None for the model's own.
 
     Raises:
-        ValueError: for another precision, or a model that cannot be copied in it.
+        ValueError: for another precision, or a model that cannot be copied in this precision.
     """
 
-    def __init__(self, model, precision=None):
+    def __init__(self, model: keras.Model, precision: str | None = None) -> None:
         self._model, self._pairs = model, _pairs(model)
         if precision not in (None, *classifier.PRECISIONS):
             raise ValueError(f"The precision must be one of {classifier.PRECISIONS}. Received: {precision!r}")
-        # What is mixed about a precision is that variables stay float32; here there are none, and a kernel is cast once
-        # for all steps of an attack.
+        # The copy has no variables that a mixed precision would keep in float32. Its kernels are cast once, for all
+        # steps of an attack.
         policy = precision and precision.removeprefix("mixed_")
-        # The copy is a structure: it never holds weights. Keras would give it some with the next network's, after the
-        # scope; but what is to be initialised it notes for each thread, and this one ends here.
-        with futures.ThreadPoolExecutor(1) as thread:
-            self._copy = thread.submit(_without_weights, model, self._pairs, policy).result()
+        self._copy = internals.without_weights(functools.partial(_copied, borrows=True), model, self._pairs, policy)
         if self._copy is not None and _values(model, self._copy, self._pairs) is None:
             self._copy = None
         if precision is not None and self._copy is None:
             raise ValueError(f"{getattr(model, 'name', model)} cannot be copied in {precision}.")
 
     @property
-    def is_copy(self):
-        """Whether `bind` returns a copy, not the model itself."""
+    def is_copy(self) -> bool:
+        """Whether `bind` returns a copy, and not the model itself."""
         return self._copy is not None
 
-    def give_up(self):
+    def give_up(self) -> None:
         """Makes `bind` return the model itself from now on."""
         self._copy = None
 
-    def bind(self):
-        """Returns a function from images to logits, in inference mode; the model itself where nothing can be folded."""
+    def bind(self) -> LogitsFunction:
+        """Returns the model in inference mode, folded with its current weights, as a function from images to logits.
+
+        It is the model itself where nothing can be folded.
+        """
         pairs = None if self._copy is None else _values(self._model, self._copy, self._pairs)
-        if pairs is None:  # also for a model that was given other weights since, by LoRA, say
+        if pairs is None:  # also if the model was given other weights since, as by LoRA
             return functools.partial(self._model, training=False)
-        values = {id(v): tf.cast(value, v.dtype) for v, value in pairs}
+        values = {id(variable): tf.cast(value, variable.dtype) for variable, value in pairs}
+        # The others are the states of seed generators, which inference does not use.
         lists = [
-            [values[id(v)] if id(v) in values else tf.zeros(v.shape, v.dtype) for v in variables]  # a seed, not used
+            [values[id(v)] if id(v) in values else tf.zeros(v.shape, v.dtype) for v in variables]
             for variables in (self._copy.trainable_variables, self._copy.non_trainable_variables)
         ]
         return functools.partial(self._call, lists)
@@ -123,42 +131,41 @@ class Folding:
         return self._copy.stateless_call(*lists, images, training=False)[0]
 
 
-def _without_weights(model, pairs, policy):
-    with keras.StatelessScope(initialize_variables=False):
-        return _copied(model, pairs, policy, borrows=True)
-
-
 def _copied(model, pairs, precision=None, borrows=False):
-    """Returns the model without its folded batch norms; None where that cannot be.
+    """Returns a copy of the model without its folded batch norms; None if there is nothing to do, or it is impossible.
 
-    With weights of its own, or where it borrows with layers of the model itself, as far as they stay what they are.
+    Args:
+        model: the keras.Model.
+        pairs: see `_pairs`.
+        precision: dtype policy of the copy; None keeps each layer's own.
+        borrows: True: the layers that need no change are the model's own; False: all layers are copies.
     """
     if not pairs and precision is None:
         return None
     norms = set(pairs.values())
 
     def convert(layer):
-        if not isinstance(layer, keras.layers.Layer):  # an operation, such as keras.ops.add, has no weights
+        if not isinstance(layer, keras.layers.Layer):  # an operation such as keras.ops.add, without weights
             return type(layer).from_config(layer.get_config())
         if layer in norms:
             return _Absorbed(name=layer.name, dtype=precision or layer.dtype_policy)
         if type(layer) is keras.layers.Activation and layer.activation is keras.activations.mish:
-            return activations.Mish(name=layer.name, dtype=precision or layer.dtype_policy)  # which says why
+            return activations.Mish(name=layer.name, dtype=precision or layer.dtype_policy)  # see activations.Mish
         if borrows and layer not in pairs and (precision is None or classifier.scales_pixels(layer)):
             return _Borrowed(layer)
         config = classifier.config_in(layer, precision)
         return type(layer).from_config(config | ({"use_bias": True} if layer in pairs else {}))
 
     try:
-        uncompiled = keras.Model(model.inputs[0], model.outputs[0])  # a clone would be given an optimizer too
+        uncompiled = keras.Model(model.inputs[0], model.outputs[0])  # the clone of a compiled model has an optimizer
         return keras.models.clone_model(uncompiled, clone_function=convert, recursive=precision is not None)
-    except Exception:  # it has no layers, or one that cannot be made from its configuration, whatever that raises
+    except Exception:  # no layers, or one that cannot be made from its configuration: a layer may raise anything
         return None
 
 
 def _values(model, copy, pairs):
-    """Returns [(variable of a folded copy, its value, from the model's as they are now)]; None if they do not fit."""
-    found = []
+    """Returns [(variable of a folded copy, its value from the model's current weights)]; None if they do not fit."""
+    pairs_of_copy = []
     for layer, twin in _twins(model, copy):
         if twin is None:
             return None
@@ -167,47 +174,43 @@ def _values(model, copy, pairs):
         values = _folded(layer, pairs[layer]) if layer in pairs else [_value(v) for v in layer.weights]
         if [tuple(value.shape) for value in values] != [tuple(variable.shape) for variable in twin.weights]:
             return None
-        found += zip(twin.weights, values)
-    return found
+        pairs_of_copy += zip(twin.weights, values)
+    return pairs_of_copy
 
 
 def _twins(model, copy):
-    """Yields the layers with weights of a model and of the models in it, each with what was made of it, or None.
+    """Yields (layer, its counterpart in the copy) for all layers with weights, those of inner models included.
 
-    There is none where a configuration leaves out the layer's name.
+    The counterpart is None where a `get_config` leaves out the layer's name.
     """
     named = {layer.name: layer for layer in copy.layers}
     for layer in model.layers:
         twin = named.get(layer.name)
-        if isinstance(layer, keras.Model) and getattr(layer, "inputs", None) and isinstance(twin, keras.Model):
+        if graph.is_functional(layer) and isinstance(twin, keras.Model):
             yield from _twins(layer, twin)
         elif layer.weights and not isinstance(twin, _Borrowed):
             yield layer, twin
 
 
 def _pairs(model):
-    """Returns {layer: the batch norm that it is to take in}."""
-    if not isinstance(model, keras.Model) or not hasattr(model, "get_config") or not getattr(model, "inputs", None):
-        return {}
-    used, found = {}, {}
-    layers = [layer for layer in model.layers if len(layer._inbound_nodes) == 1]
-    for operation in getattr(model, "operations", model.layers):  # layers, and functions of keras.ops
-        for node in operation._inbound_nodes:
-            for tensor in node.input_tensors:
-                source = tensor._keras_history.operation.name
-                used[source] = used.get(source, 0) + 1
-    by_name = {layer.name: layer for layer in layers}
-    for layer in layers:
-        if type(layer) is not keras.layers.BatchNormalization:
+    """Returns {layer: the batch norm that directly follows it and can be folded into it}."""
+    calls = graph.calls(model)
+    makers = {id(tensor): call.operation for call in calls for tensor in call.outputs}
+    times_used = collections.Counter(id(tensor) for call in calls for tensor in call.inputs)
+    times_called = collections.Counter(call.operation for call in calls)
+    pairs = {}
+    for norm, inputs, _ in calls:
+        if type(norm) is not keras.layers.BatchNormalization:
             continue
-        source = by_name.get(layer._inbound_nodes[0].input_tensors[0]._keras_history.operation.name)
-        if _takes(source, layer) and used[source.name] == 1:
-            found[source] = layer
-    return found
+        layer = makers.get(id(inputs[0]))
+        is_alone = times_used[id(inputs[0])] == times_called[layer] == times_called[norm] == 1
+        if is_alone and _takes(layer, norm):
+            pairs[layer] = norm
+    return pairs
 
 
 def _takes(layer, norm):
-    """Says whether a layer can take in the batch norm that follows it."""
+    """Says whether the batch norm that follows a layer can be folded into it."""
     is_linear = getattr(layer, "activation", None) is keras.activations.linear
     is_plain = not getattr(layer, "lora_enabled", False) and getattr(layer, "quantization_mode", None) is None
     last_axis = norm.axis in (-1, len(norm.input.shape) - 1)
@@ -216,7 +219,7 @@ def _takes(layer, norm):
 
 
 def _folded(layer, norm):
-    """Returns kernel and bias with the batch norm in them."""
+    """Returns the kernel and bias of a layer with the batch norm folded into them."""
     mean = _value(norm.moving_mean)
     factor = tf.math.rsqrt(_value(norm.moving_variance) + norm.epsilon) * (_value(norm.gamma) if norm.scale else 1.0)
     kernel = _value(layer.kernel)
@@ -227,5 +230,5 @@ def _folded(layer, norm):
 
 
 def _value(variable):
-    """Returns a Keras variable as it is now; of a mirrored one, this replica's."""
+    """Returns the current value of a Keras variable; of a mirrored one, this replica's."""
     return tf.convert_to_tensor(variable.value)

@@ -8,8 +8,8 @@ from concurrent import futures
 
 import grpc
 import waitress
-from waitress import wasyncore
 
+from keras_sat import internals
 from keras_sat.serving import rest, rpc
 from keras_sat.serving.versions import Versions
 
@@ -90,9 +90,7 @@ class Server:
         """Ends the requests that run, then the server."""
         self._grpc.stop(grace=GRACE).wait()
         self._pool.shutdown()
-        self._rest.task_dispatcher.shutdown(timeout=GRACE)
-        # In the server's own thread, which is waiting on these connections.
-        self._rest.trigger.pull_trigger(lambda: wasyncore.close_all(self._connections))
+        internals.close_waitress(self._rest, self._connections, GRACE)
         self._thread.join()
         self.versions.close()
 

@@ -4,14 +4,13 @@ import contextlib
 import dataclasses
 import functools
 import os
-import weakref
 
 import h5py
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_sat import activations, losses
+from keras_sat import activations, internals, losses
 from keras_sat.attacks import PGD, agreement, gradients, inputs, randomness, threats
 from keras_sat.models import classifier, folding
 from keras_sat.training import distribution, schedules
@@ -19,7 +18,7 @@ from keras_sat.training.free import Free
 from keras_sat.training.objectives import AdversarialTraining
 
 
-class AdversarialModel(keras.Model):
+class AdversarialModel(internals.FirstBatch, keras.Model):
     """Trains a Keras classifier on adversarial examples made from each batch.
 
         model = keras_sat.models.ResNet20(activation="silu", classes=10)
@@ -120,7 +119,6 @@ class AdversarialModel(keras.Model):
         outputs = getattr(model, "outputs", None)  # one logit is for two classes
         self._classes = max(2, outputs[0].shape[-1]) if outputs else None  # None: the model does not say
         self._is_judged = self._is_compared = False
-        self._checked = weakref.WeakSet()  # of Keras' iterators over data, those whose first batch was checked
         self.robust_accuracy = keras.metrics.Mean(name="robust_accuracy")
         self.step_size_factor = self.add_weight(
             shape=(), initializer="ones", dtype="float32", trainable=False, name="step_size_factor"
@@ -231,34 +229,9 @@ class AdversarialModel(keras.Model):
             return distribution.loop(self.distribute_strategy, step, self.steps_per_execution)
         return None
 
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        """Sees, before Keras, the first batch of each `fit` and `evaluate`, or the one of `train_on_batch`.
-
-        XLA leaves out the checks that a graph has, so that here is where a batch can be refused; and here the copies
-        that will be attacked are compared with the model.
-        """
-        several = distribution.has_several_workers(self.distribute_strategy)
-        if iterator is not None:
-            _refuse_endless(iterator)
-        if iterator is not None and (several or iterator not in self._checked):
-            self._checked.add(iterator)
-            data_batch = self._first_batch(iterator)
-        if data_batch is not None:
-            self._check_batch(data_batch)
-            iterator = None  # Keras would read one more batch, and average it over workers, which fails
-        super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
-
-    def _first_batch(self, iterator):
-        """Returns the first batch of the data, or one replica's share of it; None where there is none."""
-        batches = getattr(iterator.data_adapter, "_first_batches", None)  # a generator cannot be asked twice
-        if batches:
-            return batches[0]
-        for _, _, batches in iterator:
-            try:
-                return tf.nest.map_structure(functools.partial(_first_replica, self.distribute_strategy), next(batches))
-            except (StopIteration, tf.errors.OutOfRangeError):
-                break
-        return None
+    def see_first_batch(self, batch):
+        """Checks the batch, and compares the copies that will be attacked with the model."""
+        self._check_batch(batch)
 
     def _check_batch(self, batch):
         x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
@@ -386,17 +359,6 @@ def _lent_optimizer(model, optimizer):
             model.optimizer = own
 
 
-def _refuse_endless(iterator):
-    """Refuses a dataset that never ends where nobody says after how many steps to stop."""
-    dataset = getattr(iterator.data_adapter, "_dataset", None)
-    is_endless = isinstance(dataset, tf.data.Dataset) and dataset.cardinality() == tf.data.INFINITE_CARDINALITY
-    if is_endless and iterator.steps_per_epoch is None:
-        raise ValueError(
-            "The dataset never ends (.repeat()): say steps_per_epoch in fit, validation_steps for its validation data, "
-            "steps in evaluate."
-        )
-
-
 def _as_logits(outputs):
     """Returns float32 logits, also of a network that computes in low precision; None as it is.
 
@@ -419,10 +381,6 @@ def _check_attack(name, attack):
     if not (isinstance(getattr(attack, "ball", None), threats.Ball) and not isinstance(attack, type)):
         raise ValueError(f"{name} must be an attack, such as PGD(LinfBall(4), steps=2). Received: {attack!r}")
     inputs.check_untargeted(attack)
-
-
-def _first_replica(strategy, value):
-    return strategy.experimental_local_results(value)[0]
 
 
 def _evaluation_attack(attack):

@@ -9,6 +9,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_sat import internals
+
 TF_CONFIG = '{"cluster": {"worker": ["host1:12345", "host2:12345"]}, "task": {"type": "worker", "index": 0}}'
 NAMES = ("auto", "none", "mirrored", "multiworker", "tpu")
 
@@ -162,10 +164,8 @@ def check(model, optimizer, strategy):
     """
     if strategy.num_replicas_in_sync == 1:
         return
-    layers = getattr(model, "_flatten_layers", lambda: model.layers)()
-    alone = [
-        layer.name for layer in layers if isinstance(layer, keras.layers.BatchNormalization) and not layer.synchronized
-    ]
+    norms = [one for one in internals.all_layers(model) if isinstance(one, keras.layers.BatchNormalization)]
+    alone = [norm.name for norm in norms if not norm.synchronized]
     if alone:
         raise ValueError(
             f"Under {strategy.num_replicas_in_sync} replicas batch norms must be synchronised, or the statistics that "

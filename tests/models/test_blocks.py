@@ -46,8 +46,9 @@ def test_a_bottleneck_with_zero_gamma_is_its_shortcut():
 
 def test_batch_norm_is_synchronised_where_there_are_replicas():
     def build():
-        return blocks.batch_norm(keras.Input((9, 9, 4)), "bn")
+        inputs = keras.Input((9, 9, 4))
+        return keras.Model(inputs, blocks.batch_norm(inputs, "bn")).get_layer("bn")
 
-    assert not build()._keras_history.operation.synchronized
+    assert not build().synchronized
     with distribution.strategy("mirrored").scope():
-        assert build()._keras_history.operation.synchronized
+        assert build().synchronized

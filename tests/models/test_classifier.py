@@ -80,6 +80,23 @@ def test_probabilities_are_judged_by_what_is_returned_and_can_be_taken_off(tiny_
             np.testing.assert_allclose(squash(stripped(images)), model(images), atol=1e-5)
 
 
+def test_layers_that_are_called_elsewhere_too(images):
+    """`layer.output` is that of the first call: here of another model's, or of a sequential model's before it grew."""
+    grown = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Rescaling(1 / 255)])
+    for layer in (keras.layers.Dense(4), keras.layers.Softmax(), keras.layers.Activation("linear")):
+        grown.add(layer)
+    other = keras.Input((8, 8, 3))
+    again = other
+    for layer in grown.layers:
+        again = layer(again)
+    for model in (grown, keras.Model(other, again)):
+        stripped = models.without_softmax(model)
+        np.testing.assert_allclose(keras.ops.softmax(stripped(images)), model(images), atol=1e-5)
+        assert classifier.output_layer(stripped) is grown.layers[2]
+        assert classifier.features(stripped).output_shape == (None, 192)
+        np.testing.assert_allclose(classifier.features(stripped)(images), np.reshape(images, (8, -1)) / 255, rtol=1e-5)
+
+
 def gated():
     """A network of logits whose last layer, the one made last, is a sigmoid gate."""
     inputs = keras.Input((8, 8, 3))

@@ -175,6 +175,26 @@ def test_a_batch_norm_before_which_the_output_is_used_by_a_function_stays(images
     assert not folding.Folding(model).is_copy
 
 
+def test_calls_are_counted_within_the_model(images):
+    """Its layers may be called in other models too; a layer that this model calls twice is not folded."""
+    layers = [keras.layers.Rescaling(1 / 255), keras.layers.Conv2D(3, 3, padding="same")]
+    layers += [keras.layers.BatchNormalization(), keras.layers.Flatten(), keras.layers.Dense(4)]
+    grown = keras.Sequential([keras.Input((8, 8, 3))])
+    for layer in layers:
+        grown.add(layer)  # Keras calls all layers anew each time
+    keras.Sequential([keras.Input((8, 8, 3)), *layers[:-1]])
+    folded = folding.fold(shaken_statistics(grown))
+    assert not any(isinstance(layer, keras.layers.BatchNormalization) for layer in folded.layers)
+    np.testing.assert_allclose(folded(images), grown(images), atol=1e-4)
+
+    scale, convolution, norm, flatten, dense = layers
+    inputs = keras.Input((8, 8, 3))
+    x = norm(convolution(scale(inputs)))
+    for again in (convolution(x), keras.layers.BatchNormalization()(norm(x))):
+        model = keras.Model(inputs, dense(flatten(again)))
+        assert folding.fold(model) is model
+
+
 def test_layers_that_are_not_folded_are_the_models_own_in_training(foreign_model, images):
     """So that nothing is lost of a layer whose configuration does not tell it all, or that is adapted later."""
     images = tf.cast(images, tf.float32)

@@ -1,0 +1,151 @@
+"""Every use of what Keras, TensorFlow or waitress keep private or do not document. No other file has one.
+
+There is no public way to do these things. Each function says where it was seen to work, and what would replace it.
+`tests/test_internals.py` has a canary test for each: it fails when an upgrade breaks the function, and when the library
+gets a new public name that may replace it.
+"""
+
+import functools
+import weakref
+from collections.abc import Callable, Iterator, MutableMapping
+from concurrent import futures
+from typing import Any, TypeVar
+
+import keras
+import tensorflow as tf
+
+T = TypeVar("T")
+
+
+def all_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """Returns a layer or model and all layers inside it, at any depth, also those that a layer keeps in a list.
+
+    Private: `Layer._flatten_layers`. Seen in Keras 3.12 to 3.15.
+    Replaced by: a public method that does this. `Model.layers` has the first level only, layers have no such attribute,
+    and `tf.train.TrackableView` misses layers in lists.
+    """
+    return layer._flatten_layers()
+
+
+def without_weights(function: Callable[..., T], *args: Any) -> T:
+    """Returns `function(*args)`, where the layers that the function makes never get weights.
+
+    Undocumented: within `keras.StatelessScope(initialize_variables=False)`, Keras puts new variables on a list. At the
+    end of the next scope, whichever that is, it gives them values. There is one list for each thread. So the function
+    runs in a thread of its own, and the list ends with it. Seen in Keras 3.12 to 3.15.
+    Replaced by: a public way to build layers without variables, or to empty the list.
+    """
+
+    def run() -> T:
+        with keras.StatelessScope(initialize_variables=False):
+            return function(*args)
+
+    with futures.ThreadPoolExecutor(1) as thread:
+        return thread.submit(run).result()
+
+
+def skip_steps(model: keras.Model, steps: int) -> None:
+    """Makes `fit` count the next steps without taking them, and without reading their batches.
+
+    For `on_epoch_begin` of a callback.
+
+    Undocumented: `Model.train_function`, which `fit` looks up before each step. Seen in Keras 3.12 to 3.15.
+    Replaced by: an argument of `fit` that says at which step of an epoch it begins. `initial_epoch` counts epochs.
+    """
+    take_step, left = model.train_function, steps
+
+    def skip(iterator: Iterator[Any]) -> Any:
+        nonlocal left
+        if left > 0:
+            left -= model.steps_per_execution
+            return {}
+        model.train_function = take_step
+        return take_step(iterator)
+
+    model.train_function = skip
+
+
+class FirstBatch:
+    """Base class, before keras.Model, of a model that looks at its first batch on the host, before the first step.
+
+    XLA leaves out the assertions of a graph, so this is the place to check data. `see_first_batch` is called once for
+    each dataset of `fit` and `evaluate`, and for each `train_on_batch` and `test_on_batch`.
+
+    Private: `Model._maybe_symbolic_build`, the only method that Keras calls with the data before the first step. It is
+    overridden for several workers too, where Keras' own averages the batch over the workers, which fails. Private as
+    well: `_first_batches` and `_dataset` of the iterator's `data_adapter`. Seen in Keras 3.12 to 3.15.
+    Replaced by: a public method or callback that is given the first batch.
+    """
+
+    def see_first_batch(self, batch: Any) -> None:
+        """Does what is to be done with the first batch.
+
+        Args:
+            batch: (images, labels) or (images, labels, sample weights), as `fit` gets them. Under several replicas, the
+                part of the first one.
+
+        Raises:
+            ValueError: for a batch that the model cannot be trained or evaluated on.
+        """
+        raise NotImplementedError
+
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        if iterator is not None:
+            if iterator in _seen:  # the validation data of a later epoch
+                return
+            _seen.add(iterator)
+            _check_ends(iterator)
+            data_batch = _first_batch(iterator, self.distribute_strategy)  # type: ignore[attr-defined]
+        if data_batch is not None:
+            self.see_first_batch(data_batch)
+            iterator = None  # Keras would read one more batch
+        super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)  # type: ignore[misc]
+
+
+_seen: weakref.WeakSet = weakref.WeakSet()  # Keras' iterators whose first batch was seen
+
+
+def _check_ends(iterator):
+    """Raises ValueError for a dataset that never ends where nobody says after how many steps to stop."""
+    dataset = getattr(iterator.data_adapter, "_dataset", None)  # adapters of arrays and generators have none
+    is_endless = isinstance(dataset, tf.data.Dataset) and dataset.cardinality() == tf.data.INFINITE_CARDINALITY
+    if is_endless and iterator.steps_per_epoch is None:
+        raise ValueError(
+            "The dataset never ends (.repeat()): say steps_per_epoch in fit, validation_steps for its validation data, "
+            "steps in evaluate."
+        )
+
+
+def _first_batch(iterator, strategy):
+    """Returns the first batch of the data, or one replica's part of it; None where there is none."""
+    batches = getattr(iterator.data_adapter, "_first_batches", None)  # a generator's, which cannot be read twice
+    if batches:
+        return batches[0]
+    for _, _, batches in iterator:
+        try:
+            return tf.nest.map_structure(functools.partial(_first_replica, strategy), next(batches))
+        except (StopIteration, tf.errors.OutOfRangeError):
+            break
+    return None
+
+
+def _first_replica(strategy, value):
+    return strategy.experimental_local_results(value)[0]
+
+
+def close_waitress(server: Any, connections: MutableMapping[int, Any], grace: float) -> None:
+    """Ends a waitress server that runs in another thread: its requests first, then its `run`.
+
+    Undocumented: `server.task_dispatcher`, `server.trigger`, and the module `waitress.wasyncore`. `server.close` is for
+    the thread that runs the server, which would go on waiting. Seen in waitress 3.0.2.
+    Replaced by: a method that ends `run` from another thread.
+
+    Args:
+        server: what `waitress.create_server` returned.
+        connections: the dict that it was given as `map`.
+        grace: seconds for the requests that are running.
+    """
+    from waitress import wasyncore  # of the extra `serve`
+
+    server.task_dispatcher.shutdown(timeout=grace)
+    server.trigger.pull_trigger(lambda: wasyncore.close_all(connections))  # runs in the server's own thread
