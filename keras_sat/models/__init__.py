@@ -1,6 +1,6 @@
-"""Classifiers whose every nonlinearity follows `activation=`."""
+"""Image classifiers that apply the activation `activation=` at every nonlinearity."""
 
-from keras_sat.models import release
+from keras_sat.models import folding, release
 from keras_sat.models.classifier import without_softmax
 from keras_sat.models.efficientnet import (
     EfficientNetB0,
@@ -45,4 +45,4 @@ _EFFICIENTNETS = (
 )
 BUILDERS = {builder.__name__: builder for builder in (*_RESNETS, *_RESNEXTS, *_EFFICIENTNETS)}
 
-__all__ = ["BUILDERS", "list_weights", "release", "without_softmax", *BUILDERS]
+__all__ = ["BUILDERS", "folding", "list_weights", "release", "without_softmax", *BUILDERS]

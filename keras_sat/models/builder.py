@@ -1,61 +1,74 @@
-"""What all builders share: the signature of keras.applications, the input, the head."""
+"""Makes the public builders of networks: their signature, as in keras.applications, the input and the head."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import keras
 
 from keras_sat.models import weights as weights_lib
+from keras_sat.typing import Path
 
 CLASSES = 1000
 _DOC = """Builds {name} with `activation` at every nonlinearity{sites}.
 
     Args:
-        include_top: whether to end in global average pooling and a dense layer of `classes`.
-        weights: None (random); "sat-imagenet" or another tag of `keras_sat.models.list_weights()`, fetched on first
-            use ("sat-fashion-mnist" lies in the package); or the path of a `.weights.h5` file of this network. With
-            other classes the head stays random.
-        input_tensor: a Keras tensor of pixels to build upon, in place of `input_shape`.
+        include_top: whether the network ends in global average pooling and a dense layer of `classes` outputs.
+        weights: None (random weights); "sat-imagenet" or another tag of `keras_sat.models.list_weights()`, downloaded
+            on first use ("sat-fashion-mnist" is part of the package); or the path of a `.weights.h5` file of this
+            network. If `classes` is not that of a tag's weights, the head gets random weights.
+        input_tensor: a Keras tensor of pixels that the network starts from, in place of `input_shape`.
         input_shape: (height, width, channels), 1 or 3 channels; default: that of the weights, or {shape}. Height and
             width may be None. Pixels are 0..255, RGB, uint8 or float32; the scaling to -1..1 is in the model.
-        pooling: with include_top=False, None (feature map), "avg" or "max".
+        pooling: with include_top=False, the pooling of the feature map: None, "avg" or "max".
         classes: number of classes; default: that of the weights, or 1000.
-        classifier_activation: None for logits, which attacks and training need, or "softmax".
-        activation: whatever `keras_sat.activations.layer` takes: "silu", {{"name": "gelu", "approximate": False}}, ...
+        classifier_activation: None for logits, which attacks and training need; or "softmax".
+        activation: of every nonlinearity, as in `keras_sat.activations.layer`: "silu",
+            {{"name": "gelu", "approximate": False}}, ...
         name: of the model.
 
     Returns:
         A functional keras.Model; its logits are float32.
 
     Raises:
-        ValueError: for arguments that fit no network, or weights that do not fit this one.
+        ValueError: for invalid arguments, or weights that do not fit this network.
     """
 
 
-def builder(name, trunk, *, input_shape, kernel_initializer, dropout=0.0, sites=""):
+def builder(
+    name: str,
+    trunk: Callable[[keras.KerasTensor, Any], keras.KerasTensor],
+    *,
+    input_shape: tuple[int, int, int],
+    kernel_initializer: Callable[[], keras.initializers.Initializer],
+    dropout: float = 0.0,
+    sites: str = "",
+) -> Callable[..., keras.Model]:
     """Returns the public function that builds the network `name`.
 
     Args:
-        name: of the function, and of the models it builds.
-        trunk: maps a Keras tensor of pixels and an activation to a feature map.
-        input_shape: the default one.
-        kernel_initializer: makes that of the dense layer, anew for each model: it draws its seed when it is made.
+        name: of the function, and the default name of its models.
+        trunk: function from a Keras tensor of pixels and an activation to a feature map.
+        input_shape: (height, width, channels), the default.
+        kernel_initializer: makes the initializer of the dense layer. Each model needs a new one, because an initializer
+            draws its seed when it is made.
         dropout: rate before the dense layer.
-        sites: for the docstring, which nonlinearities one might not think of.
+        sites: for the docstring: nonlinearities that are easily forgotten.
     """
 
     architecture, default_shape = name, input_shape
 
     def build(
-        include_top=True,
-        weights=None,
-        input_tensor=None,
-        input_shape=None,
-        pooling=None,
-        classes=None,
-        classifier_activation=None,
-        activation="silu",
-        name=name,
-    ):
+        include_top: bool = True,
+        weights: Path | None = None,
+        input_tensor: keras.KerasTensor | None = None,
+        input_shape: tuple[int | None, int | None, int] | None = None,
+        pooling: str | None = None,
+        classes: int | None = None,
+        classifier_activation: str | None = None,
+        activation: Any = "silu",
+        name: str = name,
+    ) -> keras.Model:
         given = input_shape if input_tensor is None else _inputs(input_tensor).shape[1:]
         source = weights_lib.resolve(weights, architecture, activation, given and tuple(given))
         defaults = weights_lib.shape_and_classes(source) if isinstance(source, dict) else (default_shape, CLASSES)
@@ -66,7 +79,7 @@ def builder(name, trunk, *, input_shape, kernel_initializer, dropout=0.0, sites=
         if include_top:
             outputs = keras.layers.GlobalAveragePooling2D(name="avg_pool")(outputs)
             outputs = keras.layers.Dropout(dropout, name="top_dropout")(outputs) if dropout else outputs
-            # Logits are float32 also under mixed precision.
+            # Logits are float32 under mixed precision too.
             outputs = keras.layers.Dense(
                 classes, classifier_activation, kernel_initializer=kernel_initializer(), dtype="float32", name="linear"
             )(outputs)
@@ -74,8 +87,7 @@ def builder(name, trunk, *, input_shape, kernel_initializer, dropout=0.0, sites=
             outputs = _POOLS[pooling](name=f"{pooling}_pool")(outputs)
         sources = inputs if input_tensor is None else keras.utils.get_source_inputs(input_tensor)
         model = keras.Model(sources, outputs, name=name)
-        whole = functools.partial(build, activation=activation)
-        weights_lib.load(model, source, whole)
+        weights_lib.load(model, source, build_network=functools.partial(build, activation=activation))
         return model
 
     build.__name__ = build.__qualname__ = name

@@ -1,9 +1,12 @@
-"""Weights for the builders: what `weights=` means. The registry, weights.json, is data."""
+"""The weights that `weights=` of the builders names: their registry (weights.json), downloads and files."""
 
 import json
+import math
 import os
 import shutil
 import warnings
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import filelock
 import h5py
@@ -11,85 +14,105 @@ import keras
 
 from keras_sat import activations, extras, files
 from keras_sat.models import classifier, release
+from keras_sat.typing import Path
+
+Entry: TypeAlias = dict[str, Any]  # what the registry says of one checkpoint
 
 REGISTRY = os.path.join(os.path.dirname(__file__), "weights.json")
 HEAD = "linear"
 
 
-def resolve(weights, architecture, activation, input_shape=None):
-    """Returns what `weights=` of a builder means, before anything is built or fetched.
+def resolve(
+    weights: Path | None, architecture: str, activation: Any, input_shape: tuple[int | None, ...] | None = None
+) -> Entry | str | None:
+    """Returns the weights that the argument `weights` of a builder names. Nothing is built or downloaded yet.
 
     Args:
         weights: None; a tag such as "sat-imagenet", "sat-imagenet-380" or "sat-fashion-mnist"; or the path of a
             `.weights.h5` file.
         architecture: name of the builder.
-        activation: the one that was asked for.
-        input_shape: (height, width, channels), or None for the weights' own.
+        activation: of the network; see `activations.layer`.
+        input_shape: (height, width, channels) of the network; None for the input shape of the weights.
 
     Returns:
         None, an entry of the registry, or the path.
 
     Raises:
-        ValueError: if there are no such weights for this network, activation and input.
+        ValueError: if there are no such weights for this network, activation and input shape.
     """
     if weights is None:
         return None
     if not str(weights).startswith("sat-") or str(weights).endswith(".h5"):
         return _existing_file(files.expanded(weights))
-    entry = find(architecture, activation, weights, input_shape and input_shape[0])
+    entry = find(architecture, activation, str(weights), input_shape[0] if input_shape else None)
     if input_shape and input_shape[-1] != entry["channels"]:
         kind = {1: "grey images (1 channel)", 3: "RGB images (3 channels)"}[entry["channels"]]
         raise ValueError(f"The weights {entry['id']} take {kind}. Received input shape: {input_shape}")
     return entry
 
 
-def shape_and_classes(entry):
-    """Returns the input shape (height, width, channels) of an entry's network, and its number of classes."""
+def shape_and_classes(entry: Entry) -> tuple[tuple[int, int, int], int]:
+    """Returns the input shape (height, width, channels) and the number of classes of an entry's network."""
     return (entry["image_size"], entry["image_size"], entry["channels"]), entry["classes"]
 
 
-def load(model, source, whole):
-    """Loads what `resolve` returned into a model just built.
+def load(model: keras.Model, source: Entry | str | None, build_network: Callable[..., keras.Model]) -> None:
+    """Loads weights into a model that was just built.
+
+    A registered network is built a second time only where the model is not the whole network of the weights: without a
+    head, with another number of classes, or upon other layers. Then it gets the weights of the layers of the same name.
 
     Args:
         model: the keras.Model.
-        source: None, an entry or a path.
-        whole: builds the same network, with its head, for an input_shape and a number of classes.
+        source: what `resolve` returned.
+        build_network: builds the same network with its head, for the arguments `input_shape` and `classes`.
 
     Raises:
-        ValueError: if the weights cannot be had, or are damaged or of another network.
+        ValueError: if the weights cannot be downloaded, are damaged, or are of another network.
     """
     if isinstance(source, dict):
-        path = fetch(source, whole)
-        network = _network(source, whole)
-        load_file(network, path)
-        _copy(network, model)
+        network = model if _is_network_of(source, model) else _network(source, build_network)
+        load_file(network, fetch(source, network))
+        if network is not model:
+            _copy(network, model)
     elif source is not None:
         load_file(model, source)
 
 
-def _network(entry, whole):
+def _is_network_of(entry, model):
+    """Says whether a model with an entry's architecture is its whole network, and nothing more.
+
+    The number of parameters tells of another head, and of other layers before the network. Of those, layers such as
+    Normalization have weights that are not trained.
+    """
+    parameters = sum(math.prod(weight.shape) for weight in model.trainable_weights)
+    return parameters == entry["parameters"] and all(layer.trainable_weights for layer in model.layers if layer.weights)
+
+
+def _network(entry, build_network):
     """Returns the untrained network of an entry, for images of any size."""
-    return whole(input_shape=(None, None, entry["channels"]), classes=entry["classes"])
+    return build_network(input_shape=(None, None, entry["channels"]), classes=entry["classes"])
 
 
-def entries():
-    """Returns the entries of the registry: a list of dicts, with what all checkpoints of a release have in common."""
+def entries() -> list[Entry]:
+    """Returns the entries of the registry. Each contains the facts that all checkpoints of its release share."""
     with open(REGISTRY, encoding="utf-8") as file:
         releases = json.load(file).items()
     return [{"release": name, **release, **entry} for name, release in releases for entry in release["checkpoints"]]
 
 
-def tags():
-    """Returns the tags that `weights=` may be."""
+def tags() -> list[str]:
+    """Returns the tags that the argument `weights` of a builder can be."""
     return sorted({entry["tag"] for entry in entries()})
 
 
-def list_weights():
-    """Returns the zoo, a list of dicts: tag, model, activation, image_size, parameters, clean, robust, under, source.
+def list_weights() -> list[dict[str, Any]]:
+    """Returns a dict for each set of pretrained weights.
 
-    Figures are percent: of "sat-imagenet" on ImageNet, as the authors report them; of "sat-fashion-mnist" as measured
-    here (`weights.json` has their intervals). `under` says under which attack `robust` was measured.
+    Its keys are "tag" (the argument `weights` of the builder), "model" (the builder), "activation", "image_size",
+    "parameters", "clean" and "robust" (accuracy in percent), "under" (the attack that "robust" was measured under) and
+    "source". For "sat-imagenet", accuracies are on ImageNet, as the authors report them. For "sat-fashion-mnist", they
+    were measured with this package; `weights.json` has their confidence intervals.
     """
     rows = []
     for entry in entries():
@@ -103,11 +126,17 @@ def list_weights():
     return rows
 
 
-def find(architecture, activation, tag, image_size=None):
-    """Returns the registry's entry for a network; for the tag "sat-imagenet" that of `image_size`, if there is one.
+def find(architecture: str, activation: Any, tag: str, image_size: int | None = None) -> Entry:
+    """Returns the registry's entry for a network.
+
+    Args:
+        architecture: name of the builder.
+        activation: of the network; see `activations.layer`.
+        tag: such as "sat-imagenet".
+        image_size: height of the images. The weights trained at this size are preferred to those of the tag itself.
 
     Raises:
-        ValueError: if there is none, with those that there are.
+        ValueError: if there is no such entry. The message names the ones that there are.
     """
     released = [entry for entry in entries() if tag.startswith(entry["release"])]
     if not released:
@@ -129,8 +158,10 @@ def find(architecture, activation, tag, image_size=None):
     for entry in fitting:
         if entry["tag"] == tag:
             return entry
-    known = ", ".join(entry["tag"] for entry in fitting)
-    raise ValueError(f"There are no weights {tag!r} for {architecture} with {activation!r}; there are {known}.")
+    known = [entry["tag"] for entry in fitting]
+    raise ValueError(
+        f"There are no weights {tag!r} for {architecture} with {activation!r}; there are {', '.join(known)}."
+    )
 
 
 def _same_activation(one, other):
@@ -138,29 +169,37 @@ def _same_activation(one, other):
     return type(layers[0]) is type(layers[1]) and layers[0].get_config() == layers[1].get_config()
 
 
-def home():
-    """Returns the folder of fetched weights: KERAS_SAT_HOME, or keras_sat in Keras' own folder."""
+def home() -> str:
+    """Returns the folder for downloaded weights: $KERAS_SAT_HOME, or else `keras_sat` in the folder of Keras."""
     keras_home = os.environ.get("KERAS_HOME", os.path.join("~", ".keras"))
     return os.path.expanduser(os.environ.get("KERAS_SAT_HOME", os.path.join(keras_home, "keras_sat")))
 
 
-def fetch(entry, whole):
-    """Returns the path of an entry's `.weights.h5`: on first use downloads, checks and converts the checkpoint.
+def fetch(entry: Entry, network: keras.Model | None) -> str:
+    """Returns the path of an entry's `.weights.h5` file. On first use, downloads and converts the checkpoint.
 
-    An entry with a `file` lies in the package; its sha256 is the registry's.
+    An entry with a "file" is part of the package. The SHA-256 of the file is verified each time; that of a
+    converted one is in a file beside it. Of several processes one downloads, and the others wait. An incomplete file
+    never has this path.
 
-    Of several processes one fetches, the others wait. The file appears with its last byte; its sha256 lies beside it
-    and is verified each time.
+    Args:
+        entry: of the registry.
+        network: the network of the entry, for the conversion, which changes its weights. None: only for an entry that
+            needs no conversion.
+
+    Raises:
+        ValueError: if the checkpoint cannot be downloaded, or is not the one expected.
+        ImportError: if the download needs gdown, which is not installed.
     """
     if "file" in entry:
         return _embedded(entry)
     path = os.path.join(home(), f"{entry['id']}.weights.h5")
-    if os.path.exists(path) and _is_intact(path):  # it appears whole, and the folder may be read-only
+    if os.path.exists(path) and _is_intact(path):  # without the lock, for the folder may be read-only
         return path
     os.makedirs(home(), exist_ok=True)
     with filelock.FileLock(f"{path}.lock"):
         if not _is_intact(path):
-            _convert(entry, _network(entry, whole), path)
+            _convert(entry, network, path)
     return path
 
 
@@ -181,16 +220,17 @@ def _is_intact(path):
     return False
 
 
-def _convert(entry, model, path):
-    folder = os.path.join(home(), f".fetching-{entry['id']}")  # under the lock: if it is there, its process was killed
+def _convert(entry, network, path):
+    # The process that left such a folder was killed: there is only one at a time, under the lock.
+    folder = os.path.join(home(), f".fetching-{entry['id']}")
     shutil.rmtree(folder, ignore_errors=True)
     os.mkdir(folder)
     try:
         for part, drive_id in entry["drive"].items():
             _download(f"{entry['id']}.{part}", drive_id, folder, (entry["sha256"] or {}).get(part))
-        release.load(model, os.path.join(folder, entry["id"]), entry["ema"])
+        release.load(network, os.path.join(folder, entry["id"]), entry["ema"])
         with files.replacing(path) as temporary:
-            model.save_weights(temporary)
+            network.save_weights(temporary)
         files.write_text(f"{path}.sha256", files.sha256(path) + "\n")
     finally:
         shutil.rmtree(folder)
@@ -207,7 +247,7 @@ def _download(name, drive_id, folder, sha256):
             _download_from_drive(drive_id, path)
     except ImportError:
         raise
-    except Exception as error:  # Keras' downloader raises plain Exceptions
+    except Exception as error:  # the class of the errors of Keras' get_file
         raise ValueError(
             f"{name} could not be downloaded from {origin}: {' '.join(str(error).split())} KERAS_SAT_WEIGHTS_URL "
             "can name a folder of the files on another server."
@@ -215,8 +255,8 @@ def _download(name, drive_id, folder, sha256):
     with open(path, "rb") as file:
         if file.read(1024).lstrip()[:1] == b"<":
             raise ValueError(f"{origin} sent a web page in place of the file {name}.")
-    if sha256 and (found := files.sha256(path)) != sha256:
-        raise ValueError(f"{name} from {origin} is not the file expected: its sha256 is {found}, not {sha256}.")
+    if sha256 and (actual := files.sha256(path)) != sha256:
+        raise ValueError(f"{name} from {origin} is not the file expected: its sha256 is {actual}, not {sha256}.")
 
 
 def _download_from_drive(drive_id, path):
@@ -229,9 +269,9 @@ def _download_from_drive(drive_id, path):
     gdown.download(id=drive_id, output=path)
 
 
-def _copy(source, model):
-    """Copies the weights of each layer of the network; a head of other classes stays new."""
-    twins = {layer.name: layer for layer in source.layers if layer.weights}
+def _copy(network, model):
+    """Copies the weights of a network to the layers of the same name. A head of other classes keeps its random ones."""
+    twins = {layer.name: layer for layer in network.layers if layer.weights}
     for layer in model.layers:
         twin = twins.get(layer.name)
         if layer.name == HEAD and layer.units != twin.units:
@@ -251,18 +291,18 @@ def _existing_file(path):
     return path
 
 
-def load_file(model, path):
-    """Loads a `.weights.h5` file.
+def load_file(model: keras.Model, path: Path) -> None:
+    """Loads a `.weights.h5` file into a model.
 
     Raises:
-        ValueError: if there is none, or if it is damaged, of another network, or holds more than this network has.
+        ValueError: if there is no such file, it is damaged, or its variables are not exactly those of the model.
     """
     path = _existing_file(files.expanded(path))
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # Keras only warns of layers that the file does not have
+            warnings.simplefilter("error", UserWarning)  # Keras only warns if the file lacks a layer of the model
             model.load_weights(path)
-        _check_nothing_is_left(model, path)
+        _check_number_of_variables(model, path)
     except (ValueError, OSError, KeyError, UserWarning) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
@@ -271,12 +311,12 @@ def load_file(model, path):
         ) from error
 
 
-def _check_nothing_is_left(model, path):
-    """Raises ValueError for a file of more variables than the model's layers have, which Keras would not tell."""
-    found = []
+def _check_number_of_variables(model, path):
+    """Raises ValueError if a file has more variables than the layers of the model, which Keras does not report."""
+    names = []
     with h5py.File(path) as file:
-        file["layers"].visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None)
-    found = [name for name in found if "seed_generator" not in name]
+        file["layers"].visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+    stored = len([name for name in names if "seed_generator" not in name])
     number = sum(len(layer.weights) for layer in model.layers)
-    if len(found) != number:
-        raise ValueError(f"it holds {len(found)} variables, of which the network has {number}")
+    if stored != number:
+        raise ValueError(f"it holds {stored} variables, of which the network has {number}")

@@ -1,5 +1,7 @@
 """Adversarial training with Keras' own compile and fit."""
 
+from keras_sat.training import distribution
+from keras_sat.training._cost import Cost, cost
 from keras_sat.training.adversarial import AdversarialModel
 from keras_sat.training.callbacks import (
     AveragedWeights,
@@ -8,7 +10,6 @@ from keras_sat.training.callbacks import (
     RobustAccuracy,
 )
 from keras_sat.training.checkpoint import Checkpoint
-from keras_sat.training.cost import Cost, cost
 from keras_sat.training.free import Free
 from keras_sat.training.objectives import MART, TRADES, AdversarialTraining
 from keras_sat.training.perturbation import AWP
@@ -32,4 +33,5 @@ __all__ = [
     "StepDecay",
     "TRADES",
     "cost",
+    "distribution",
 ]

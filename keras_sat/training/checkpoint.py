@@ -1,4 +1,4 @@
-"""A training that survives: what is saved inside an epoch, and how a run goes on from it to the same weights."""
+"""Checkpoints of a training, from which it goes on, also inside an epoch, to the same weights."""
 
 import json
 import math
@@ -6,18 +6,22 @@ import os
 import signal
 import threading
 import warnings
+from collections.abc import Iterable, Mapping
+from types import FrameType
+from typing import Any
 
 import filelock
 import keras
 import numpy as np
 
-from keras_sat import files
+from keras_sat import files, internals
 from keras_sat.models import classifier
 from keras_sat.training import distribution
+from keras_sat.typing import Path
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Saves all that a training is, every so many steps, and takes it up where it was.
+    """Saves the whole state of a training, every so many steps, and restores it.
 
         with Checkpoint("runs/x/checkpoints", steps_per_epoch, every=500) as checkpoint:
             done = checkpoint.restore(trainer)      # 0 at first
@@ -25,37 +29,50 @@ class Checkpoint(keras.callbacks.Callback):
             trainer.fit(dataset, steps_per_epoch=steps_per_epoch, epochs=100, initial_epoch=done // steps_per_epoch,
                         shuffle=False, callbacks=[checkpoint])
 
-    Saved are the weights, the moving statistics, the optimizer (moments, averaged weights, iterations, loss scale), the
-    state of dropout, and how many steps were done. The attack's noise and the order and augmentation of the data follow
-    from the seed and the step, so a run that was killed and restarted, however often, ends with the weights of one that
-    was not: bit for bit in float32 on a CPU. Metrics in the log of an epoch that was resumed are of its rest.
+    The state is: the weights, the moving statistics, the optimizer (moments, averaged weights, iterations, loss scale),
+    the state of dropout, and the number of steps done. The noise of the attack, and the order and augmentation of the
+    data, depend on the seed and the step alone. So a run that was killed and restarted, however often, ends with the
+    weights of an uninterrupted run; in float32 on a CPU, they are equal bit for bit. In the log of a resumed epoch,
+    metrics are those of the rest of the epoch.
 
-    A dataset of your own must give the batches from step `done` on, and not know how many there are, for `fit` counts
-    those that are skipped: `dataset.filter(lambda *_: True)` has forgotten it.
+    A dataset of your own must begin with the batch of step `done`. It must have an unknown cardinality, because `fit`
+    counts the skipped steps too: `dataset.filter(lambda *_: True)` makes it unknown.
 
-    A checkpoint is `step-N.npz`, then `step-N.json` with its SHA-256: one that was cut short or is damaged is told from
-    a whole one, and the one before it is used, with a warning. The last step of all is saved too. SIGTERM (pre-emption)
-    saves after the step at work, then ends the process with exit code 143; Ctrl-C saves, then raises KeyboardInterrupt
-    (the second Ctrl-C, and one before the first step, at once). A loss that is not finite ends the training.
+    A checkpoint consists of `step-N.npz`, and then `step-N.json` with its SHA-256. If the newest one is incomplete or
+    damaged, the one before it is used, with a warning. The last step of the training is saved too.
 
-    Of several workers the chief alone reads and writes the folder, and in `restore`, which all must call, the others
-    are given what it read: they need no folder in common.
+    In the `with` block, two signals are handled, if it is in the main thread. While `fit` runs, SIGTERM (pre-emption)
+    saves a checkpoint after the current step, and then ends the process with exit code 143. Ctrl-C saves a checkpoint
+    after the current step, and then raises KeyboardInterrupt; a second Ctrl-C, or one before the first step, raises it
+    at once. At other times the signals do what they do without a checkpoint. If `fit` fails, a signal that came is
+    delivered at the end of the block. The block is required: `fit` and `restore` raise ValueError outside it, because
+    Keras does not tell a callback that `fit` failed, and because the block locks the folder.
+
+    Of several workers, the chief alone reads and writes the folder. All must call `restore`, which sends them what the
+    chief read. They need no common folder.
 
     Args:
-        folder: to write to; used by one run at a time.
-        steps_per_epoch: as given to `fit`.
-        every: a checkpoint is saved after so many steps.
+        folder: the folder to write to, used by one run at a time.
+        steps_per_epoch: the same as in `fit`.
+        every: number of steps between two checkpoints, >= 1.
         keep: number of checkpoints to keep, >= 1.
-        is_chief: whether this process is the one that writes: `distribution.is_chief(strategy)`.
+        is_chief: whether this process writes the checkpoints: `distribution.is_chief(strategy)`.
+
+    Attributes:
+        folder, every, keep, is_chief: as in Args; `folder` is a str.
+        history: {epoch: {name: value}}, the logs of the epochs that have ended, those before `restore` included.
 
     Raises:
-        ValueError: if another run uses the folder; in `restore`, if its checkpoints are of another network or
-            optimizer, or all are damaged; in `fit`, if the data end within an epoch.
-        FloatingPointError: in `fit`, for a loss that is not finite; it names step, learning rate and last checkpoint.
-        OSError: in `fit`, where a checkpoint cannot be written; the ones before are still there.
+        ValueError: if another run uses the folder; in `restore`, if the checkpoints are of another network or
+            optimizer, or all are damaged; in `fit`, if the data end within an epoch; in both, outside a `with` block.
+        FloatingPointError: in `fit`, for a loss or weight that is not finite. The message has the step, the learning
+            rate and the last checkpoint.
+        OSError: in `fit`, if a checkpoint cannot be written. The ones before it are kept.
     """
 
-    def __init__(self, folder, steps_per_epoch, every=500, keep=2, is_chief=True):
+    def __init__(
+        self, folder: Path, steps_per_epoch: int, every: int = 500, keep: int = 2, is_chief: bool = True
+    ) -> None:
         super().__init__()
         for name, value in (("steps_per_epoch", steps_per_epoch), ("every", every), ("keep", keep)):
             if not (isinstance(value, int) and value >= 1):
@@ -64,35 +81,53 @@ class Checkpoint(keras.callbacks.Callback):
         self.every = every
         self.keep = keep
         self.is_chief = is_chief
-        self.history = {}
+        self.history: dict[int, dict[str, float]] = {}
         self._steps_per_epoch = steps_per_epoch
         self._epoch = 0
         self._done = 0
         self._saved = 0
-        self._record = None  # of the checkpoint that this process saved last
-        self._signal = None
-        self._handlers = {}
+        self._record: dict[str, Any] | None = None  # of the last checkpoint that this process saved
+        self._is_entered = False
+        self._is_fitting = False
+        self._signal: int | None = None  # came during `fit`, and waits for the end of the step
+        self._handlers: dict[int, Any] = {}  # {signal: its handler before}
         self._lock = filelock.FileLock(os.path.join(self.folder, ".lock"))
 
-    def __enter__(self):
-        if not self.is_chief:
-            return self
-        os.makedirs(self.folder, exist_ok=True)
-        try:
-            self._lock.acquire(timeout=0)
-        except filelock.Timeout:
-            raise ValueError(
-                f"Another run is writing to {self.folder}: choose another folder, or end that run."
-            ) from None
-        self._remove(kept=self._steps())
+    def __enter__(self) -> "Checkpoint":
+        if self.is_chief:
+            os.makedirs(self.folder, exist_ok=True)
+            try:
+                self._lock.acquire(timeout=0)
+            except filelock.Timeout:
+                raise ValueError(
+                    f"Another run is writing to {self.folder}: choose another folder, or end that run."
+                ) from None
+            self._remove(kept=self._steps())
+        self._is_entered = True
+        self._handle_signals()
         return self
 
-    def __exit__(self, *_):
-        self._restore_handlers()  # fit, where it fails, does not call on_train_end
+    def __exit__(self, *_: Any) -> None:
+        self._is_entered = self._is_fitting = False
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
         self._lock.release()
+        self._deliver()
 
-    def restore(self, trainer):
-        """Gives a compiled trainer the state of the newest whole checkpoint; returns how many steps were done, or 0."""
+    def restore(self, trainer: keras.Model) -> int:
+        """Gives a trainer the state of the newest undamaged checkpoint.
+
+        Args:
+            trainer: a compiled `AdversarialModel`.
+
+        Returns:
+            The number of steps that were done; 0, and the trainer unchanged, if there is no checkpoint.
+
+        Raises:
+            ValueError: see the class.
+        """
+        self._check_is_entered()
         if not trainer.optimizer.built:
             with trainer.distribute_strategy.scope():
                 trainer.optimizer.build(trainer.trainable_variables)
@@ -122,32 +157,25 @@ class Checkpoint(keras.callbacks.Callback):
         return 0
 
     @property
-    def done(self):
+    def done(self) -> int:
         """Number of steps that were done, over all epochs."""
         return self._done
 
-    def on_train_begin(self, logs=None):
-        if threading.current_thread() is not threading.main_thread():
-            return
-        self._handlers = {signal.SIGTERM: signal.signal(signal.SIGTERM, self._on_signal)}
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            self._handlers[signal.SIGINT] = signal.signal(signal.SIGINT, self._on_signal)
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        self._check_is_entered()
+        self._is_fitting = True
 
-    def on_train_end(self, logs=None):
-        self._restore_handlers()
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        self._is_fitting = False
+        self._deliver()
 
-    def _restore_handlers(self):
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers = {}
-
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         self._epoch = epoch
         already = self._done - epoch * self._steps_per_epoch
         if already > 0:
-            self._skip(already)
+            internals.skip_steps(self.model, already)
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         step = self._epoch * self._steps_per_epoch + batch + 1
         if step <= self._done:
             return
@@ -158,12 +186,13 @@ class Checkpoint(keras.callbacks.Callback):
         is_last = step == self.params.get("epochs") * self._steps_per_epoch
         if self._signal or is_last or step - self._saved >= self.every:
             self._save(step)
-        if self._signal == signal.SIGINT:
+        number, self._signal = self._signal, None
+        if number == signal.SIGINT:
             raise KeyboardInterrupt
-        if self._signal:
-            raise SystemExit(128 + self._signal)
+        if number:
+            raise SystemExit(128 + number)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         end = (epoch + 1) * self._steps_per_epoch
         if self._done < end and not self.model.stop_training:
             raise ValueError(
@@ -171,27 +200,41 @@ class Checkpoint(keras.callbacks.Callback):
                 "its length fit counts the steps that are skipped, too: dataset.filter(lambda *_: True) forgets it."
             )
         self.history[epoch] = {name: float(value) for name, value in (logs or {}).items()}
-        if self._record and self._record["step"] == self._done:  # saved before this epoch's figures were known
+        if self._record and self._record["step"] == self._done:  # saved before the logs of this epoch were known
             self._write_record()
 
-    def _on_signal(self, number, _):
-        if number == signal.SIGINT and (self._signal or not self._done):
-            raise KeyboardInterrupt
-        self._signal = number
+    def _check_is_entered(self):
+        if not self._is_entered:
+            raise ValueError(
+                "A Checkpoint is used in a with block: `with Checkpoint(folder, steps_per_epoch) as checkpoint:`, with "
+                "restore and fit inside it."
+            )
 
-    def _skip(self, steps):
-        """Lets Keras count the steps of this epoch that were done before, without taking them."""
-        take_step, left = self.model.train_function, steps
+    def _handle_signals(self):
+        if threading.current_thread() is not threading.main_thread():
+            return  # Python allows no handlers there
+        numbers = [signal.SIGTERM] if signal.getsignal(signal.SIGTERM) is not None else []  # None: not set by Python
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else Ctrl-C is ignored, or the user's
+            numbers.append(signal.SIGINT)
+        self._handlers = {number: signal.signal(number, self._on_signal) for number in numbers}
 
-        def skipping(iterator):
-            nonlocal left
-            if left > 0:
-                left -= self.model.steps_per_execution
-                return {}
-            self.model.train_function = take_step
-            return take_step(iterator)
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        is_at_once = number == signal.SIGINT and (self._signal or not self._done)
+        if self._is_fitting and not is_at_once:
+            self._signal = number
+            return
+        before = self._handlers[number]
+        if callable(before):
+            before(number, frame)
+        elif before == signal.SIG_DFL:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
-        self.model.train_function = skipping
+    def _deliver(self):
+        """Raises anew a signal that came after the last step, or before a failure of `fit`."""
+        number, self._signal = self._signal, None
+        if number:
+            signal.raise_signal(number)
 
     def _save(self, step):
         arrays = values(self.model)
@@ -217,12 +260,12 @@ class Checkpoint(keras.callbacks.Callback):
     def _write_record(self):
         files.write_json(self._path(self._record["step"], "json"), self._record | {"history": self.history})
 
-    def keep_last(self):
-        """Removes all checkpoints but the last."""
+    def keep_last(self) -> None:
+        """Removes all checkpoints except the last one."""
         self._remove(kept=self._steps()[-1:] and [max(self._steps())])
 
-    def _remove(self, kept):
-        """Removes other checkpoints, and what a killed run left half-written."""
+    def _remove(self, kept: Iterable[int]) -> None:
+        """Removes the checkpoints of other steps, and incomplete files of killed runs."""
         names = {os.path.basename(self._path(step, kind)) for step in kept for kind in ("npz", "json")}
         for name in os.listdir(self.folder):
             if "step-" in name and name not in names:
@@ -237,7 +280,7 @@ class Checkpoint(keras.callbacks.Callback):
             return record, dict(arrays)
 
     def _steps(self):
-        """Returns the steps that were saved, whole or not."""
+        """Returns the steps that there are checkpoints of, damaged ones included."""
         names = (name.removesuffix(".json").removeprefix("step-") for name in os.listdir(self.folder))
         return [int(name) for name in names if name.isdigit()]
 
@@ -255,16 +298,16 @@ class Checkpoint(keras.callbacks.Callback):
         )
 
 
-def values(trainer):
-    """Returns the values of all variables of a training, by names that another process gives them too."""
+def values(trainer: keras.Model) -> dict[str, np.ndarray]:
+    """Returns the values of all variables of a trainer and its optimizer, by names that every process gives them."""
     return {name: keras.ops.convert_to_numpy(variable) for name, variable in _state(trainer).items()}
 
 
-def assign(trainer, arrays):
-    """Gives the variables of a training what `values` returned, and its layers what they derive from them."""
+def assign(trainer: keras.Model, arrays: Mapping[str, np.ndarray]) -> None:
+    """Assigns values, as `values` returns them, to the variables of a trainer and its optimizer."""
     for name, variable in _state(trainer).items():
         variable.assign(arrays[name])
-    classifier.refresh(trainer.model)
+    classifier.refresh(trainer)
 
 
 def _state(trainer):

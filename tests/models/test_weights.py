@@ -1,12 +1,15 @@
 import os
 import pathlib
 import shutil
+import warnings
 
+import keras
 import numpy as np
 import pytest
 
 from keras_sat import data, evaluation, files, models
 from keras_sat.attacks import PGD, LinfBall
+from keras_sat.models import blocks
 from keras_sat.models import weights as weights_lib
 
 EMBEDDED = [entry for entry in weights_lib.entries() if "file" in entry]
@@ -91,6 +94,39 @@ def test_embedded_weights_that_do_not_fit_or_were_changed_are_refused(tmp_path, 
     monkeypatch.setattr(weights_lib, "__file__", str(folder / "weights.py"))
     with pytest.raises(ValueError, match="not the file that came with keras_sat: install the package again"):
         models.ResNet8(weights=TAG)
+
+
+def test_a_network_is_built_again_only_where_the_shapes_differ(monkeypatch):
+    built = []
+
+    def counted(rescale):
+        def rescaled(x):
+            built.append(x.shape)
+            return rescale(x)
+
+        return rescaled
+
+    monkeypatch.setattr(blocks, "rescale", counted(blocks.rescale))
+    inputs = keras.Input((28, 28, 1))
+    centred = keras.layers.Normalization(mean=0.0, variance=1.0)(inputs)
+    images = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 1)).astype(np.uint8)
+    logits = models.ResNet8(weights=TAG)(images)
+    for options, networks in (
+        ({}, 1),
+        ({"input_shape": (40, 40, 1)}, 1),
+        ({"input_tensor": inputs}, 1),
+        ({"input_tensor": centred}, 1),
+        ({"input_tensor": keras.layers.Conv2D(1, 1, kernel_initializer="ones")(inputs)}, 2),
+        ({"include_top": False}, 2),
+        ({"classes": 3}, 2),
+    ):
+        built.clear()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore" if "classes" in options else "error", UserWarning)
+            model = models.ResNet8(weights=TAG, **options)
+        assert len(built) == networks, options
+        if "input_tensor" in options:
+            np.testing.assert_allclose(model(images), logits, atol=1e-4)
 
 
 def test_leftovers_in_a_file_are_refused(tmp_path):

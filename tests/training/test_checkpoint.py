@@ -1,5 +1,7 @@
+import contextlib
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -157,6 +159,71 @@ def test_data_that_end_too_early_are_an_error(trainer, images, labels, tmp_path)
         forgetful = batches(done).filter(lambda *_: True)
         fit(first, checkpoint, forgetful, done)
     assert int(first.optimizer.iterations) == 8
+
+
+class Sending(keras.callbacks.Callback):
+    """Sends this process a signal at the given place of `fit`, and then may raise an error."""
+
+    def __init__(self, number, place, error=None):
+        super().__init__()
+        self.number, self.error = number, error
+        setattr(self, place, self.send)
+
+    def send(self, *_, **__):
+        signal.raise_signal(self.number)
+        if self.error:
+            raise self.error
+
+
+@pytest.fixture
+def terminated(monkeypatch):
+    """Returns the signals that came to the process's own handler of SIGTERM."""
+    received = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    yield received
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_signals_are_handled_as_before_once_the_block_has_ended(terminated, trainer, fit, tmp_path):
+    """fit does not tell its callbacks that it failed."""
+    own, ctrl_c = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with pytest.raises(FloatingPointError), Checkpoint(tmp_path, 4) as checkpoint:
+        fit(trainer(learning_rate=1e20), checkpoint, epochs=3)
+    with pytest.raises(KeyboardInterrupt), Checkpoint(tmp_path, 4) as checkpoint:
+        signal.raise_signal(signal.SIGTERM)
+        assert terminated == [signal.SIGTERM]  # at once: fit does not run
+        subject = trainer()
+        subject.fit(  # a Ctrl-C during the second step
+            *(np.zeros((8, 8, 8, 3)), np.zeros(8, int)),
+            batch_size=2,
+            verbose=0,
+            callbacks=[Sending(signal.SIGINT, "on_train_batch_end"), checkpoint],
+        )
+    assert signal.getsignal(signal.SIGTERM) is own
+    assert signal.getsignal(signal.SIGINT) is ctrl_c
+    signal.raise_signal(signal.SIGTERM)
+    assert terminated == [signal.SIGTERM] * 2
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("failed")])
+def test_a_signal_that_no_step_can_answer_is_not_lost(error, terminated, trainer, images, labels, tmp_path):
+    """It comes after the last step, or fit fails before the step ends."""
+    with pytest.raises(RuntimeError) if error else contextlib.nullcontext(), Checkpoint(tmp_path, 4) as checkpoint:
+        sending = Sending(signal.SIGTERM, "on_train_batch_begin" if error else "on_epoch_end", error)
+        trainer().fit(images, labels, batch_size=2, verbose=0, callbacks=[sending, checkpoint])
+        assert terminated == [signal.SIGTERM]
+    assert terminated == [signal.SIGTERM]
+
+
+def test_outside_its_block_a_checkpoint_is_refused(trainer, fit, tmp_path):
+    checkpoint = Checkpoint(tmp_path / "x", 4)
+    for use in (lambda: checkpoint.restore(trainer()), lambda: fit(trainer(), checkpoint)):
+        with pytest.raises(ValueError, match="is used in a with block"):
+            use()
+    with checkpoint:
+        assert checkpoint.restore(trainer()) == 0
+    with pytest.raises(ValueError, match="is used in a with block"):
+        fit(trainer(), checkpoint)
 
 
 def test_two_runs_on_one_folder(trainer, tmp_path):

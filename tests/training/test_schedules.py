@@ -96,11 +96,39 @@ def test_cost_leaves_the_model_as_it_was(tiny_model, images, labels):
     model = tiny_model()
     before = model.get_weights()
     dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(4)
-    found = cost(model, PGD(LinfBall(8), steps=1), dataset, steps=2)
+    found = cost(model, dataset, PGD(LinfBall(8), steps=1), steps=2)
     for one, other in zip(model.get_weights(), before):
         np.testing.assert_array_equal(one, other)
     assert found.images_per_second > 1
     assert found.seconds_per_epoch == pytest.approx(2 * 4 / found.images_per_second)
     assert found.memory > 50
     assert "images/s" in str(found)
-    assert cost(model, PGD(LinfBall(8), steps=1), dataset.repeat(), steps=1).seconds_per_epoch is None
+    assert cost(model, dataset.repeat(), PGD(LinfBall(8), steps=1), steps=1).seconds_per_epoch is None
+
+
+class Exhausted(keras.layers.Dropout):
+    """Dropout that fails at its third call in training, as if the memory were full."""
+
+    def build(self, input_shape):
+        self.calls = self.add_weight(shape=(), initializer="zeros", trainable=False, name="calls")
+
+    def call(self, inputs, training=False):
+        if training:
+            self.calls.assign_add(1.0)
+            with tf.control_dependencies([tf.debugging.Assert(self.calls < 3, ["out of memory"])]):
+                inputs = tf.identity(inputs)
+        return super().call(inputs, training=training)
+
+
+@pytest.mark.parametrize("layer", [keras.layers.Dropout, Exhausted])
+def test_cost_gives_back_the_state_of_dropout_also_after_an_error(layer, tiny_model, images, labels):
+    model = keras.Sequential([*tiny_model().layers[:-1], layer(0.5), keras.layers.Dense(4)])
+    model.build((None, 8, 8, 3))
+    before = [np.array(variable) for variable in model.variables]
+    dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(4)
+    fails = pytest.raises(tf.errors.InvalidArgumentError, match="out of memory")
+    with fails if layer is Exhausted else contextlib.nullcontext():
+        cost(model, dataset, PGD(LinfBall(8), steps=1))
+    assert any("seed" in variable.path for variable in model.variables)
+    for variable, value in zip(model.variables, before):
+        np.testing.assert_array_equal(variable, value, err_msg=variable.path)

@@ -1,0 +1,90 @@
+"""Estimates what an adversarial training costs, from a few of its steps."""
+
+import dataclasses
+import resource
+import statistics
+import time
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_sat.models import classifier
+from keras_sat.training.adversarial import AdversarialModel
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """The cost of a training on this machine.
+
+    Attributes:
+        images_per_second: number of training images per second, the attack included.
+        seconds_per_epoch: None if the dataset has an unknown or infinite length.
+        memory: peak memory in MiB: of the first GPU; without a GPU, of this process since it started.
+    """
+
+    images_per_second: float
+    seconds_per_epoch: float | None
+    memory: float
+
+    def __str__(self) -> str:
+        epoch = "unknown" if self.seconds_per_epoch is None else f"{self.seconds_per_epoch / 60:.1f} minutes"
+        return f"{self.images_per_second:.1f} images/s, {epoch} an epoch, {self.memory:.0f} MiB at the peak"
+
+
+def cost(
+    model: keras.Model,
+    dataset: tf.data.Dataset,
+    attack: Any,
+    steps: int = 3,
+    optimizer: str | keras.optimizers.Optimizer = "sgd",
+    **options: Any,
+) -> Cost:
+    """Estimates the cost of a training from a few of its steps.
+
+        print(training.cost(model, dataset, PGD(LinfBall(4), steps=1)))
+
+    The steps train the model. Then all its variables get back their values, also after an error.
+
+    The first step, which compiles, is not counted. The time to read the data is not counted: all steps use one batch.
+
+    Args:
+        model: a built Keras classifier; see `AdversarialModel`.
+        dataset: the training data, batches of (images, labels).
+        attack: see `AdversarialModel`.
+        steps: number of steps to time. Their median is used.
+        optimizer: see `compile`. Its variables count as memory.
+        options: other arguments of `AdversarialModel`.
+
+    Returns:
+        A `Cost`.
+    """
+    before = [keras.ops.convert_to_numpy(variable) for variable in model.variables]  # seed generators included
+    try:
+        size, step = _measure(AdversarialModel(model, attack, **options), dataset, steps, optimizer)
+    finally:
+        for variable, value in zip(model.variables, before):
+            variable.assign(value)
+        classifier.refresh(model)
+    batches = int(dataset.cardinality())
+    return Cost(size / step, batches * step if batches > 0 else None, _peak_memory())
+
+
+def _measure(trainer, dataset, steps, optimizer):
+    """Takes steps on the first batch; returns its number of images, and the median time of a step in seconds."""
+    images, labels = next(iter(dataset))
+    one_hot = len(labels.shape) == 2 and labels.shape[-1] > 1
+    losses = keras.losses.CategoricalCrossentropy if one_hot else keras.losses.SparseCategoricalCrossentropy
+    trainer.compile(optimizer, losses(from_logits=True))
+    seconds = []
+    for _ in range(steps + 1):
+        start = time.perf_counter()
+        trainer.train_on_batch(images, labels)
+        seconds.append(time.perf_counter() - start)
+    return len(images), statistics.median(seconds[1:])
+
+
+def _peak_memory():
+    if tf.config.list_logical_devices("GPU"):
+        return tf.config.experimental.get_memory_info("GPU:0")["peak"] / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
