@@ -32,7 +32,7 @@ def embed(folder):
     source = os.path.join(folder, "model.weights.h5")
     if os.path.getsize(source) > LARGEST:
         raise ValueError(f"{source} is larger than {LARGEST} bytes.")
-    with files.replacing(path) as temporary:
+    with files.atomic_write(path) as temporary:
         shutil.copyfile(source, temporary)
     entry = {
         "id": f"{name}-fashion-mnist",

@@ -119,7 +119,7 @@ def plot(runs, folder):
         draw(axis, runs, kinds, colours)
         axis.legend(fontsize=8)
         figure.tight_layout()
-        with files.replacing(os.path.join(folder, f"{name}.svg")) as temporary:
+        with files.atomic_write(os.path.join(folder, f"{name}.svg")) as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None})
         plt.close(figure)
 

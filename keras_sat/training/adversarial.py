@@ -128,7 +128,7 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
     def call(self, inputs, training=False):
         if training:
             return self.model(inputs, training=True)
-        return distribution.not_empty(self._inference, inputs)
+        return distribution.pad_empty_replica(self._inference, inputs)
 
     def compile(self, optimizer="rmsprop", *args, jit_compile="auto", **kwargs):
         """Compiles as Keras does; under several replicas `jit_compile=True` compiles the attack alone, which is most.
@@ -172,7 +172,7 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         labels = losses.hard_labels(y)
         attack = functools.partial(self.evaluation_attack, self._frozen(self._folding), seed=self._replica_seed(-1))
-        adversarial = distribution.not_empty(attack, x, labels)
+        adversarial = distribution.pad_empty_replica(attack, x, labels)
         robust = self._is_correct(x, labels) & self._is_correct(adversarial, labels)
         self.robust_accuracy.update_state(robust, sample_weight)
         return super().test_step(data)
@@ -226,7 +226,7 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
         if function is not None and not force:
             return function
         if not self.run_eagerly and distribution.needs_own_loop(self.distribute_strategy, self.steps_per_execution):
-            return distribution.loop(self.distribute_strategy, step, self.steps_per_execution)
+            return distribution.make_step_function(self.distribute_strategy, step, self.steps_per_execution)
         return None
 
     def see_first_batch(self, batch):
@@ -296,7 +296,7 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
         weights = self.trainable_variables
         sources = [*weights, adversarial] if isinstance(self.attack, Free) else weights
         loss, logits, found = gradients.of_training(forward, sources, self.optimizer.scale_loss)
-        self.optimizer.apply(distribution.corrected(self.optimizer, found[: len(weights)]), weights)
+        self.optimizer.apply(distribution.clip_summed_gradients(self.optimizer, found[: len(weights)]), weights)
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         tracker = next(metric for metric in self.metrics if metric.name == "loss")
         tracker.update_state(loss * replicas, sample_weight=tf.shape(logits)[0])

@@ -141,7 +141,7 @@ def needs_own_loop(strategy, steps_per_execution):
     return has_several_workers(strategy) or (steps_per_execution > 1 and strategy.num_replicas_in_sync > 1)
 
 
-def loop(strategy, step, steps_per_execution):
+def make_step_function(strategy, step, steps_per_execution):
     """Returns a train or test function as Keras wants it, from an iterator to logs: the mean over all replicas."""
     step = tf.autograph.experimental.do_not_convert(step)
 
@@ -179,7 +179,7 @@ def check(model, optimizer, strategy):
             )
 
 
-def corrected(optimizer, gradients):
+def clip_summed_gradients(optimizer, gradients):
     """Returns each replica's gradients such that `optimizer.apply` does what it does on one device.
 
     Keras clips each replica's gradients, not their sum, and skips a step that overflowed if it did so on the first
@@ -191,7 +191,7 @@ def corrected(optimizer, gradients):
     if replicas == 1:
         return gradients
     if any(g is None for g in gradients):  # of weights that are not used: Keras leaves those out, with a warning
-        there = iter(corrected(optimizer, [g for g in gradients if g is not None]))
+        there = iter(clip_summed_gradients(optimizer, [g for g in gradients if g is not None]))
         return [None if g is None else next(there) for g in gradients]
     scale = 1.0
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
@@ -212,7 +212,7 @@ def corrected(optimizer, gradients):
     return [g / replicas for g in total]
 
 
-def not_empty(function, *tensors):
+def pad_empty_replica(function, *tensors):
     """Returns function(*tensors) for a replica's share of a batch, which may be empty: convolutions fail on that."""
     if tf.distribute.get_strategy().num_replicas_in_sync == 1:
         return function(*tensors)

@@ -143,7 +143,7 @@ def test_an_overflow_on_one_replica_skips_the_step_on_all():
         def replica():
             number = tf.distribute.get_replica_context().replica_id_in_sync_group
             gradient = tf.where(number == bad, tf.constant(float("inf")), 1.0) * tf.ones(3)
-            optimizer.apply(distribution.corrected(optimizer, [gradient]), [variable])
+            optimizer.apply(distribution.clip_summed_gradients(optimizer, [gradient]), [variable])
 
         strategy.run(replica)
 
@@ -162,7 +162,7 @@ def test_clipping_is_of_unscaled_gradients():
             keras.optimizers.SGD(1.0, global_clipnorm=0.5), initial_scale=8.0
         )
         optimizer.build([keras.Variable(np.zeros(4, np.float32))])
-    run = tf.function(lambda: strategy.run(lambda: distribution.corrected(optimizer, [8 * tf.ones(4)])[0]))
+    run = tf.function(lambda: strategy.run(lambda: distribution.clip_summed_gradients(optimizer, [8 * tf.ones(4)])[0]))
     for gradient in strategy.experimental_local_results(run()):
         np.testing.assert_allclose(np.linalg.norm(2 * gradient / 8), 0.5, rtol=1e-5)
 
