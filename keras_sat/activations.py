@@ -1,4 +1,4 @@
-"""Smooth activations, and the one factory through which every nonlinearity of the package is made.
+"""Smooth activations, and `layer`, which makes every nonlinearity of the package.
 
 Formulas follow Xie et al. 2020, "Smooth Adversarial Training" (arXiv:2006.14536), and its authors' release.
 """
@@ -6,6 +6,8 @@ Formulas follow Xie et al. 2020, "Smooth Adversarial Training" (arXiv:2006.14536
 import contextlib
 import contextvars
 import math
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -15,8 +17,8 @@ _attacking = contextvars.ContextVar("keras_sat_training_attack", default=False)
 
 
 @contextlib.contextmanager
-def training_attack():
-    """Within this context a model's forward pass is the attacker's, in training: see `SmoothBackwardReLU`."""
+def training_attack() -> Iterator[None]:
+    """Marks the forward passes in this context as those of the attack in training, for `SmoothBackwardReLU`."""
     token = _attacking.set(True)
     try:
         yield
@@ -26,34 +28,36 @@ def training_attack():
 
 @keras.saving.register_keras_serializable("keras_sat")
 class GELU(keras.layers.Layer):
-    """Gaussian error linear unit, x * Phi(x).
+    """Gaussian error linear unit, x Phi(x), where Phi is the normal distribution function (arXiv:1606.08415).
 
     Args:
-        approximate: True (the release's): 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))); False: Phi by erf.
+        approximate: True, as in the release: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))); False: exact, by erf.
+        kwargs: arguments of keras.layers.Layer.
     """
 
-    def __init__(self, approximate=True, **kwargs):
+    def __init__(self, approximate: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.approximate = approximate
 
-    def call(self, inputs):
-        # x^3 leaves the range of float16 at |x| = 41, where its gradient would be NaN.
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        # In float16, x^3 overflows at |x| = 41, and its gradient is NaN.
         x = _at_least_float32(inputs)
         return keras.ops.cast(keras.ops.gelu(x, approximate=self.approximate), inputs.dtype)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "approximate": self.approximate}
 
 
 @keras.saving.register_keras_serializable("keras_sat")
 class Mish(keras.layers.Layer):
-    """x tanh(softplus(x)), computed as x t / (2 - t) with t = s (2 - s), s = sigmoid(x).
+    """Mish, x tanh(softplus(x)), computed as x t / (2 - t) with t = s (2 - s), s = sigmoid(x) (arXiv:1908.08681).
 
-    Not Keras' own: where a convolution's bias, an addition and then tanh(softplus) follow each other, as in a residual
-    block whose batch norm is folded, TensorFlow on a CPU fuses them into an operation that it does not implement.
+    It is used in place of Keras' function. On a CPU, TensorFlow fuses the bias of a convolution, an addition and
+    tanh(softplus) to an operation that it does not implement. They follow each other in a residual block whose batch
+    norm is folded.
     """
 
-    def call(self, inputs):
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
         s = keras.ops.sigmoid(inputs)
         t = s * (2.0 - s)
         return inputs * (t / (2.0 - t))
@@ -61,82 +65,96 @@ class Mish(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("keras_sat")
 class ParametricSoftplus(keras.layers.Layer):
-    """log(1 + exp(alpha x)) / alpha: the larger `alpha` (> 0), the closer to ReLU."""
+    """Parametric softplus, log(1 + exp(alpha x)) / alpha.
 
-    def __init__(self, alpha=10.0, **kwargs):
+    Args:
+        alpha: > 0. The larger it is, the closer the function is to ReLU.
+        kwargs: arguments of keras.layers.Layer.
+
+    Raises:
+        ValueError: if alpha is not positive.
+    """
+
+    def __init__(self, alpha: float = 10.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.alpha = _positive("alpha", alpha)
 
-    def call(self, inputs):
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
         return keras.ops.softplus(self.alpha * inputs) / self.alpha
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "alpha": self.alpha}
 
 
 @keras.saving.register_keras_serializable("keras_sat")
 class SmoothReLU(keras.layers.Layer):
-    """x - log(1 + beta x) / beta for x >= 0, else 0.
+    """SmoothReLU: x - log(1 + beta x) / beta for x >= 0, and 0 for x < 0.
 
-    As in the release, what is trained is the root of beta, a weight of shape [1] for each site; it starts at 20 there,
-    that is, beta = 400.
+    As in the release, the trained weight is the square root of beta, of shape [1], in each layer. It starts at 20.
 
     Args:
         beta: initial value, > 0.
-        trainable_beta: whether beta is learnt; if not, the layer has no weight.
+        trainable_beta: whether beta is trained. If not, the layer has no weight.
+        kwargs: arguments of keras.layers.Layer.
+
+    Raises:
+        ValueError: if beta is not positive.
     """
 
-    def __init__(self, beta=400.0, trainable_beta=True, **kwargs):
+    def __init__(self, beta: float = 400.0, trainable_beta: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.beta = _positive("beta", beta)
         self.trainable_beta = trainable_beta
         self.root_beta = None
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         if self.trainable_beta:
             root = keras.initializers.Constant(math.sqrt(self.beta))
             self.root_beta = self.add_weight(name="root_beta", shape=(1,), initializer=root, autocast=False)
 
-    def call(self, inputs):
-        # beta |x| leaves the range of float16 at |x| = 164, and the logarithm needs more digits than bfloat16 has.
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        # In float16, beta |x| overflows at |x| = 164. In bfloat16, the logarithm has too few digits.
         x = _at_least_float32(inputs)
         beta = self.beta if self.root_beta is None else keras.ops.square(self.root_beta)
         return keras.ops.cast(keras.ops.relu(x - keras.ops.log1p(keras.ops.abs(x) * beta) / beta), inputs.dtype)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "beta": self.beta, "trainable_beta": self.trainable_beta}
 
 
 @keras.saving.register_keras_serializable("keras_sat")
 class SmoothBackwardReLU(keras.layers.Layer):
-    """ReLU forward, exactly; its derivative in training is that of parametric softplus, sigmoid(alpha x).
+    """ReLU with a smooth derivative in training: that of parametric softplus, sigmoid(alpha x).
 
-    The gradient-quality ablation of the paper (section 3): which of the two gradients of adversarial training gains
-    by being smooth? The network itself, and so its robustness, is a ReLU network's; an evaluation attack sees ReLU's
-    own gradient.
+    It is for the ablation of the paper (section 3): which of the two gradients of adversarial training profits from
+    smoothness? The forward pass is exactly ReLU. In evaluation, so is the derivative.
 
     Args:
-        smooth_backward: "attacker" (the gradient that makes the training examples, see `training_attack`),
-            "optimizer" (the gradient of the weights: calls with training=True) or "both".
-        alpha: > 0; the paper's is 10.
+        smooth_backward: which gradient is smooth: "attacker" (the one that makes the training examples, see
+            `training_attack`), "optimizer" (that of the weights: calls with training=True) or "both".
+        alpha: > 0; 10 in the paper.
+        kwargs: arguments of keras.layers.Layer.
+
+    Raises:
+        ValueError: for another `smooth_backward`, or if alpha is not positive.
     """
 
-    PLACES = ("attacker", "optimizer", "both")
+    PLACES: tuple[str, ...] = ("attacker", "optimizer", "both")
 
-    def __init__(self, smooth_backward="both", alpha=10.0, **kwargs):
+    def __init__(self, smooth_backward: str = "both", alpha: float = 10.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if smooth_backward not in self.PLACES:
             raise ValueError(f"smooth_backward must be one of {self.PLACES}. Received: {smooth_backward!r}")
         self.smooth_backward = smooth_backward
         self.alpha = _positive("alpha", alpha)
 
-    def call(self, inputs, training=False):
+    def call(self, inputs: tf.Tensor, training: bool | None = False) -> tf.Tensor:
         place = "attacker" if _attacking.get() else "optimizer" if training else None
         if place and self.smooth_backward in (place, "both"):
             return _relu_with_softplus_gradient(inputs, self.alpha)
         return keras.ops.relu(inputs)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "smooth_backward": self.smooth_backward, "alpha": self.alpha}
 
 
@@ -168,7 +186,7 @@ def _relu(smooth_backward=None, alpha=10.0, **kwargs):
     return SmoothBackwardReLU(smooth_backward, alpha, **kwargs)
 
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[..., keras.layers.Layer]] = {
     "relu": _relu,
     "silu": _keras_activation("silu"),
     "swish": _keras_activation("silu"),
@@ -181,13 +199,13 @@ ACTIVATIONS = {
 }
 
 
-def names():
-    """Returns the names that `layer` knows, sorted."""
+def names() -> list[str]:
+    """Returns the sorted names of the activations that `layer` can make."""
     return sorted(ACTIVATIONS)
 
 
-def layer(spec, name=None, dtype=None):
-    """Returns a new Keras layer that applies the activation `spec`.
+def layer(spec: Any, name: str | None = None, dtype: Any = None) -> keras.layers.Layer:
+    """Returns a new Keras layer that applies an activation.
 
     | spec | activation |
     |---|---|
@@ -197,19 +215,20 @@ def layer(spec, name=None, dtype=None):
     | "elu" | x for x >= 0, else exp(x) - 1 |
     | "softplus" | log(1 + exp(x)) |
     | "parametric_softplus" | `ParametricSoftplus`, alpha 10; {"name": "parametric_softplus", "alpha": 5} |
-    | "mish" | `Mish`, x tanh(softplus(x)) |
-    | "smooth_relu" | `SmoothReLU`, beta learnt; {"name": "smooth_relu", "beta": 400, "trainable_beta": False} |
+    | "mish" | `Mish`: x tanh(softplus(x)) |
+    | "smooth_relu" | `SmoothReLU`, beta trained; {"name": "smooth_relu", "beta": 400, "trainable_beta": False} |
     | {"name": "relu", "smooth_backward": "attacker"} | `SmoothBackwardReLU` (or "optimizer", "both") |
 
     Args:
-        spec: a name; a dict of "name" and that activation's options, or a layer serialised by Keras; a function of a
-            tensor (registered with `keras.saving.register_keras_serializable` if the model is to be saved); or a
-            subclass of keras.layers.Layer, which is called with `name` and `dtype`.
-        name: the layer's name.
-        dtype: the layer's dtype or dtype policy.
+        spec: the activation: a name; a dict of "name" and the options of that activation; a dict of a layer, as Keras
+            serialises it; a function of a tensor (to save the model, register it with
+            `keras.saving.register_keras_serializable`); or a subclass of keras.layers.Layer, which is called with
+            `name` and `dtype`.
+        name: name of the layer.
+        dtype: dtype or dtype policy of the layer; default: Keras' global policy.
 
     Raises:
-        ValueError: for an unknown name or option, or for a layer instance, whose weights all sites would share.
+        ValueError: for an unknown name or option; or for a layer instance, because the whole network would share it.
     """
     kwargs = {"name": name} if dtype is None else {"name": name, "dtype": dtype}
     if isinstance(spec, dict) and "class_name" in spec:
@@ -238,32 +257,32 @@ def _named_layer(spec, kwargs):
         raise ValueError(f"Activation {activation!r} has no such option: {error}. Received: {spec!r}") from error
 
 
-def smoothness(spec, low=-8.0, high=8.0):
-    """Says numerically how smooth an activation is on [low, high].
+def smoothness(spec: Any, low: float = -8.0, high: float = 8.0) -> str:
+    """Returns how often an activation is continuously differentiable on [low, high], judged numerically.
 
-    The k-th derivative jumps where the (k+1)-th difference over h^k keeps its size as the step h shrinks; where it is
-    continuous, that quotient falls with h. Both are computed in float64 on a fine and a coarse grid.
+    Let D be the (k+1)-th difference on a grid of step h, divided by h^k. Where the k-th derivative jumps, D does not
+    depend on h. Where it is continuous, D falls with h. Both are computed in float64, on a coarse and a fine grid.
 
     Args:
-        spec: whatever `layer` takes, or a layer class.
-        low, high: the interval, in the activation's input unit. Features narrower than about 1e-4 are not seen.
+        spec: an activation, see `layer`.
+        low, high: the interval. Details narrower than about 1e-4 are not noticed.
 
     Returns:
-        "C2" (twice continuously differentiable, or better), "C1", "C0", or "discontinuous".
+        "C2" (twice continuously differentiable, or more often), "C1", "C0", or "discontinuous".
 
     Raises:
-        ValueError: when the function does not compute in float64, or is not finite.
+        ValueError: if the function does not compute in float64, or is not finite on the interval.
     """
     activation = layer(spec, dtype="float64")
     coarse, fine = (_jumps(activation, low, high, step) for step in (1.6e-3, 1e-4))
     for order, (before, after) in enumerate(zip(coarse, fine)):
-        if after > 1e-3 and after > before / 4:  # smooth: after is about before / 16
+        if after > 1e-3 and after > before / 4:  # where the derivative is continuous, after is about before / 16
             return ("discontinuous", "C0", "C1")[order]
     return "C2"
 
 
 def _jumps(activation, low, high, step):
-    """Returns how far f, f' and f'' jump between neighbouring points of a grid of `step`."""
+    """Returns the largest jumps of f, f' and f'' between neighbouring points of a grid."""
     x = np.arange(round(low / step), round(high / step) + 1) * step
     y = keras.ops.convert_to_numpy(activation(keras.ops.convert_to_tensor(x, "float64")))
     if y.dtype != np.float64:

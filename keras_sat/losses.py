@@ -1,17 +1,25 @@
-"""Per-example losses that attacks ascend: the larger, the closer to misclassified. And what is right or wrong.
+"""Labels, logits and correct answers, and the losses that attacks ascend.
 
-A loss takes integer labels of shape [batch] and logits of shape [batch, classes], and returns float32 [batch].
+A loss is a function of integer labels [batch] and float32 logits [batch, classes]. It returns float32 [batch]. A larger
+loss means that the example is closer to being misclassified.
 """
 
 import inspect
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_sat.typing import Array, LogitsFunction
 
-def check_takes_logits(loss) -> None:
-    """Raises ValueError for a Keras loss with from_logits=False: of logits its values and gradients would be wrong."""
+
+def check_takes_logits(loss: Any) -> None:
+    """Raises ValueError for a Keras loss with from_logits=False, whose values and gradients are wrong for logits.
+
+    Args:
+        loss: a loss as in `compile`: an object, a function or a name.
+    """
     if isinstance(loss, str):
         loss = keras.losses.get(loss)
     if isinstance(loss, keras.losses.Loss):
@@ -27,19 +35,18 @@ def check_takes_logits(loss) -> None:
         )
 
 
-def hard_labels(y, classes=None):
-    """Returns int32 labels [batch] from integer labels [batch] or [batch, 1], or from rows [batch, classes].
-
-    A row holds the probabilities of the classes: one-hot, smoothed, or mixed by MixUp. Its largest is the label.
+def hard_labels(y: Any, classes: int | None = None) -> tf.Tensor:
+    """Returns integer labels, int32 [batch].
 
     Args:
-        y: the labels.
-        classes: how many the network has, where that is known.
+        y: labels [batch] or [batch, 1], which are whole numbers, or rows of probabilities [batch, classes]: one-hot,
+            smoothed, or mixed by MixUp. The label of a row is its largest entry.
+        classes: number of classes of the network, if known.
 
     Raises:
-        ValueError: for labels of another shape or type, or of other classes, numbers that are not whole, or rows that
-            do not sum to 1, as those of an image with several labels. (Inside a tf.function, for the last two:
-            tf.errors.InvalidArgumentError. XLA leaves these checks out.)
+        ValueError: for labels of another shape or type; labels not in 0..classes - 1; numbers that are not whole; or
+            rows that do not sum to 1, such as those of images with several labels. In a tf.function, the last two raise
+            tf.errors.InvalidArgumentError. XLA leaves these two checks out.
     """
     shape = getattr(y, "shape", None)
     if shape is None or len(shape) not in (1, 2):
@@ -69,8 +76,8 @@ def hard_labels(y, classes=None):
     return tf.argmax(y, axis=-1, output_type=tf.int32) if is_row else tf.cast(y, tf.int32)
 
 
-def check_range(labels, classes):
-    """Raises ValueError for integer labels [batch] outside of 0..classes - 1."""
+def check_range(labels: Array, classes: int) -> None:
+    """Raises ValueError for integer labels [batch] that are not all in 0..classes - 1."""
     low, high = (int(reduce(labels)) if len(labels) else 0 for reduce in (tf.reduce_min, tf.reduce_max))
     if low < 0 or high >= classes:
         raise ValueError(f"labels must lie in 0..{classes - 1}. Received values in [{low}, {high}]")
@@ -85,7 +92,7 @@ _WHOLE = "Labels of shape [batch] must be whole numbers, those of the classes 0,
 
 def _sums_to_one(rows):
     rows = tf.cast(rows, tf.float32)
-    sums = tf.abs(tf.reduce_sum(rows, axis=-1) - 1) <= 1e-2  # float16's rounding, over a thousand classes
+    sums = tf.abs(tf.reduce_sum(rows, axis=-1) - 1) <= 1e-2  # rounding of float16, for a thousand classes
     return tf.reduce_all(sums) & tf.reduce_all(rows >= 0)
 
 
@@ -98,52 +105,51 @@ def _first_fault(y, is_row):
     return np.array(y)[~good][0].tolist()
 
 
-def is_finite(logits):
-    """Says for each example, bool [batch], whether all of its logits are finite numbers."""
+def is_finite(logits: Array) -> tf.Tensor:
+    """Returns bool [batch]: whether all logits of an example are finite."""
     return tf.reduce_all(tf.math.is_finite(logits), axis=-1)
 
 
-def is_correct(labels, logits):
-    """Says for each example, bool [batch], whether the label has the largest logit, and all logits are finite.
+def is_correct(labels: Array, logits: Array) -> tf.Tensor:
+    """Returns bool [batch]: whether the label has the largest logit, and all logits are finite.
 
-    A network that answers NaN or infinity has not classified the image. (argmax would take NaN for class 0.)
+    An output with NaN or infinity is not a correct answer. (argmax alone would return class 0 for NaN.)
     """
     return is_finite(logits) & (tf.argmax(logits, axis=-1, output_type=labels.dtype) == labels)
 
 
-def is_broken(labels, logits):
-    """Says for each example, bool [batch], whether an attack is done: margin > 0, or a logit that is not finite."""
+def is_broken(labels: Array, logits: Array) -> tf.Tensor:
+    """Returns bool [batch]: whether an attack has succeeded. The margin is > 0, or a logit is not finite."""
     return ~is_finite(logits) | (margin(labels, logits) > 0)
 
 
-def two_classes(outputs):
-    """Returns logits [batch, classes]; of a network with one logit z, for classes 0 and 1, the logits [-z, z]."""
+def two_classes(outputs: tf.Tensor) -> tf.Tensor:
+    """Returns logits [batch, classes] of a network's outputs. One output z [batch, 1] becomes two logits [-z, z]."""
     return tf.concat([-outputs, outputs], axis=-1) if outputs.shape[-1] == 1 else outputs
 
 
-def probabilities(function, images):
-    """Says whether a network returns probabilities in place of logits: "softmax", "sigmoid", or None.
+def probabilities(function: LogitsFunction, images: Array) -> str | None:
+    """Returns "softmax" or "sigmoid" if a network seems to return such probabilities, and None if it returns logits.
 
-    It is judged by what it returns. Outputs that are not negative and sum to 1, or to another number that is the same
-    for different images, are those of a softmax. Outputs that stay in 0..1, also for images a hundred times as bright
-    and dark, are those of a sigmoid.
+    It is judged by the outputs. Those of a softmax are not negative, and sum to 1, or to another constant (to 100 for
+    percent). Those of a sigmoid stay in 0..1, even for images with a contrast a hundred times as large.
 
     Args:
-        function: maps images to outputs [batch, classes].
-        images: float32 [batch, ...], some.
+        function: from images to outputs [batch, classes].
+        images: float32 [batch, ...], for which the network is called.
     """
     outputs = tf.cast(function(images), tf.float32)
     if outputs.shape[-1] > 1 and bool(_sums_to_one(outputs) | _sums_alike(outputs)):
         return "softmax"
-    if not bool(_in_unit_interval(outputs) & tf.reduce_any(outputs != 0)):  # all 0: a head that begins with zeros
+    if not bool(_in_unit_interval(outputs) & tf.reduce_any(outputs != 0)):  # 0: an initial head of zeros
         return None
     stretched = tf.cast(function(100 * (images - tf.reduce_mean(images))), tf.float32)
-    stretched = tf.where(tf.math.is_finite(stretched), stretched, 0.0)  # float16 may overflow on the way
+    stretched = tf.where(tf.math.is_finite(stretched), stretched, 0.0)  # float16 may overflow inside the network
     return "sigmoid" if bool(_in_unit_interval(stretched)) else None
 
 
 def _sums_alike(outputs):
-    """Says whether different rows, none of them negative, have one sum: percents, say."""
+    """Says whether the rows differ, but have the same sum, and no entry is negative: percent, for example."""
     sums = tf.reduce_sum(outputs, axis=-1)
     alike = tf.reduce_max(sums) - tf.reduce_min(sums) <= 1e-3 * tf.reduce_max(sums)
     differ = tf.reduce_any(tf.abs(outputs - outputs[:1]) > 1e-2 * tf.reduce_max(sums))
@@ -154,33 +160,36 @@ def _in_unit_interval(outputs):
     return tf.reduce_all((outputs >= 0) & (outputs <= 1))
 
 
-def cross_entropy(labels, logits):
-    """Returns -log softmax(logits)[label], with the hard label."""
+def cross_entropy(labels: Array, logits: Array) -> tf.Tensor:
+    """Returns the cross entropy -log softmax(logits)[label], [batch]."""
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
 
 
-def kl(reference, logits):
-    """Returns KL(p || q) = sum_k p_k (log p_k - log q_k) of p = softmax(reference) and q = softmax(logits), [batch]."""
+def kl(reference: Array, logits: Array) -> tf.Tensor:
+    """Returns the Kullback-Leibler divergence sum_k p_k (log p_k - log q_k), [batch].
+
+    Here p = softmax(reference) and q = softmax(logits); both arguments have shape [batch, classes].
+    """
     log_p, log_q = tf.nn.log_softmax(reference), tf.nn.log_softmax(logits)
     return tf.reduce_sum(tf.exp(log_p) * (log_p - log_q), axis=-1)
 
 
-def margin(labels, logits):
-    """Returns max_{k != label} logits[k] - logits[label]: positive exactly where the label is not the prediction."""
+def margin(labels: Array, logits: Array) -> tf.Tensor:
+    """Returns max_{k != label} logits[k] - logits[label], [batch]. It is > 0 where the example is misclassified."""
     others = tf.reduce_max(without_label(labels, logits), axis=-1)
     return others - tf.gather(logits, labels, axis=-1, batch_dims=1)
 
 
-def without_label(labels, logits):
-    """Returns the logits with that of the label replaced by the smallest number there is."""
+def without_label(labels: Array, logits: tf.Tensor) -> tf.Tensor:
+    """Returns the logits [batch, classes] with the logit of the label replaced by the smallest number of the dtype."""
     is_label = tf.one_hot(labels, tf.shape(logits)[-1], on_value=True, off_value=False, dtype=tf.bool)
     return tf.where(is_label, logits.dtype.min, logits)
 
 
-def dlr(labels, logits):
-    """Returns the difference of logits ratio, margin / (z_1 - z_3), where z_1 >= z_2 >= ... are the sorted logits.
+def dlr(labels: Array, logits: Array) -> tf.Tensor:
+    """Returns the difference of logits ratio, margin / (z_1 - z_3), [batch]; z_1 >= z_2 >= ... are the sorted logits.
 
-    It does not change when the logits are shifted or scaled. Croce and Hein 2020, arXiv:2003.01690, equation 6.
+    It does not change if all logits are shifted or scaled. Source: Croce and Hein 2020, arXiv:2003.01690, equation 6.
 
     Raises:
         ValueError: for fewer than 3 classes.
@@ -189,8 +198,14 @@ def dlr(labels, logits):
     return margin(labels, logits) / (largest[:, 0] - largest[:, 2] + _TINY)
 
 
-def targeted_dlr(labels, targets, logits):
-    """Returns (logits[target] - logits[label]) / (z_1 - (z_3 + z_4) / 2), z as in `dlr`; equation 7 of the same paper.
+def targeted_dlr(labels: Array, targets: Array, logits: Array) -> tf.Tensor:
+    """Returns (logits[target] - logits[label]) / (z_1 - (z_3 + z_4) / 2), [batch], with z as in `dlr`.
+
+    Source: Croce and Hein 2020, arXiv:2003.01690, equation 7.
+
+    Args:
+        labels, targets: integers [batch], the labels and the classes that the attack aims at.
+        logits: [batch, classes].
 
     Raises:
         ValueError: for fewer than 4 classes.
@@ -200,13 +215,13 @@ def targeted_dlr(labels, targets, logits):
     return difference / (largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2 + _TINY)
 
 
-def targeted_margin(labels, targets, logits):
-    """Returns logits[target] - logits[label]: positive where the target is preferred to the label."""
+def targeted_margin(labels: Array, targets: Array, logits: Array) -> tf.Tensor:
+    """Returns logits[target] - logits[label], [batch]. See `targeted_dlr` for the arguments."""
     chosen = tf.gather(logits, tf.stack([targets, labels], axis=1), axis=-1, batch_dims=1)
     return chosen[:, 0] - chosen[:, 1]
 
 
-_TINY = 1e-12  # for logits that are all equal
+_TINY = 1e-12  # avoids 0 / 0 where all logits are equal
 
 
 def _largest(logits, count):

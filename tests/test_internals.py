@@ -190,7 +190,7 @@ def test_first_batch():
     fit = {"epochs": 2, "shuffle": False, "verbose": 0}
     sees("fit(dataset)", lambda: model.fit(dataset(), **fit), [[0, 1]])
     sees("fit(arrays)", lambda: model.fit(*arrays, batch_size=2, **fit), [[0, 1]])
-    sees("fit(generator)", lambda: model.fit(generator(), steps_per_epoch=4, verbose=0), [[0, 1]])
+    sees("fit(generator)", lambda: model.fit(generator(), steps_per_epoch=4, shuffle=False, verbose=0), [[0, 1]])
     sees("validation", lambda: model.fit(dataset(), validation_data=dataset(1), **fit), [[0, 1], [0, 1]])
     sees("evaluate(dataset)", lambda: model.evaluate(dataset().skip(1), verbose=0), [[2, 3]])
     sees("train_on_batch", lambda: model.train_on_batch(arrays[0][4:], arrays[1][4:]), [[4, 5, 6, 7]])

@@ -1,26 +1,34 @@
-"""The parts networks are made of: convolution - batch norm - activation, and the residual blocks over it."""
+"""The parts of the networks: convolution, batch norm and activation, and residual blocks of them."""
+
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from keras_sat import activations
 
-# The fused kernel of the release's TensorFlow clamps its epsilon 1e-5 to this; SAT weights were trained with it.
+# The release asks for 1e-5, but the fused kernel of its TensorFlow uses at least this value.
 BATCH_NORM_EPSILON = 1.001e-5
-SE_RATIO = 0.25  # of the filters that enter the block
+SE_RATIO = 0.25  # filters of squeeze-and-excite, as a share of those of the block's input
 
 
 def _kernel_initializer():
     return keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
 
 
-def rescale(x):
-    """Maps pixels 0..255 to -1..1, in float32 also under mixed precision: bfloat16 rounds pixels to whole levels."""
+def rescale(x: keras.KerasTensor) -> keras.KerasTensor:
+    """Scales pixels from 0..255 to -1..1, always in float32, because bfloat16 rounds pixels to whole levels."""
     return keras.layers.Rescaling(2 / 255, -1.0, dtype="float32", name="rescaling")(x)
 
 
-def batch_norm(x, name, zero_gamma=False):
-    """Batch normalization; its statistics are those of the global batch when built under a multi-replica strategy."""
+def batch_norm(x: keras.KerasTensor, name: str, zero_gamma: bool = False) -> keras.KerasTensor:
+    """Applies batch normalization. Built under a strategy with several replicas, it uses the global batch's statistics.
+
+    Args:
+        x: Keras tensor, channels last.
+        name: name of the layer.
+        zero_gamma: whether gamma starts at 0 and not at 1, as at the end of a residual branch.
+    """
     return keras.layers.BatchNormalization(
         momentum=0.9,
         epsilon=BATCH_NORM_EPSILON,
@@ -30,11 +38,26 @@ def batch_norm(x, name, zero_gamma=False):
     )(x)
 
 
-def conv(x, filters, size, strides=1, groups=1, fixed_padding=True, name=None):
-    """Convolution without bias.
+def conv(
+    x: keras.KerasTensor,
+    filters: int,
+    size: int,
+    strides: int = 1,
+    groups: int = 1,
+    fixed_padding: bool = True,
+    name: str | None = None,
+) -> keras.KerasTensor:
+    """Applies a convolution without bias.
 
-    With a stride, `fixed_padding` pads alike at every image size, as the release's ResNets do; without it the padding
-    is TensorFlow's SAME, as in EfficientNet.
+    Args:
+        x: Keras tensor, channels last.
+        filters: number of output channels.
+        size: height and width of the kernel.
+        strides: stride in both directions.
+        groups: number of channel groups.
+        fixed_padding: for strides > 1: True pads `size // 2` on each side, as the release's ResNets; False uses
+            TensorFlow's "same" padding, which depends on the image size, as EfficientNet.
+        name: name of the layer.
     """
     fixed = fixed_padding and strides > 1
     if fixed and size > 1:
@@ -51,21 +74,50 @@ def conv(x, filters, size, strides=1, groups=1, fixed_padding=True, name=None):
     )(x)
 
 
-def conv_bn(x, filters, size, *, activation=None, zero_gamma=False, name, **options):
-    """Convolution, batch norm and, unless `activation` is None, the activation."""
+def conv_bn(
+    x: keras.KerasTensor,
+    filters: int,
+    size: int,
+    *,
+    activation: Any = None,
+    zero_gamma: bool = False,
+    name: str,
+    **options: Any,
+) -> keras.KerasTensor:
+    """Applies a convolution, a batch norm and, unless it is None, the activation. See `conv` for the options."""
     x = batch_norm(conv(x, filters, size, name=name, **options), f"{name}_bn", zero_gamma)
     return x if activation is None else activations.layer(activation, f"{name}_act")(x)
 
 
-def basic(x, filters, strides, activation, name):
-    """Two 3x3 convolutions and a shortcut (He et al., arXiv:1512.03385, figure 5 left)."""
+def basic(x: keras.KerasTensor, filters: int, strides: int, activation: Any, name: str) -> keras.KerasTensor:
+    """Applies the basic residual block: two 3x3 convolutions and a shortcut (arXiv:1512.03385, figure 5, left)."""
     y = conv_bn(x, filters, 3, strides=strides, activation=activation, name=f"{name}_conv1")
     y = conv_bn(y, filters, 3, zero_gamma=True, name=f"{name}_conv2")
     return _add_shortcut(x, y, strides, activation, name)
 
 
-def bottleneck(x, filters, strides, activation, name, groups=1, base_width=64):
-    """1x1, 3x3 (strided, grouped) and 1x1 convolutions to 4 x `filters`, and a shortcut (ResNet "v1.5", ResNeXt)."""
+def bottleneck(
+    x: keras.KerasTensor,
+    filters: int,
+    strides: int,
+    activation: Any,
+    name: str,
+    groups: int = 1,
+    base_width: int = 64,
+) -> keras.KerasTensor:
+    """Applies the bottleneck block: 1x1, 3x3 and 1x1 convolutions, and a shortcut.
+
+    The 3x3 convolution has the stride (ResNet "v1.5") and the groups (ResNeXt, arXiv:1611.05431).
+
+    Args:
+        x: Keras tensor, channels last.
+        filters: a quarter of the number of output channels.
+        strides: of the block.
+        activation: see `activations.layer`.
+        name: prefix of the layers' names.
+        groups: number of groups of the 3x3 convolution.
+        base_width: channels of a group of the 3x3 convolution, where `filters` is 64.
+    """
     inner = filters * base_width * groups // 64
     y = conv_bn(x, inner, 1, activation=activation, name=f"{name}_conv1")
     y = conv_bn(y, inner, 3, strides=strides, groups=groups, activation=activation, name=f"{name}_conv2")
@@ -79,17 +131,26 @@ def _add_shortcut(x, y, strides, activation, name):
     return activations.layer(activation, f"{name}_act")(keras.layers.Add(name=f"{name}_add")([x, y]))
 
 
-def mbconv(x, filters, size, strides, expansion, activation, drop_rate, name):
-    """Mobile inverted bottleneck with squeeze-and-excite (Tan and Le, arXiv:1905.11946).
+def mbconv(
+    x: keras.KerasTensor,
+    filters: int,
+    size: int,
+    strides: int,
+    expansion: int,
+    activation: Any,
+    drop_rate: float,
+    name: str,
+) -> keras.KerasTensor:
+    """Applies a mobile inverted bottleneck with squeeze-and-excite (Tan and Le, arXiv:1905.11946).
 
     Args:
-        x: Keras tensor.
-        filters: of the output.
+        x: Keras tensor, channels last.
+        filters: number of output channels.
         size, strides: of the depthwise convolution.
-        expansion: of the filters by a 1x1 convolution before it; 1 leaves that convolution out.
-        activation: at every site but the squeeze-and-excite gate, which is a sigmoid.
-        drop_rate: probability with which, in training, an example skips the block (stochastic depth).
-        name: of the block's layers.
+        expansion: factor by which a 1x1 convolution first multiplies the channels; 1: there is no such convolution.
+        activation: of all nonlinearities except the gate of squeeze-and-excite, a sigmoid; see `activations.layer`.
+        drop_rate: probability that an example skips the block in training (stochastic depth).
+        name: prefix of the layers' names.
     """
     y, entering = x, x.shape[-1]
     if expansion != 1:
@@ -112,8 +173,15 @@ def mbconv(x, filters, size, strides, expansion, activation, drop_rate, name):
     return keras.layers.Add(name=f"{name}_add")([x, y])
 
 
-def squeeze_excite(x, filters, activation, name):
-    """Scales the channels of x by a gate computed from their means (Hu et al., arXiv:1709.01507)."""
+def squeeze_excite(x: keras.KerasTensor, filters: int, activation: Any, name: str) -> keras.KerasTensor:
+    """Scales the channels of x by a gate computed from their means (Hu et al., arXiv:1709.01507).
+
+    Args:
+        x: Keras tensor, channels last.
+        filters: number of channels between the two convolutions of the gate.
+        activation: between them; see `activations.layer`.
+        name: prefix of the layers' names.
+    """
     gate = keras.layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}_squeeze")(x)
     for site, width, function in (
         ("reduce", filters, activations.layer(activation, f"{name}_act")),

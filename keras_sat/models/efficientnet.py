@@ -1,4 +1,4 @@
-"""EfficientNet (Tan and Le, arXiv:1905.11946) with the SAT release's batch norm, B0 to B8, L1 and L2."""
+"""EfficientNet B0 to B8, L1 and L2 (Tan and Le, arXiv:1905.11946), with the batch norm of the SAT release."""
 
 import functools
 import math
@@ -8,7 +8,7 @@ import keras
 from keras_sat.models import blocks
 from keras_sat.models.builder import builder
 
-# Of B0: repeats, kernel size, strides, expansion, filters. The others scale the repeats and the filters.
+# Stages of B0: (repeats, kernel size, strides, expansion, filters). Other networks scale repeats and filters.
 STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -19,11 +19,11 @@ STAGES = (
     (1, 3, 1, 6, 320),
 )
 STEM_FILTERS, HEAD_FILTERS = 32, 1280
-DROP_CONNECT = 0.2  # of the last block; it rises linearly from 0 at the first
+DROP_CONNECT = 0.2  # drop rate of the last block; it grows linearly from 0 at the first one
 
 
 def _round_filters(filters, width):
-    """Returns filters * width, rounded to a multiple of 8, and not down by more than a tenth."""
+    """Returns filters * width, rounded to a multiple of 8, but not down by more than 10 %."""
     scaled = filters * width
     rounded = max(8, int(scaled + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * scaled else rounded

@@ -1,52 +1,55 @@
-"""The authors' released checkpoints (TF1 bundles) -> the models of this package.
+"""Loads the authors' released checkpoints (TF1 bundles) into the models of this package.
 
-Names and layouts are those of cihangxie/SmoothAdversarialTraining: ResNets as tensorpack names them, EfficientNets as
-Google's TPU code does.
+Names and layouts are those of cihangxie/SmoothAdversarialTraining: those of tensorpack for ResNets, and those of
+Google's TPU code for EfficientNets.
 """
 
 import os
 import re
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_sat import files
 from keras_sat.models import classifier
+from keras_sat.typing import Path
 
 EMA = "/ExponentialMovingAverage"
-# What a training checkpoint holds beside the network: the optimizer's slots, counters, and averages of the weights.
+# The variables of a training checkpoint that are not the network's: optimizer slots, counters, averages of the weights.
 NOT_THE_NETWORK = re.compile(
     rf"(^|/)(global_step|learning_rate)$|/(Momentum|RMSProp|RMSProp_1|Adam|Adam_1)$|{re.escape(EMA)}$"
 )
 BATCH_NORM = ("gamma", "beta", "moving_mean", "moving_variance")
 
 
-def load(model, prefix, ema=False):
-    """Assigns every weight of `model` from a checkpoint of the authors' release.
+def load(model: keras.Model, prefix: Path, ema: bool = False) -> None:
+    """Loads a checkpoint of the authors' release into a model.
 
-    The released ResNets were fed BGR images, the models of this package take RGB: the first kernel is flipped. Every
-    variable of the checkpoint is accounted for: it is a weight of the model, or belongs to the training (optimizer
-    slots, step, learning rate, moving averages).
+    Every weight of the model gets a value, and every variable of the checkpoint is used, except those of the training
+    (optimizer slots, step, learning rate, moving averages). The released ResNets take BGR images, and the models of
+    this package RGB images: the input channels of the first kernel are reversed.
 
     Args:
-        model: ResNet-50/101/152, a ResNeXt or an EfficientNet of this package, with the checkpoint's activation.
+        model: a ResNet-50, -101 or -152, ResNeXt or EfficientNet of this package, with the checkpoint's activation.
         prefix: path of the bundle, without `.index` or `.data-00000-of-00001`.
-        ema: take the moving averages of the weights, as EfficientNet-L1-Enhanced does. A checkpoint that holds nothing
-            but averages is read so in any case.
+        ema: whether to use the moving averages of the weights, as for EfficientNet-L1-Enhanced. If the checkpoint has
+            nothing but averages, they are used in any case.
 
     Raises:
-        ValueError: if there is no readable checkpoint, or a variable is missing, left over, of another shape or not
-            finite; the message names them, and the model is left as it was.
+        ValueError: if there is no readable checkpoint, or variables are missing, left over, of another shape or not
+            finite. The message names them. The model is not changed.
     """
     arrays = _read(prefix, ema)
     wanted = _names(model)
-    assignments, problems = [], {"missing": [], "of another shape": [], "not finite": []}
+    problems: dict[str, list[str]] = {"missing": [], "of another shape": [], "not finite": []}
+    assignments = []
     for name, variable in wanted.items():
         if name not in arrays:
             problems["missing"].append(name)
             continue
         array = arrays.pop(name)
-        array = array.reshape(-1) if array.ndim == 5 else array  # [1, 1, 1, 1, C]: batch norm on a TPU
+        array = array.reshape(-1) if array.ndim == 5 else array  # batch norms of a TPU have shape [1, 1, 1, 1, C]
         if array.shape != tuple(variable.shape):
             problems["of another shape"].append(f"{name} {array.shape}, not {tuple(variable.shape)}")
         elif not np.isfinite(array).all():
@@ -63,7 +66,7 @@ def load(model, prefix, ema=False):
 
 
 def _read(prefix, ema):
-    """Returns {name: array} of the network's variables, named alike whatever build of the authors' code wrote them."""
+    """Returns {name: array} of the network's variables, by names that do not depend on the hardware they ran on."""
     try:
         folder, name = os.path.split(files.expanded(prefix))
         with files.without_wildcards(folder) as plain:
@@ -90,7 +93,7 @@ def _plain(name):
 
 
 def _summary(problems):
-    """Returns the problems in a line: for each kind how many, and the first three by name."""
+    """Returns a line with the number of problems of each kind, and the first three names."""
     return "; ".join(
         f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
         for kind, names in problems.items()
@@ -99,19 +102,19 @@ def _summary(problems):
 
 
 def _names(model):
-    """Returns {the checkpoint's name: weight} for every weight of a model."""
+    """Returns {name in a checkpoint: variable} for the weights of a model."""
     layer_names = {layer.name for layer in model.layers}
     if not layer_names & {"conv0", "stem"}:
         raise ValueError(f"The release has no network like {model.name}: it has ResNets, ResNeXts and EfficientNets.")
     name_layer = _resnet_names if "conv0" in layer_names else _efficientnet_names
-    found = {}
+    weights = {}
     for layer in model.layers:
-        found.update(zip(name_layer(layer.name, layer_names), layer.weights) if layer.weights else ())
-    return found
+        weights.update(zip(name_layer(layer.name, layer_names), layer.weights) if layer.weights else ())
+    return weights
 
 
 def _resnet_names(layer, _):
-    """conv0/W, group0/block1/conv2/bn/mean/EMA, group0/block1/smoothrelu_beta, linear/b ..."""
+    """Returns names such as conv0/W, group0/block1/conv2/bn/mean/EMA, group0/block1/smoothrelu_beta, linear/b."""
     if layer == "linear":
         return ["linear/W", "linear/b"]
     scope = re.sub("_(bn|act)$", "", layer).replace("_", "/")
@@ -121,17 +124,17 @@ def _resnet_names(layer, _):
 
 
 def _efficientnet_names(layer, layers):
-    """stem/conv2d/kernel, blocks_1/batch_normalization_2/gamma, blocks_1/se/conv2d_1/bias, head/dense/bias ..."""
+    """Returns names such as stem/conv2d/kernel, blocks_1/batch_normalization_2/gamma, blocks_1/se/conv2d_1/bias."""
     if layer == "linear":
         return ["head/dense/kernel", "head/dense/bias"]
     if layer.endswith("_act"):
-        return [f"{layer}/smoothrelu_beta"]  # the release has no EfficientNet whose activation has a weight
+        return [f"{layer}/smoothrelu_beta"]  # a name of ours: no released EfficientNet has it
     scope, site = re.fullmatch(r"(stem|head|blocks_\d+)_?(.*)", layer.removesuffix("_bn")).groups()
-    site = site or "expand"  # the stem's and the head's only convolution is named as a block's first
+    site = site or "expand"  # the convolution of the stem, and of the head, is named as the first one of a block
     if site.startswith("se_"):
         number = {"se_reduce": "", "se_excite": "_1"}[site]
         return [f"{scope}/se/conv2d{number}/{name}" for name in ("kernel", "bias")]
-    # TF1 numbers the layers of a kind in the order of their making; a block without expansion makes one less.
+    # TF1 numbers the layers of a type in the order of creation. A block without expansion has one less.
     first = 0 if scope in ("stem", "head") or f"{scope}_expand" in layers else 1
     order = {"expand": (0, 0), "depthwise": (None, 1), "project": (1, 2)}[site]
     if layer.endswith("_bn"):

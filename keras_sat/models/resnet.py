@@ -12,12 +12,21 @@ from keras_sat.models.builder import builder
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What tells one ResNet from another: the block, how many of it a stage has, the filters of a stage, the stem."""
+    """The architecture of a ResNet.
 
-    block: Callable
-    stage_sizes: tuple
-    filters: tuple = (64, 128, 256, 512)
-    input_shape: tuple = (224, 224, 3)
+    Attributes:
+        block: function that applies a residual block, such as `blocks.basic`.
+        stage_sizes: number of blocks in each stage.
+        filters: the block's argument `filters` in each stage.
+        input_shape: the default (height, width, channels).
+        stem_size, stem_strides: kernel size and stride of the first convolution.
+        max_pool: whether a 3x3 max pooling with stride 2 follows it.
+    """
+
+    block: Callable[..., keras.KerasTensor]
+    stage_sizes: tuple[int, ...]
+    filters: tuple[int, ...] = (64, 128, 256, 512)
+    input_shape: tuple[int, int, int] = (224, 224, 3)
     stem_size: int = 7
     stem_strides: int = 2
     max_pool: bool = True
