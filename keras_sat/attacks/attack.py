@@ -78,7 +78,7 @@ class Attack(abc.ABC):
         """
         scales = self._check_accepts(start, epsilon_scale=epsilon_scale, step_size_scale=step_size_scale)
         images, labels, are_levels = _as_tensors(self, images, labels)
-        tensors = (images, labels, randomness.as_seed(seed, images.shape[0]))
+        tensors: tuple[tf.Tensor, ...] = (images, labels, randomness.as_seed(seed, images.shape[0]))
         if start is not None:
             tensors += (tf.cast(start, tf.float32),)
         if tf.inside_function():

@@ -39,7 +39,7 @@ def check_integers(attack: "Attack", positive: tuple = (), not_negative: tuple =
     for least, names in ((1, positive), (0, not_negative)):
         for name in names:
             value = getattr(attack, name)
-            if not (isinstance(value, numbers.Integral) and value >= least):
+            if not (isinstance(value, numbers.Integral) and int(value) >= least):
                 raise ValueError(f"{name} must be an integer >= {least}. Received: {value!r}")
             object.__setattr__(attack, name, int(value))
 
