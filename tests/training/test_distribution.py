@@ -187,3 +187,19 @@ def test_what_would_be_wrong_is_refused(tiny_model):
         for option in ({"gradient_accumulation_steps": 2}, {"use_ema": True, "ema_overwrite_frequency": 5}):
             with pytest.raises(ValueError, match="Keras cannot run"):
                 trainer.compile(keras.optimizers.SGD(0.1, **option), "mse")
+
+
+def test_a_batch_norm_inside_a_layer_is_checked_too():
+    class Block(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.parts = [keras.layers.BatchNormalization(name="inner")]
+
+        def call(self, inputs):
+            return self.parts[0](inputs)
+
+    strategy = distribution.strategy("mirrored")
+    with strategy.scope():
+        model = keras.Sequential([keras.Input((8, 8, 3)), keras.Sequential([Block()])])
+    with pytest.raises(ValueError, match="for all 1, such as inner"):
+        distribution.check(model, keras.optimizers.SGD(), strategy)
