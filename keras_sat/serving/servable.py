@@ -49,7 +49,7 @@ class Servable:
             request: its signature name, inputs and output filter are used; its model name is not.
 
         Raises:
-            Status: FAILED_PRECONDITION for an unknown signature; INVALID_ARGUMENT for unknown outputs, or inputs that do
+            Status: FAILED_PRECONDITION for an unknown signature, INVALID_ARGUMENT for unknown outputs or inputs that do
                 not match the signature.
         """
         name = request.model_spec.signature_name or DEFAULT
