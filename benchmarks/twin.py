@@ -17,7 +17,11 @@ class Twin(torch.nn.Module):
 
     def __init__(self, model):
         super().__init__()
-        self.operations = [(layer.name, _sources(layer), _operation(layer)) for layer in model.layers[1:]]
+        names = {id(layer.output): layer.name for layer in model.layers}
+        self.operations = [
+            (layer.name, [names[id(tensor)] for tensor in _inputs(layer)], _operation(layer))
+            for layer in model.layers[1:]
+        ]
         self.first, self.last = model.layers[0].name, model.layers[-1].name
 
     def forward(self, images):
@@ -27,10 +31,8 @@ class Twin(torch.nn.Module):
         return values[self.last]
 
 
-def _sources(layer):
-    """Returns the names of the layers whose outputs are the inputs of a layer."""
-    inputs = layer.input if isinstance(layer.input, list) else [layer.input]
-    return [tensor._keras_history.operation.name for tensor in inputs]
+def _inputs(layer):
+    return layer.input if isinstance(layer.input, list) else [layer.input]
 
 
 def _operation(layer):
