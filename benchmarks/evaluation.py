@@ -3,8 +3,8 @@
     python benchmarks/evaluation.py RUN [--images 1000] [--epsilon 36] [--repeats 3]
 
 RUN is the folder of a network that `keras-sat train` wrote. First, PGD-200 as `evaluate` runs it is compared with every
-step for every image. Then, on images that are classified correctly, dropping broken examples from a batch ("compact")
-is compared with keeping them ("mask", static shapes). The same examples must be robust in each comparison. Finally,
+step for every image. Then, on images that are classified correctly, dropping broken examples from a batch is compared
+with keeping them (`static_shapes`). The same examples must be robust in each comparison. Finally,
 PGD-100 runs on N / 2, N and 2 N images, each in its own process.
 """
 
@@ -27,9 +27,10 @@ from keras_sat.models import folding
 BATCH_SIZE = 500
 
 
-def evaluated(model, dataset, attack):
+def evaluated(model, dataset, attack, static_shapes=False):
     """Returns a list of which examples are robust, and the seconds that the attack took."""
-    report = evaluation.evaluate(model, dataset, {"it": attack}, batch_size=BATCH_SIZE, progress=False)
+    options = {"batch_size": BATCH_SIZE, "progress": False, "static_shapes": static_shapes}
+    report = evaluation.evaluate(model, dataset, {"it": attack}, **options)
     return [stage == "" for stage in report.examples["attacks"]["it"]["broken_by"]], report["it"].seconds
 
 
@@ -40,26 +41,29 @@ def every_step(model, folded, dataset, attack):
         images, labels = (values[begin : begin + BATCH_SIZE] for values in dataset)
         index = tf.range(begin, begin + len(labels))
         seeds = tf.stack([tf.fill(index.shape, randomness.fold(tf.constant([0, 0]), 0)[0]), index], axis=1)
-        both = images, attack(folded, images, labels, seeds).numpy()
+        both = images, attack(folded, images, labels, seeds, static_shapes=True).numpy()
         clean, attacked = (model.predict_on_batch(x).argmax(-1) == labels for x in both)
         robust += (clean & attacked).tolist()
     return robust, time.perf_counter() - start
 
 
 def survivors(folder, number, epsilon, repeats):
-    """Prints the times with and without broken examples."""
+    """Compares evaluation with every step for every image, and dropping broken examples with keeping them."""
     config, model = run.load(folder)
     images, labels = (values.numpy() for values in next(iter(config.load_data(f"test[:{number}]", number))))
     correct = np.flatnonzero(model.predict(images, verbose=0).argmax(-1) == labels)
-    correct = correct[: len(correct) // BATCH_SIZE * BATCH_SIZE]  # full batches: "mask" would pad others
+    correct = correct[: len(correct) // BATCH_SIZE * BATCH_SIZE]  # full batches: static shapes would pad others
     ball, everything, some = config.ball(epsilon), (images, labels), (images[correct], labels[correct])
-    compact, mask = (attacks.PGD(ball, steps=200, keep="first", survivors=mode) for mode in ("compact", "mask"))
+    attack = attacks.PGD(ball, steps=200, keep="first")
     candidates = {
-        "evaluate": functools.partial(evaluated, model, everything, compact),
-        "every image, every step": functools.partial(every_step, model, folding.fold(model), everything, mask),
+        "evaluate": functools.partial(evaluated, model, everything, attack),
+        "every image, every step": functools.partial(every_step, model, folding.fold(model), everything, attack),
     }
     compare(f"PGD-200, {number} images, epsilon {epsilon:g}", candidates, repeats)
-    candidates = {mode.survivors: functools.partial(evaluated, model, some, mode) for mode in (compact, mask)}
+    candidates = {
+        "dropped": functools.partial(evaluated, model, some, attack),
+        "kept, static shapes": functools.partial(evaluated, model, some, attack, static_shapes=True),
+    }
     compare(f"PGD-200, {len(correct)} images that are classified correctly", candidates, repeats)
 
 

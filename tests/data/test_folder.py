@@ -1,4 +1,4 @@
-"""Folders of images as others bring them."""
+"""Folders of images with the layouts and faults that real ones have."""
 
 import os
 import pathlib
@@ -18,7 +18,7 @@ RANDOM = np.random.default_rng(0)
 
 
 def picture(size=(20, 24), mode="RGB"):
-    """Returns a smooth picture, as JPEG likes it."""
+    """Returns a smooth picture, which JPEG compresses almost without loss."""
     rows, columns = np.mgrid[0 : size[0], 0 : size[1]]
     pixels = (np.stack([rows * 8, columns * 7, rows + columns], -1) + RANDOM.integers(0, 256, 3)) % 256
     return Image.fromarray(pixels.astype(np.uint8)).convert(mode)
@@ -97,7 +97,7 @@ def test_images_of_one_size_are_kept_as_they_are(photos):
 
 
 def test_small_images_are_shifted_and_large_ones_cut(photos):
-    """Of a small image Inception's part would be a few pixels."""
+    """A random part of a small image could be only a few pixels."""
     padded = Preprocessing(20, 20, 3, "padded")
     encoded = [tf.io.read_file(path) for path, _ in data.source(photos).examples("train")]
     around = np.stack([np.pad(padded(image), ((2, 2), (2, 2), (0, 0))) for image in encoded])
@@ -170,7 +170,7 @@ def test_all_kinds_that_tensorflow_reads(tmp_path):
 
 
 def layouts(root):
-    """Yields a folder and what is said of it."""
+    """Yields folders, and the error message that each must give."""
     write(root / "flat", {"cat": 3, "dog": 2})
     yield root / "flat", r"no folders of splits; it holds cat \(3 images\), dog \(2 images\). Expected: .*train/CLASS/"
     write(root / "one" / "train", {"cat": 3})
@@ -258,7 +258,7 @@ def test_a_class_that_only_train_has_is_said(photos):
 
 
 def damage(folder):
-    """Writes five files that cannot be read; returns what is wrong with each."""
+    """Writes five files that cannot be read; returns {name: what is wrong with it}."""
     whole = (folder / "0.png").read_bytes()
     (folder / "zero.jpg").write_bytes(b"")
     (folder / "short.png").write_bytes(whole[: len(whole) // 2])

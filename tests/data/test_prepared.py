@@ -1,4 +1,4 @@
-"""Datasets of TFDS whose pixels are not bytes, or whose order is by class."""
+"""TFDS datasets whose pixels are not uint8, or whose examples are sorted by class."""
 
 import warnings
 
