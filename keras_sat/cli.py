@@ -547,7 +547,7 @@ def _link(path, link):
     """Lets `link` lead to `path`; where there are no links, it is a copy. A file that was there is kept."""
     if os.path.exists(link) and not os.path.islink(link):
         os.replace(link, _unused(os.path.join(os.path.dirname(path), os.path.basename(link))))
-    with files.replacing(link) as temporary:
+    with files.atomic_write(link) as temporary:
         try:
             os.symlink(os.path.relpath(path, os.path.dirname(link)), temporary)
         except OSError:
@@ -733,7 +733,7 @@ def convert(args):
         raise ValueError(f"--to must end in .weights.h5. Received: {args.to!r}")
     model = build(input_shape=(None, None, 3), activation=args.activation)
     models.release.load(model, args.prefix, args.ema)
-    with files.replacing(args.to) as temporary:
+    with files.atomic_write(args.to) as temporary:
         model.save_weights(temporary)
     print(f"Written to {args.to}")
     return 0

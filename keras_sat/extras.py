@@ -1,4 +1,4 @@
-"""Optional dependencies: the command that installs one where it is missing."""
+"""Optional dependencies ("extras"): the pip command that installs them."""
 
 import importlib.metadata
 import json
@@ -9,16 +9,19 @@ import urllib.parse
 
 
 def install(extra: str) -> str:
-    """Returns the command that installs an extra ("serve", "report", ...) into the environment that runs.
+    """Returns the shell command that installs an extra into the running Python environment.
 
-    Where the package was installed from a folder, such as a clone, it is that folder's.
+    If the package was installed from a folder, such as a clone, the command names this folder.
+
+    Args:
+        extra: name of the extra, such as "serve" or "report".
     """
     what = shlex.quote(f"{_folder() or 'keras-sat'}[{extra}]")
     return f"{shlex.quote(sys.executable)} -m pip install {what}"
 
 
 def _folder():
-    """Returns the folder that the package was installed from, if it is still there."""
+    """Returns the folder that the package was installed from, or None if there is none or it no longer exists."""
     try:
         text = importlib.metadata.distribution("keras-sat").read_text("direct_url.json") or "{}"
     except importlib.metadata.PackageNotFoundError:

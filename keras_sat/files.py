@@ -1,4 +1,4 @@
-"""Writing without halves: beside, then renamed."""
+"""Reading and writing of files: atomic writes, digests, paths."""
 
 import contextlib
 import hashlib
@@ -7,16 +7,27 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from keras_sat.typing import Path
 
 
-def expanded(path: str | os.PathLike) -> str:
-    """Returns a path as text; "~" is the home folder."""
+def expanded(path: Path) -> str:
+    """Returns a path as text, with "~" replaced by the home folder."""
     return os.path.expanduser(os.fspath(path))
 
 
 @contextlib.contextmanager
-def without_wildcards(path):
-    """Yields another path of a folder if its own has brackets, say: TensorFlow takes it for a pattern."""
+def without_wildcards(path: Path) -> Iterator[Path]:
+    """Yields a path of the same folder that has none of the characters `[ ] * ? \\`.
+
+    TensorFlow's loader takes a path with such characters for a pattern. The path that is yielded is `path` itself, or
+    a temporary link to it.
+
+    Args:
+        path: an existing folder.
+    """
     if not re.search(r"[][*?\\]", os.path.abspath(path)):
         yield path
         return
@@ -27,10 +38,14 @@ def without_wildcards(path):
 
 
 @contextlib.contextmanager
-def replacing(path):
-    """Yields a path beside `path` to write a file or a folder to; at the end it takes the place of the file `path`.
+def atomic_write(path: Path) -> Iterator[str]:
+    """Yields a temporary path, which is renamed to `path` when the context ends.
 
-    After an exception `path` is as it was, and nothing else is left.
+    Write a file or a folder to the temporary path, which is in the same folder as `path`. After an exception, `path` is
+    unchanged and the temporary file or folder is removed.
+
+    Args:
+        path: the file to create or replace, or a folder to create. Missing parent folders are created.
     """
     path = os.path.abspath(expanded(path))
     folder, name = os.path.split(path)
@@ -46,8 +61,8 @@ def replacing(path):
             os.remove(temporary)
 
 
-def sha256(path):
-    """Returns the SHA-256 of a file, in hexadecimal digits."""
+def sha256(path: Path) -> str:
+    """Returns the SHA-256 digest of a file as hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(2**20):
@@ -55,17 +70,17 @@ def sha256(path):
     return digest.hexdigest()
 
 
-def fingerprint(value):
-    """Returns eight letters and digits that tell this JSON value from others, for the name of a file."""
+def fingerprint(value: Any) -> str:
+    """Returns the first eight hexadecimal digits of the SHA-256 digest of a JSON value, for use in a file name."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def write_text(path, text):
-    """Writes `text` to the file `path`."""
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+def write_text(path: Path, text: str) -> None:
+    """Writes text to a file, as UTF-8. See `atomic_write`."""
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
 
 
-def write_json(path, value):
-    """Writes `value` as indented JSON to the file `path`."""
+def write_json(path: Path, value: Any) -> None:
+    """Writes a value to a file, as indented JSON. See `atomic_write`."""
     write_text(path, json.dumps(value, indent=2) + "\n")

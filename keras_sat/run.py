@@ -299,7 +299,7 @@ def _nothing_without_a_step(folder):
 
 def _write(run, trainer, checkpoint, finished, folder, before):
     """Writes the weights, then run.json, which says that the run is there."""
-    with files.replacing(_weights(folder)) as temporary:
+    with files.atomic_write(_weights(folder)) as temporary:
         trainer.classifier.save_weights(temporary)
     record = {**_record(run), "attack_batch_norm": trainer.attack_batch_norm, "finished": finished}
     record |= {"iterations": int(trainer.optimizer.iterations.numpy()), "history": _curves(checkpoint.history)}

@@ -8,7 +8,7 @@ from keras_sat import files
 def test_a_failure_leaves_what_was_there(tmp_path):
     path = tmp_path / "report.json"
     files.write_json(path, {"a": 1})
-    with pytest.raises(RuntimeError), files.replacing(path) as temporary:
+    with pytest.raises(RuntimeError), files.atomic_write(path) as temporary:
         with open(temporary, "w") as file:
             file.write("half")
         raise RuntimeError
@@ -23,11 +23,11 @@ def test_what_cannot_be_written_as_json_leaves_no_file(tmp_path):
 
 
 def test_folders_are_made_and_moved_into_place(tmp_path):
-    with files.replacing(tmp_path / "new" / "folder") as temporary:
+    with files.atomic_write(tmp_path / "new" / "folder") as temporary:
         os.mkdir(temporary)
         (tmp_path / "new" / os.path.basename(temporary) / "file").write_text("x")
     assert os.listdir(tmp_path / "new") == ["folder"]
-    with pytest.raises(RuntimeError), files.replacing(tmp_path / "other") as temporary:
+    with pytest.raises(RuntimeError), files.atomic_write(tmp_path / "other") as temporary:
         os.mkdir(temporary)
         raise RuntimeError
     assert os.listdir(tmp_path) == ["new"]

@@ -15,7 +15,8 @@ PACKAGE = ROOT / "keras_sat"
 
 # What a module may import of the package: the layers below its own, and its own.
 LAYERS = [
-    ("version", "typing", "files", "extras", "activations", "losses", "preprocessing", "data"),
+    ("version", "typing"),
+    ("files", "extras", "activations", "losses", "preprocessing", "data"),
     ("attacks", "models"),
     ("training", "evaluation", "export", "serving"),
     ("run",),

@@ -33,7 +33,7 @@ def write(report, path, audit=None, command=None):
     stem = os.path.splitext(path)[0]
     for name, (figure, _) in plots.items():
         for kind in ("svg", "png"):
-            with files.replacing(f"{stem}-{name}.{kind}") as temporary, open(temporary, "wb") as file:
+            with files.atomic_write(f"{stem}-{name}.{kind}") as temporary, open(temporary, "wb") as file:
                 file.write(_drawn(figure, kind))
     files.write_text(path, _page(report, plots, audit, command))
 

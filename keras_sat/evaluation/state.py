@@ -67,7 +67,7 @@ class State:
             arrays |= {f"{number} broken_by": row.broken_by, f"{number} margin": row.margin}
             for k, (_, clean, adversarial, _) in enumerate(row.pictures):
                 arrays |= {f"{number} clean {k}": clean, f"{number} adversarial {k}": adversarial}
-        with files.replacing(self.path) as temporary, open(temporary, "wb") as file:
+        with files.atomic_write(self.path) as temporary, open(temporary, "wb") as file:
             np.savez(file, meta=json.dumps(meta), **arrays)
 
     def _load(self):

@@ -54,7 +54,7 @@ def export_litert(path, to, images):
             f"their standard deviation, at most {_TOLERANCE} was expected. Give more images, of all classes, in the "
             "model's range."
         )
-    with files.replacing(to) as temporary:
+    with files.atomic_write(to) as temporary:
         with open(temporary, "wb") as file:
             file.write(converted)
         _append_assets(path, temporary)

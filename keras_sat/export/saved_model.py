@@ -105,7 +105,7 @@ def export_saved_model(
         ARCHITECTURE: _architecture(network),
     }
     requests = warmup_lib.requests(functions, shape, warmup)
-    with files.replacing(path) as temporary:
+    with files.atomic_write(path) as temporary:
         tf.saved_model.save(root, temporary, signatures=functions)
         for name, text in contents.items():
             if text is not None:

@@ -189,7 +189,7 @@ def _convert(entry, model, path):
         for part, drive_id in entry["drive"].items():
             _download(f"{entry['id']}.{part}", drive_id, folder, (entry["sha256"] or {}).get(part))
         release.load(model, os.path.join(folder, entry["id"]), entry["ema"])
-        with files.replacing(path) as temporary:
+        with files.atomic_write(path) as temporary:
             model.save_weights(temporary)
         files.write_text(f"{path}.sha256", files.sha256(path) + "\n")
     finally:

@@ -1,4 +1,4 @@
-"""A stand-in for TF Serving, for development: the same REST and gRPC interfaces, on one machine, in Python."""
+"""A development server in Python, with the REST and gRPC interfaces of TF Serving."""
 
 from keras_sat.serving.server import Server
 

@@ -140,7 +140,7 @@ class AdversarialModel(keras.Model):
         """Returns the logits of the classifier."""
         if training:
             return self.classifier(inputs, training=True)
-        return distribution.not_empty(self._inference, inputs)
+        return distribution.pad_empty_replica(self._inference, inputs)
 
     def compile(self, optimizer: Any = "rmsprop", *args: Any, jit_compile: bool | str = "auto", **kwargs: Any) -> None:
         """Compiles as Keras does. On several replicas, `jit_compile=True` compiles the attack alone with XLA.
@@ -190,7 +190,7 @@ class AdversarialModel(keras.Model):
             seed=self._replica_seed(-1),
             static_shapes=self._keeps_shapes(),
         )
-        adversarial = distribution.not_empty(attack, x, labels)
+        adversarial = distribution.pad_empty_replica(attack, x, labels)
         robust = self._is_correct(x, labels) & self._is_correct(adversarial, labels)
         self.robust_accuracy.update_state(robust, sample_weight)
         return super().test_step(data)
@@ -250,7 +250,7 @@ class AdversarialModel(keras.Model):
         if function is not None and not force:
             return function
         if not self.run_eagerly and distribution.needs_own_loop(self.distribute_strategy, self.steps_per_execution):
-            return distribution.loop(self.distribute_strategy, step, self.steps_per_execution)
+            return distribution.make_step_function(self.distribute_strategy, step, self.steps_per_execution)
         return None
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
@@ -362,7 +362,7 @@ class AdversarialModel(keras.Model):
         weights = self.trainable_variables
         sources = [*weights, adversarial] if self.objective.replays else weights
         loss, logits, computed = gradients.training_gradient(forward, sources, self.optimizer.scale_loss)
-        self.optimizer.apply(distribution.corrected(self.optimizer, computed[: len(weights)]), weights)
+        self.optimizer.apply(distribution.clip_summed_gradients(self.optimizer, computed[: len(weights)]), weights)
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         tracker = next(metric for metric in self.metrics if metric.name == "loss")
         tracker.update_state(loss * replicas, sample_weight=tf.shape(logits)[0])

@@ -201,7 +201,7 @@ class Checkpoint(keras.callbacks.Callback):
             return
         path = self._path(step, "npz")
         try:
-            with files.replacing(path) as temporary:
+            with files.atomic_write(path) as temporary:
                 with open(temporary, "wb") as file:
                     np.savez(file, **arrays)
                     file.flush()
