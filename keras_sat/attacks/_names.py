@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 
 from keras_sat import losses
 from keras_sat.attacks.apgd import APGD
+from keras_sat.attacks.attack import Attack
 from keras_sat.attacks.autoattack import AutoAttack
 from keras_sat.attacks.fab import FAB
 from keras_sat.attacks.pgd import FGSM, PGD
@@ -17,7 +18,7 @@ def _pgd(ball: Ball, steps: int, restarts: int = 1) -> PGD:
 
 
 # A name, where STEPS and RESTARTS are positive integers -> a function of the ball and these integers.
-_ATTACKS: dict[str, Callable] = {
+_ATTACKS: dict[str, Callable[..., Attack]] = {
     "fgsm": FGSM,
     "pgd-STEPS": _pgd,
     "pgd-STEPSxRESTARTS": _pgd,
@@ -37,7 +38,7 @@ def names() -> list[str]:
     return list(_ATTACKS)
 
 
-def from_name(name: str, ball: Ball, *, also: Iterable[str] = ()):
+def from_name(name: str, ball: Ball, *, also: Iterable[str] = ()) -> Attack:
     """Returns the attack of a name: `from_name("pgd-50x10", LinfBall(4))`.
 
     Args:

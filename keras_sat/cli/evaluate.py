@@ -47,15 +47,16 @@ def run(args: argparse.Namespace) -> int:
     shard = _shard(args.shard)
     subject = _subject(args)
     norm = args.norm or subject.norm
-    balls = [run_lib.BALLS[norm](float(text)) for text in (args.epsilon or str(subject.epsilon)).split(",")]
-    attacks = _attacks(args, subject, balls)
+    epsilons = [float(text) for text in (args.epsilon or str(subject.epsilon)).split(",")]
+    ball, *_ = [run_lib.BALLS[norm](epsilon) for epsilon in epsilons]  # all of them, to check each epsilon
+    attacks = _attacks(args, subject, ball, is_curve=len(epsilons) > 1)
     output = args.output or subject.output
     os.makedirs(output, exist_ok=True)
     state = _state(args, subject, output)
-    report = _report(args, subject, attacks, balls, state=state, shard=shard)
-    name = report_files.name(args.attack, norm, [ball.epsilon for ball in balls], subject.context["split"])
+    report = _report(args, subject, attacks, epsilons, state=state, shard=shard)
+    name = report_files.name(args.attack, norm, epsilons, subject.context["split"])
     whole, path = _write(report, output, name, shard)
-    audit = _audit(args, subject, balls[0], output, name) if args.audit else None
+    audit = _audit(args, subject, ball, output, name) if args.audit else None
     if args.html and whole:
         _write_page(whole, audit, path, output)
     if os.path.exists(state):
@@ -89,21 +90,20 @@ def _subject(args):
     return run_lib.open_export(args.folder, **options)
 
 
-def _attacks(args, subject, balls):
+def _attacks(args, subject, ball, is_curve):
     """Returns {name: attack}. Raises ValueError for attacks that the network cannot take, or that give no curve."""
-    attacks = attack_names.from_names(args.attack, balls[0])
+    attacks = attack_names.from_names(args.attack, ball)
     subject.check_attacks(attacks)
-    if len(balls) > 1 and (len(attacks) > 1 or args.attack_precision):
+    if is_curve and (len(attacks) > 1 or args.attack_precision):
         raise ValueError("Several values of epsilon take one attack, and no attack_precision.")
     return attacks
 
 
-def _report(args, subject, attacks, balls, **options):
-    """Returns the report of the attacks, or the curve of one attack over several balls."""
+def _report(args, subject, attacks, epsilons, **options):
+    """Returns the report of the attacks, or the curve of one attack over several epsilons."""
     options |= {"seed": args.seed, "batch_size": args.batch_size}
-    if len(balls) > 1:
+    if len(epsilons) > 1:
         (attack,) = attacks.values()
-        epsilons = [ball.epsilon for ball in balls]
         report = evaluation.sweep(subject.model, subject.dataset, attack, epsilons, **options)
     else:
         options["attack_precision"] = args.attack_precision

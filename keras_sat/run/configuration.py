@@ -15,10 +15,10 @@ from keras_sat import activations, attacks, data, models
 from keras_sat.attacks.threats import Ball
 from keras_sat.models.classifier import PRECISIONS
 from keras_sat.preprocessing import CROPS
-from keras_sat.training import AWP, MART, TRADES, AdversarialTraining, distribution
+from keras_sat.training import AWP, MART, TRADES, AdversarialTraining, Free, Objective, distribution
 
-BALLS = {"linf": attacks.LinfBall, "l2": attacks.L2Ball}
-OBJECTIVES = {"adversarial": AdversarialTraining, "trades": TRADES, "mart": MART}
+BALLS: dict[str, Callable[..., Ball]] = {"linf": attacks.LinfBall, "l2": attacks.L2Ball}
+OBJECTIVES: dict[str, Callable[[], Objective]] = {"adversarial": AdversarialTraining, "trades": TRADES, "mart": MART}
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("cosine", "steps")
 VALIDATION_IMAGES = 500
@@ -128,15 +128,15 @@ class Run:
         return BALLS[self.norm](self.epsilon if epsilon is None else epsilon)
 
     def attack(self) -> attacks.PGD:
-        """Returns the attack of training. Free adversarial training (`replays`) uses its ball and its step size."""
-        step_size = self.step_size
-        if self.replays and step_size is None:
-            step_size = self.epsilon or None
-        return attacks.PGD(self.ball(), steps=self.steps, step_size=step_size, clean_start=self.clean_start)
+        """Returns the attack of training; with `replays` it has the ball and the step of free adversarial training."""
+        if self.replays:
+            step_size = (self.epsilon or None) if self.step_size is None else self.step_size
+            return attacks.PGD(self.ball(), steps=1, step_size=step_size)
+        return attacks.PGD(self.ball(), steps=self.steps, step_size=self.step_size, clean_start=self.clean_start)
 
-    def training_objective(self) -> Any:
-        """Returns the objective of training, as `AdversarialModel` takes it."""
-        return OBJECTIVES[self.objective]()
+    def training_objective(self) -> Objective:
+        """Returns the objective of training: `Free` with `replays`, or else the one that `objective` names."""
+        return Free(self.replays) if self.replays else OBJECTIVES[self.objective]()
 
     def weight_perturbation(self) -> AWP | None:
         """Returns the adversarial weight perturbation of training; None for none."""

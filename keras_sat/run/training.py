@@ -69,7 +69,7 @@ def train(
             is_finished = _fit(run, trainer, checkpoint, steps, folder_lib.logs(folder))
         if is_chief:
             _write(run, trainer, checkpoint, is_finished, folder, continued)
-    return trainer.model, is_finished
+    return trainer.classifier, is_finished
 
 
 @contextlib.contextmanager
@@ -91,7 +91,7 @@ def _nothing_without_a_step(folder):
 def _write(run, trainer, checkpoint, is_finished, folder, continued):
     """Writes the weights, then run.json, whose presence says that the run is complete."""
     with files.replacing(folder_lib.weights(folder)) as temporary:
-        trainer.model.save_weights(temporary)
+        trainer.classifier.save_weights(temporary)
     record = folder_lib.record(run) | {"attack_batch_norm": trainer.attack_batch_norm, "finished": is_finished}
     record |= {"iterations": int(trainer.optimizer.iterations.numpy()), "history": _curves(checkpoint.history)}
     record |= {"continued": continued} if continued else {}
