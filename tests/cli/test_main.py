@@ -18,6 +18,22 @@ def test_version(capsys):
         assert (done.returncode, done.stdout.strip()) == (0, f"keras-sat {keras_sat.__version__}")
 
 
+def test_help_imports_neither_runs_nor_servers():
+    code = """
+import contextlib, sys
+from keras_sat import cli
+for words in (["--help"], ["serve", "--help"]):
+    with contextlib.suppress(SystemExit):
+        cli.parse(["keras-sat", *words])
+print(*sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert "Serves a SavedModel" in done.stdout
+    modules = set(done.stdout.splitlines()[-1].split())
+    assert "keras_sat.cli.serve" in modules
+    assert not modules & {"keras_sat.run", "keras_sat.serving", "tensorflow_datasets", "matplotlib", "waitress"}
+
+
 def test_all_of_an_error_is_shown_when_asked(run, tmp_path):
     done = run("export", tmp_path, "--traceback")
     assert done.returncode == 1

@@ -6,6 +6,7 @@ import keras
 import pytest
 
 from keras_sat.run import Run, configuration
+from keras_sat.training import Free
 
 
 def test_validation_and_calibration_see_all_classes(quick, photos, monkeypatch):
@@ -58,6 +59,7 @@ def test_replays_are_free_adversarial_training():
     """The attack gives its ball and step size: epsilon, unless the run says another."""
     run = Run(replays=4, epsilon=8.0)
     assert run.attack().resolved_step_size == 8
+    assert run.training_objective() == Free(4)
     assert dataclasses.replace(run, step_size=3.0).attack().resolved_step_size == 3
     with pytest.raises(ValueError, match="objective must be adversarial with replays. Received: 'trades'"):
         Run(replays=4, objective="trades")
