@@ -1,5 +1,6 @@
 """Attacks: frozen configurations that map a network, images and labels to adversarial images."""
 
+from keras_sat.attacks._names import from_name, names
 from keras_sat.attacks.apgd import APGD
 from keras_sat.attacks.attack import Attack
 from keras_sat.attacks.autoattack import AutoAttack
@@ -20,5 +21,7 @@ __all__ = [
     "LinfBall",
     "PGD",
     "Square",
+    "from_name",
+    "names",
     "value_and_gradient",
 ]

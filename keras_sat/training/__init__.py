@@ -11,7 +11,6 @@ from keras_sat.training.checkpoint import Checkpoint
 from keras_sat.training.cost import Cost, cost
 from keras_sat.training.objectives import MART, TRADES, AdversarialTraining, Free, Objective
 from keras_sat.training.perturbation import AWP
-from keras_sat.training.recipes import RECIPES, Recipe
 from keras_sat.training.schedules import StepDecay
 
 __all__ = [
@@ -26,8 +25,6 @@ __all__ = [
     "MART",
     "Objective",
     "PerturbationImages",
-    "RECIPES",
-    "Recipe",
     "RobustAccuracy",
     "StepDecay",
     "TRADES",

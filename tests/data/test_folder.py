@@ -11,7 +11,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from keras_sat import cli, data
+from keras_sat import data
+from keras_sat.cli import _main
 from keras_sat.preprocessing import Preprocessing
 
 RANDOM = np.random.default_rng(0)
@@ -351,7 +352,9 @@ def test_paths_with_spaces_brackets_and_the_home_folder(photos, monkeypatch):
     (there / "train" / "cat" / "cut [2].png").write_bytes((there / "train" / "cat" / "0.png").read_bytes()[:60])
     with pytest.raises(tf.errors.InvalidArgumentError) as error:
         list(data.load(there, "train", 4, preprocessing=Preprocessing(16, 16, 3)))
-    assert cli._line(error.value).startswith(f"This image cannot be read: {there}/train/cat/cut [2].png (cut short")
+    assert _main.one_line(error.value).startswith(
+        f"This image cannot be read: {there}/train/cat/cut [2].png (cut short"
+    )
     (there / "train" / "cat" / "cut [2].png").unlink()
     for path in (there, f"{there}/", "~/my photos [1]", "~/my photos [1]/"):
         with warnings.catch_warnings():

@@ -1,14 +1,10 @@
-import shlex
-
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_sat import cli
 from keras_sat.attacks import APGD, PGD, LinfBall
-from keras_sat.run import Run
-from keras_sat.training import RECIPES, AdversarialModel, Free, StepDecay, cost
+from keras_sat.training import AdversarialModel, Free, StepDecay, cost
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -70,22 +66,6 @@ def test_epsilon_and_step_size_change_in_a_traced_step(tiny_model, images, label
     for _ in range(2):
         trainer.train_on_batch(images, labels)
     np.testing.assert_allclose(trainer.moved, [0, 1, 0.2, 0.3], atol=1e-3)
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_recipes_are_runs(name):
-    recipe = RECIPES[name]
-    run = Run(**recipe.settings)
-    assert run.attack().ball.epsilon in (4, 8)
-    assert all((recipe.paper, recipe.cost, recipe.differs))
-    assert cli._parse(shlex.split(recipe.command)).recipe == name
-
-
-def test_the_papers_recipe_is_the_papers():
-    run = Run(**RECIPES["sat_resnet"].settings)
-    attack = run.attack()
-    assert (attack.steps, attack.ball.epsilon, attack.resolved_step_size, attack.clean_start) == (1, 4, 4, 0.2)
-    assert (run.epochs, run.optimizer, run.label_smoothing, run.weight_decay) == (100, "sgd", 0.1, 1e-4)
 
 
 def test_cost_leaves_the_model_as_it_was(tiny_model, images, labels):

@@ -1,37 +1,42 @@
 """Published settings of adversarial training, as settings of `keras_sat.run.Run`."""
 
 import dataclasses
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Settings that someone published, and what they cost.
-
-        keras-sat train --recipe=sat_resnet --output=runs/sat_resnet
+    """Published settings of a training run, and their cost: `Run(**RECIPES["sat_resnet"].settings)`.
 
     Attributes:
-        paper: where they stand.
-        command: trains by them.
-        cost: of a step, in plain steps, by counting passes (1 + 2k/3 for PGD-k); `training.cost` measures.
-        differs: in what this differs from what was published.
-        settings: fields of `Run` that are not its defaults.
+        name: name of the recipe in `RECIPES` and on the command line.
+        paper: source of the settings.
+        cost: cost of a training step in steps of plain training, from the number of passes (1 + 2k/3 for PGD-k), and
+            length of the training. `training.cost` measures the cost of a step.
+        differs: how the recipe differs from the published training.
+        settings: fields of `Run` with other values than the defaults.
     """
 
+    name: str
     paper: str
-    command: str
     cost: str
     differs: str
-    settings: dict
+    settings: dict[str, Any]
+
+    @property
+    def command(self) -> str:
+        """The command that trains with this recipe."""
+        return f"keras-sat train --recipe={self.name} --output=runs/{self.name}"
 
 
 _SGD = {"optimizer": "sgd", "schedule": "steps", "warmup_epochs": 0.0}
 _IMAGENET = {"dataset": "imagenet2012", "image_size": 224, "augment": True, "epsilon": 4.0, "batch_size": 256} | _SGD
 _CIFAR = {"dataset": "cifar10", "augment": True, "epsilon": 8.0, "batch_size": 128} | _SGD
 
-RECIPES = {
-    "sat_resnet": Recipe(
+_ALL = (
+    Recipe(
+        name="sat_resnet",
         paper="Xie et al., Smooth Adversarial Training, arXiv:2006.14536",
-        command="keras-sat train --recipe=sat_resnet --output=runs/sat_resnet",
         cost="1.7 plain steps; 100 epochs of ImageNet",
         differs="no colour jitter in the augmentation; BGR in the authors' input, RGB here",
         settings=_IMAGENET
@@ -47,12 +52,12 @@ RECIPES = {
             "label_smoothing": 0.1,
         },
     ),
-    "sat_efficientnet": Recipe(
+    Recipe(
+        name="sat_efficientnet",
         paper="Xie et al., Smooth Adversarial Training, arXiv:2006.14536",
-        command="keras-sat train --recipe=sat_efficientnet --output=runs/sat_efficientnet",
         cost="1.7 plain steps; 100 epochs of ImageNet",
-        differs="the authors released no training of EfficientNet: this is that of their ResNet, with the averaged "
-        "weights (0.9999) of their EfficientNet-L1-Enhanced",
+        differs="the authors released no training of EfficientNet: these are the settings of their ResNet, with the "
+        "averaged weights (0.9999) of their EfficientNet-L1-Enhanced",
         settings=_IMAGENET
         | {
             "model": "EfficientNetB0",
@@ -67,9 +72,9 @@ RECIPES = {
             "ema": 0.9999,
         },
     ),
-    "free": Recipe(
+    Recipe(
+        name="free",
         paper="Shafahi et al., Adversarial Training for Free!, arXiv:1904.12843",
-        command="keras-sat train --recipe=free --output=runs/free",
         cost="1 plain step for each replay; 23 epochs of 4 replays, as much as 92 plain ones",
         differs="every batch starts at a random point of its ball",
         settings=_IMAGENET
@@ -83,9 +88,9 @@ RECIPES = {
             "weight_decay": 1e-4,
         },
     ),
-    "fast": Recipe(
+    Recipe(
+        name="fast",
         paper="Wong et al., Fast is better than free, arXiv:2001.03994",
-        command="keras-sat train --recipe=fast --output=runs/fast",
         cost="1.7 plain steps; 30 epochs of CIFAR-10",
         differs="ResNet-18 in place of PreAct ResNet-18; a cosine in place of a triangle; Nesterov's momentum",
         settings=_CIFAR
@@ -101,9 +106,9 @@ RECIPES = {
             "weight_decay": 5e-4,
         },
     ),
-    "madry": Recipe(
+    Recipe(
+        name="madry",
         paper="Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, arXiv:1706.06083",
-        command="keras-sat train --recipe=madry --output=runs/madry",
         cost="5.7 plain steps; 205 epochs of CIFAR-10",
         differs="ResNet-18 in place of a wide ResNet-32; Nesterov's momentum",
         settings=_CIFAR
@@ -118,9 +123,9 @@ RECIPES = {
             "weight_decay": 2e-4,
         },
     ),
-    "trades": Recipe(
+    Recipe(
+        name="trades",
         paper="Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, arXiv:1901.08573",
-        command="keras-sat train --recipe=trades --output=runs/trades",
         cost="8.7 plain steps; 76 epochs of CIFAR-10",
         differs="ResNet-18 in place of WideResNet-34-10; Nesterov's momentum; a uniform start",
         settings=_CIFAR
@@ -136,9 +141,9 @@ RECIPES = {
             "weight_decay": 2e-4,
         },
     ),
-    "small": Recipe(
+    Recipe(
+        name="small",
         paper="this project: smooth adversarial training of small images",
-        command="keras-sat train --recipe=small --output=runs/small",
         cost="2.3 plain steps; 30 epochs of CIFAR-10",
         differs="nothing",
         settings={
@@ -151,4 +156,5 @@ RECIPES = {
             "learning_rate": 0.004,
         },
     ),
-}
+)
+RECIPES = {recipe.name: recipe for recipe in _ALL}
