@@ -1,14 +1,18 @@
 """What holds for the package as a whole."""
 
 import ast
+import configparser
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
 import zipfile
 
 import pytest
+
+import keras_sat
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "keras_sat"
@@ -115,3 +119,52 @@ def test_another_backend_is_refused():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert "KERAS_BACKEND=tensorflow. Received: jax" in done.stderr
+
+
+def unannotated(function, method):
+    """Returns the arguments of a function that have no annotation, and "return" if its result has none."""
+    given = function.args
+    arguments = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
+    static = any(isinstance(name, ast.Name) and name.id == "staticmethod" for name in function.decorator_list)
+    if method and not static:
+        arguments = arguments[1:]  # self or cls
+    missing = [argument.arg for argument in arguments if argument and argument.annotation is None]
+    return missing + (["return"] if function.returns is None else [])
+
+
+def public_functions(body, inside=""):
+    """Yields (name, node, whether it is a method) of the functions and methods that a module or a class defines."""
+    for node in body:
+        public = not getattr(node, "name", "").startswith("_") or getattr(node, "name", "") in ("__init__", "__call__")
+        if isinstance(node, ast.ClassDef):
+            yield from public_functions(node.body, f"{inside}{node.name}.")
+        elif isinstance(node, ast.FunctionDef) and public:
+            yield inside + node.name, node, bool(inside)
+        elif isinstance(node, (ast.If, ast.Try)):
+            yield from public_functions(node.body, inside)
+
+
+def test_what_is_public_is_annotated():
+    missing = [
+        f"{path.relative_to(ROOT)}:{node.lineno} {name}: {', '.join(names)}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for name, node, method in public_functions(ast.parse(path.read_text()).body)
+        if (names := unannotated(node, method))
+    ]
+    if missing:
+        pytest.fail(f"{len(missing)} functions lack annotations:\n" + "\n".join(missing), pytrace=False)
+
+
+def test_the_lower_bounds_are_those_of_setup_cfg():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    required = re.findall(r"^([\w-]+)>=([\d.]+)$", config["options"]["install_requires"], re.MULTILINE)
+    bounds = re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / ".github" / "lower-bounds.txt").read_text(), re.MULTILINE)
+    assert [name for name, _ in required] == [name for name, _ in bounds]
+    for (name, lowest), (_, bound) in zip(required, bounds):
+        assert f"{bound}.".startswith(f"{lowest}."), name
+
+
+def test_the_citation_names_this_version():
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert re.search(r"^version: (.*)$", citation, re.MULTILINE)[1] == keras_sat.__version__
