@@ -301,7 +301,7 @@ def evaluate(args):
 
     Killed, it goes on where it was when the same command is given again.
     """
-    from keras_sat import evaluation
+    from keras_sat import evaluation, provenance
 
     if args.html and importlib.util.find_spec("matplotlib") is None:  # said now, not after hours of attacks
         raise ValueError(f"--html draws with matplotlib: {extras.install('report')}")
@@ -309,7 +309,7 @@ def evaluate(args):
     subject = _subject(args)
     flags = {name: value for name, value in vars(args).items() if name not in ("run", "traceback")}
     if hasattr(subject.model, "weights"):
-        flags["weights_sha256"] = evaluation.report.weights_sha256(subject.model)
+        flags["weights_sha256"] = provenance.weights_sha256(subject.model)
     state = os.path.join(subject.output, f".evaluation-{files.fingerprint(flags)}.npz")
     options = {"seed": args.seed, "batch_size": args.batch_size, "state": state, "shard": (k, n)}
     attacks = _attacks(args.attack, subject.balls[0])
@@ -388,11 +388,11 @@ def _released(args):
 
 def _exported(args):
     """Returns an export, and the dataset at the image size that it takes."""
-    from keras_sat import data, evaluation
+    from keras_sat import data, deployed
 
     if not (args.dataset and args.epsilon and args.output):
         raise ValueError(f"{args.folder} is an export: say --dataset, --epsilon and --output.")
-    model = evaluation.deployed.load(args.folder)
+    model = deployed.load(args.folder)
     options = {"classes": model.classes, "skip_damaged": args.skip_damaged}
     opened = data.source(args.dataset, args.data_dir, **options)
     split = args.split or data.evaluation_split(opened)
@@ -606,7 +606,7 @@ def compare(args):
 
 def _check_labels(path, described):
     """Raises ValueError for an export whose classes are not the run's; warns where its images are made otherwise."""
-    from keras_sat.evaluation import deployed
+    from keras_sat import deployed
 
     labels, how = deployed.labels_of(path), deployed.preprocessing_of(path)
     if labels is None:
@@ -648,8 +648,8 @@ def predict(args):
 
 def _predictor(folder):
     """Returns a run's or an export's network, how its images are made, and the names of its classes."""
+    from keras_sat import deployed
     from keras_sat import run as run_lib
-    from keras_sat.evaluation import deployed
     from keras_sat.preprocessing import Preprocessing
 
     if not (folder.endswith(".tflite") or os.path.exists(os.path.join(folder, "saved_model.pb"))):

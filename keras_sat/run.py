@@ -15,7 +15,7 @@ import warnings
 import keras
 import tensorflow as tf
 
-from keras_sat import activations, attacks, data, files, models
+from keras_sat import activations, attacks, data, files, models, provenance
 from keras_sat import export as export_lib
 from keras_sat.evaluation import report
 from keras_sat.models.classifier import PRECISIONS
@@ -304,7 +304,7 @@ def _write(run, trainer, checkpoint, finished, folder, before):
     record = {**_record(run), "attack_batch_norm": trainer.attack_batch_norm, "finished": finished}
     record |= {"iterations": int(trainer.optimizer.iterations.numpy()), "history": _curves(checkpoint.history)}
     record |= {"continued": before} if before else {}
-    files.write_json(_json(folder), record | {"versions": report.versions()})
+    files.write_json(_json(folder), record | {"versions": provenance.versions()})
     checkpoint.keep_last()
 
 
@@ -468,7 +468,7 @@ def export(run, model, folder, path, dtype="float32"):
     folder = files.expanded(folder)
     saved = os.path.join(folder, "report.json")
     measured = report.from_json(saved) if os.path.exists(saved) else None
-    if measured and measured.context.get("weights_sha256") != report.weights_sha256(model):
+    if measured and measured.context.get("weights_sha256") != provenance.weights_sha256(model):
         measured = None
     with open(_json(folder), encoding="utf-8") as file:
         attack_batch_norm = json.load(file).get("attack_batch_norm")
@@ -477,7 +477,7 @@ def export(run, model, folder, path, dtype="float32"):
         path,
         labels=run.description.classes,
         preprocessing=run.description.preprocessing,
-        dtype=dtype,
+        precision=dtype,
         report=measured,
         card={"training": _published(run) | {"attack_batch_norm": attack_batch_norm}},
     )

@@ -6,9 +6,9 @@ import keras
 import numpy as np
 import pytest
 
+from keras_sat import deployed
 from keras_sat import run as run_lib
 from keras_sat.attacks import PGD, LinfBall
-from keras_sat.evaluation import deployed
 from keras_sat.run import Run
 
 SHORT = Run(epochs=1, batch_size=500, steps=1, image_size=14, strategy="mirrored", ema=0.5)

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_sat.attacks import FGSM, PGD, LinfBall, Square
 from keras_sat.evaluation import compare
-from keras_sat.evaluation.compare import ORIGINAL, WORST
+from keras_sat.evaluation._compare import ORIGINAL, WORST
 from keras_sat.export import export_litert, export_saved_model
 
 ATTACK = PGD(LinfBall(2), steps=3)

@@ -243,21 +243,57 @@ def test_the_batch_size_changes_nothing(whole):
     assert by_example(other) == by_example(report)
 
 
-def test_masked_attacks_see_one_size_of_batch(whole):
+def test_with_static_shapes_attacks_see_one_size_of_batch(whole):
     model, data, _ = whole  # 54 of the 60 are classified correctly
-    sizes = {"mask": [], "compact": []}
+    sizes = {True: [], False: []}
 
     class Watched(PGD):
-        def __call__(self, logits_fn, images, *more):
-            sizes[self.survivors].append(len(images))
-            return super().__call__(logits_fn, images, *more)
+        def __call__(self, logits_fn, images, *more, static_shapes):
+            sizes[static_shapes].append(len(images))
+            return super().__call__(logits_fn, images, *more, static_shapes=static_shapes)
 
-    found = {}
-    for survivors in sizes:
-        attack = Watched(LinfBall(3), steps=3, keep="first", survivors=survivors)
-        found[survivors] = evaluate(model, data, {"it": attack}, batch_size=24, progress=False)
-    assert sizes == {"mask": [24, 24, 24], "compact": [24, 24, 6]}
-    assert by_example(found["mask"]) == by_example(found["compact"])
+    reports = {}
+    for static_shapes in sizes:
+        attack = Watched(LinfBall(3), steps=3, keep="first")
+        options = {"batch_size": 24, "progress": False, "static_shapes": static_shapes}
+        reports[static_shapes] = evaluate(model, data, {"it": attack}, **options)
+        sweep(model, data, attack, [3], **options)
+    assert sizes == {True: [24] * 6, False: [24, 24, 6] * 2}
+    assert by_example(reports[True]) == by_example(reports[False])
+
+
+def test_shards_that_differ_in_static_shapes_alone_merge(whole, tmp_path):
+    model, data, report = whole
+    options = {"seed": 3, "batch_size": 16, "progress": False}
+    parts = [
+        evaluate(model, data, ATTACKS, **options, shard=(k, 2), static_shapes=bool(k), state=tmp_path / f"{k}.npz")
+        for k in range(2)
+    ]
+    assert by_example(merge(parts)) == by_example(report)
+    again = evaluate(model, data, ATTACKS, **options, shard=(1, 2), state=tmp_path / "1.npz")  # of the same state
+    assert by_example(again) == by_example(parts[1])
+
+
+def test_the_context_of_the_caller_is_in_the_report(whole, tmp_path):
+    model, data, _ = whole
+    context = {"dataset": "noise", "split": "test[:60]"}
+    attack = PGD(LinfBall(3), steps=1)
+    for report in (
+        evaluate(model, data, attack, context=context, progress=False),
+        sweep(model, data, attack, [1], context=context, progress=False),
+    ):
+        assert context.items() <= report.context.items()
+        assert report.context["seed"] == 0
+        report.to_json(tmp_path / "report.json")
+        assert from_json(tmp_path / "report.json").context == report.context
+    for wrong, message in (
+        ({"weights_sha256": "0"}, "must not contain 'weights_sha256'"),
+        ({"step_size": 1, "seed": 2}, "must not contain 'seed', 'step_size'"),
+        ({"model": model}, "must not contain 'model'"),
+        ({"dataset": tf.data.Dataset}, "plain values"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate(model, data, attack, context=wrong, progress=False)
 
 
 def test_shards_merge_to_the_whole(whole, tmp_path):
@@ -440,9 +476,10 @@ def test_numpys_numbers_are_written_as_json(whole):
 def test_progress_tells_the_time_left(whole, capsys):
     model, data, _ = whole
     evaluate(model, data, ATTACKS)
-    lines = capsys.readouterr().out.splitlines()
+    # A line is written anew at each update, after a carriage return: the last text is what is seen.
+    lines = [line.split("\r")[-1].rstrip() for line in capsys.readouterr().out.rstrip("\n").split("\n")]
     assert lines[0] == "clean: 60 images, 90.0 % correct"
     left = r"(\d+ (s|min) left at most|time left unknown)"
-    assert re.fullmatch(rf"ensemble: APGD-CE: 54/54 images, \d+\.\d % stand, {left}", lines[1])
+    assert re.fullmatch(rf"ensemble: APGD-CE: 54/54 images, \d+\.\d % robust, {left}", lines[1])
     assert lines[-1].startswith("PGD: PGD-4: 54/54")
     assert lines[-1].endswith(" 0 s left at most")

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
-from keras_sat import data, evaluation, models
+from keras_sat import data, deployed, evaluation, models, provenance
 from keras_sat.attacks import PGD, LinfBall
 from keras_sat.export import SIGNATURES, export_litert, export_saved_model, verify
 from keras_sat.preprocessing import CROPS, Preprocessing
@@ -99,7 +99,7 @@ def test_becomes_plain_float32(build, tmp_path):
 
 
 def test_bfloat16(model, saved, tmp_path):
-    export_saved_model(model, tmp_path / "low", dtype="bfloat16")
+    export_saved_model(model, tmp_path / "low", precision="bfloat16")
     assert set(verify(tmp_path / "low", model)) == set(SIGNATURES)
     images = tf.constant(pixels(), tf.float32)
     low, high = (
@@ -128,7 +128,7 @@ def test_serving_bytes_makes_the_pixels_of_evaluation(crop, channels, image_file
     how = Preprocessing(12, 16, channels, crop)
     export_saved_model(keras.Model(inputs, first), tmp_path / "saved", preprocessing=how)
     verify(tmp_path / "saved")
-    assert evaluation.deployed.preprocessing_of(str(tmp_path / "saved")) == how
+    assert deployed.preprocessing_of(str(tmp_path / "saved")) == how
     served = tf.saved_model.load(tmp_path / "saved").signatures["serving_bytes"]
     for number, (name, file) in enumerate(image_files.items()):
         ending = name.split(" with")[0].split(" of")[0].split()[-1].lower()
@@ -149,10 +149,10 @@ def test_paths_with_brackets_spaces_and_the_home_folder(model, tmp_path, monkeyp
     export_saved_model(model, "~/my models [1]/net/")
     assert set(verify("~/my models [1]/net", model)) == set(SIGNATURES)
     images = pixels()
-    loaded = evaluation.deployed.load(tmp_path / "my models [1]" / "net")
+    loaded = deployed.load(tmp_path / "my models [1]" / "net")
     np.testing.assert_allclose(loaded(images), model(images), atol=1e-5)
     export_litert("~/my models [1]/net", "~/my models [1]/net.tflite", images)
-    assert evaluation.deployed.preprocessing_of(str(tmp_path / "my models [1]" / "net.tflite")) == loaded.preprocessing
+    assert deployed.preprocessing_of(str(tmp_path / "my models [1]" / "net.tflite")) == loaded.preprocessing
 
 
 def test_a_preprocessing_of_another_shape_is_refused(model, tmp_path):
@@ -220,8 +220,8 @@ def test_trains_in_a_process_without_keras(saved, tmp_path):
 def test_assets(saved, model, tmp_path):
     assert (saved / "assets" / "labels.txt").read_text().splitlines() == LABELS
     card = json.loads((saved / CARD).read_text())
-    assert card["weights_sha256"] == evaluation.report.weights_sha256(model)
-    assert (card["dtype"], card["images"]) == ("float32", {"height": 28, "width": 28, "channels": 1})
+    assert card["weights_sha256"] == provenance.weights_sha256(model)
+    assert (card["precision"], card["images"]) == ("float32", {"height": 28, "width": 28, "channels": 1})
     report = evaluation.evaluate(model, (pixels(), np.arange(5)), PGD(LinfBall(4), steps=2), progress=False)
     trainer = AdversarialModel(model, PGD(LinfBall(4), steps=3), attack_batch_norm="batch")
     export_saved_model(trainer, tmp_path / "saved", signatures=["features"], report=report, card={"licence": "mine"})
@@ -380,7 +380,7 @@ def test_refusals_write_nothing(tiny_model, tmp_path):
         (tiny, {"labels": ["a", "b"]}, "labels must be 4 names"),
         (tiny, {"labels": ["a", "b", "c", "d\ne"]}, "each one line"),
         (tiny, {"warmup": np.zeros((1, 9, 9, 3))}, r"shape \(n, \*\(8, 8, 3\)\)"),
-        (tiny, {"dtype": "int8"}, "float32, bfloat16"),
+        (tiny, {"precision": "int8"}, "float32, bfloat16"),
         (tiny, {"report": report}, "other weights"),
     ):
         with pytest.raises(ValueError, match=message):
