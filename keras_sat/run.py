@@ -162,7 +162,7 @@ class Run:
     def attack(self):
         """Returns the attack of training."""
         if self.replays:
-            return Free(self.ball(), self.replays, self.step_size)
+            return attacks.FGSM(self.ball()) if self.step_size is None else attacks.PGD(self.ball(), 1, self.step_size)
         return attacks.PGD(self.ball(), steps=self.steps, step_size=self.step_size, clean_start=self.clean_start)
 
     def load_data(self, split, batch_size=None, training=False, **options):
@@ -275,7 +275,7 @@ def train(run, folder, go_on=False, say=lambda line: None):
             finished = _fit(run, trainer, checkpoint, steps, os.path.join(folder, "logs"))
         if is_chief:
             _write(run, trainer, checkpoint, finished, folder, before)
-    return trainer.model, finished
+    return trainer.classifier, finished
 
 
 def _record(run):
@@ -300,7 +300,7 @@ def _nothing_without_a_step(folder):
 def _write(run, trainer, checkpoint, finished, folder, before):
     """Writes the weights, then run.json, which says that the run is there."""
     with files.replacing(_weights(folder)) as temporary:
-        trainer.model.save_weights(temporary)
+        trainer.classifier.save_weights(temporary)
     record = {**_record(run), "attack_batch_norm": trainer.attack_batch_norm, "finished": finished}
     record |= {"iterations": int(trainer.optimizer.iterations.numpy()), "history": _curves(checkpoint.history)}
     record |= {"continued": before} if before else {}
@@ -516,7 +516,7 @@ def _trainer(run, steps):
         attacks.PGD(run.ball(), steps=10),
         seed=run.seed,
         attack_precision=run.attack_precision,
-        objective=OBJECTIVES[run.objective](),
+        objective=Free(run.replays) if run.replays else OBJECTIVES[run.objective](),
         weight_perturbation=AWP(run.awp) if run.awp else None,
     )
     if run.has_soft_labels:

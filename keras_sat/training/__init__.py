@@ -9,8 +9,7 @@ from keras_sat.training.callbacks import (
 )
 from keras_sat.training.checkpoint import Checkpoint
 from keras_sat.training.cost import Cost, cost
-from keras_sat.training.free import Free
-from keras_sat.training.objectives import MART, TRADES, AdversarialTraining
+from keras_sat.training.objectives import MART, TRADES, AdversarialTraining, Free, Objective
 from keras_sat.training.perturbation import AWP
 from keras_sat.training.recipes import RECIPES, Recipe
 from keras_sat.training.schedules import StepDecay
@@ -25,6 +24,7 @@ __all__ = [
     "Cost",
     "Free",
     "MART",
+    "Objective",
     "PerturbationImages",
     "RECIPES",
     "Recipe",

@@ -264,7 +264,7 @@ def assign(trainer, arrays):
     """Gives the variables of a training what `values` returned, and its layers what they derive from them."""
     for name, variable in _state(trainer).items():
         variable.assign(arrays[name])
-    classifier.refresh(trainer.model)
+    classifier.refresh(trainer.classifier)
 
 
 def _state(trainer):

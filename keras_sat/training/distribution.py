@@ -134,6 +134,11 @@ def heeding_lost_workers(strategy):
         ) from error
 
 
+def is_tpu(strategy: tf.distribute.Strategy) -> bool:
+    """Returns whether a strategy runs on TPUs, which need static shapes."""
+    return isinstance(strategy, tf.distribute.TPUStrategy)
+
+
 def needs_own_loop(strategy, steps_per_execution):
     """Says whether Keras' train function fails: with several workers, or several steps in one call on replicas."""
     return has_several_workers(strategy) or (steps_per_execution > 1 and strategy.num_replicas_in_sync > 1)

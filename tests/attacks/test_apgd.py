@@ -102,6 +102,6 @@ def test_names_and_refusals():
     assert [str(APGD(LinfBall(4), loss=loss)) for loss in (losses.cross_entropy, losses.dlr)] == ["APGD-CE", "APGD-DLR"]
     assert str(APGD(LinfBall(4), targets=9)) == "APGD-T"
     assert APGD(LinfBall(4), targets=9).settings()["loss"] == "targeted_dlr"
-    for options, message in (({"steps": 0}, "steps"), ({"targets": -1}, "targets"), ({"survivors": "drop"}, "mask")):
+    for options, message in (({"steps": 0}, "steps"), ({"targets": -1}, "targets"), ({"eot": 0}, "eot")):
         with pytest.raises(ValueError, match=message):
             APGD(LinfBall(4), **options)

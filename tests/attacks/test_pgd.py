@@ -366,6 +366,5 @@ def test_settings_say_all_that_is_needed_to_repeat_it():
         "targeted": False,
         "keep": "last",
         "loss": "margin",
-        "survivors": "compact",
     }
     assert str(attack) == "PGD-3"

@@ -79,7 +79,7 @@ def averaged():
     )
     trainer.fit(pixels(8), np.arange(8), batch_size=4, epochs=2, verbose=0)
     averages = [keras.ops.convert_to_numpy(v) for v in trainer.optimizer._model_variables_moving_average]
-    for average, weight in zip(averages, trainer.model.trainable_weights):
+    for average, weight in zip(averages, trainer.classifier.trainable_weights):
         np.testing.assert_array_equal(average, keras.ops.convert_to_numpy(weight))
     return trainer
 

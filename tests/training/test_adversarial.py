@@ -72,7 +72,7 @@ def test_fit_takes_datasets_and_arrays_and_predict_is_clean(tiny_model, images, 
     history = trainer.fit(batches(images, labels), validation_data=(images, labels), epochs=2, verbose=0).history
     assert set(history) == {"loss", "accuracy", "val_loss", "val_accuracy", "val_robust_accuracy"}
     trainer.fit(images, labels, batch_size=4, verbose=0)
-    np.testing.assert_allclose(trainer.predict(images, verbose=0), trainer.model(images), atol=1e-4)
+    np.testing.assert_allclose(trainer.predict(images, verbose=0), trainer.classifier(images), atol=1e-4)
 
 
 def test_integer_and_one_hot_labels_give_the_same_step(tiny_model, images, labels):
@@ -183,8 +183,8 @@ def test_the_attack_alone_in_low_precision(tiny_model, images, labels):
     for precision in (None, "mixed_bfloat16", "mixed_float16"):
         trainer = compiled(tiny_model(), attack_precision=precision)
         trainer.fit(images, labels, batch_size=8, epochs=3, verbose=0)
-        assert {layer.compute_dtype for layer in trainer.model.layers} == {"float32"}
-        weights_after[precision] = weights(trainer.model)
+        assert {layer.compute_dtype for layer in trainer.classifier.layers} == {"float32"}
+        weights_after[precision] = weights(trainer.classifier)
     for precision in ("mixed_bfloat16", "mixed_float16"):
         difference = np.abs(weights_after[precision] - weights_after[None])
         assert 0 < difference.max() < 0.05

@@ -114,7 +114,9 @@ def test_the_guard_stops_a_run_that_collapses(collapsing, collapsed, held_out):
     *_, before, last = guard.probes.values()
     assert step == max(guard.probes) < 480
     assert last < before
-    assert callbacks.robust_accuracy(trainer.model, held_out, STRONG) == pytest.approx(before)  # the last good state
+    assert callbacks.robust_accuracy(trainer.classifier, held_out, STRONG) == pytest.approx(
+        before
+    )
     assert float(trainer.step_size_factor.numpy()) == 1
 
 
@@ -124,7 +126,7 @@ def test_the_guard_rolls_back_and_goes_on_with_a_smaller_step(collapsing, collap
     assert len(history["loss"]) == 4
     assert len(guard.probes) == 9
     assert float(trainer.step_size_factor.numpy()) == 0.25 ** len(guard.collapses)
-    assert callbacks.robust_accuracy(trainer.model, held_out, STRONG) > 2 * collapsed[0][-1]
+    assert callbacks.robust_accuracy(trainer.classifier, held_out, STRONG) > 2 * collapsed[0][-1]
 
 
 def test_held_out_data_in_every_form_that_evaluate_takes(tiny_model, images, labels):

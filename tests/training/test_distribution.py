@@ -75,7 +75,7 @@ def trained(strategy, model, batches, optimizer=None, attack=FROM_IMAGE, **optio
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         trainer.compile(optimizer() if optimizer else keras.optimizers.SGD(0.05), loss, metrics=["accuracy"], **options)
     history = trainer.fit(batches, epochs=1, shuffle=False, verbose=0).history
-    return trainer, np.concatenate([np.ravel(weight) for weight in trainer.model.get_weights()]), history
+    return trainer, np.concatenate([np.ravel(weight) for weight in trainer.classifier.get_weights()]), history
 
 
 @pytest.mark.parametrize(

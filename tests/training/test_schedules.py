@@ -6,9 +6,9 @@ import pytest
 import tensorflow as tf
 
 from keras_sat import cli
-from keras_sat.attacks import PGD, LinfBall
+from keras_sat.attacks import APGD, PGD, LinfBall
 from keras_sat.run import Run
-from keras_sat.training import RECIPES, AdversarialModel, Free, StepDecay, cost, schedules
+from keras_sat.training import RECIPES, AdversarialModel, Free, StepDecay, cost
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -22,22 +22,18 @@ def test_step_decay_is_a_rise_then_tenths():
     assert float(again(60)) == pytest.approx(0.004)
 
 
-@pytest.mark.parametrize("attack", [PGD(LinfBall(8), steps=2), Free(LinfBall(8), replays=1)], ids=str)
-def test_scaled(attack):
-    in_python = schedules.scaled(attack, 0.5, 0.25)
-    assert in_python.ball.epsilon == 4
-    assert in_python.resolved_step_size == pytest.approx(attack.resolved_step_size / 8)
-
-    @tf.function
-    def in_graph(epsilon, step_size):
-        changed = schedules.scaled(attack, epsilon, step_size)
-        return changed.ball.epsilon, changed.resolved_step_size
-
-    for factor in (0.0, 0.5, 1.0):
-        epsilon, step_size = in_graph(tf.constant(factor), tf.constant(0.25))
-        assert float(epsilon) == 8 * factor
-        assert float(step_size) == pytest.approx(attack.resolved_step_size * factor / 4)
-    assert attack.ball.epsilon == 8
+@pytest.mark.parametrize("objective", [None, Free(replays=1)], ids=str)
+def test_the_scales_of_a_step_are_those_of_the_schedules(objective, tiny_model):
+    options = {} if objective is None else {"objective": objective}
+    schedules = {"epsilon_schedule": lambda step: 0.5, "step_size_schedule": lambda step: tf.constant(0.5)}
+    trainer = AdversarialModel(tiny_model(), PGD(LinfBall(8), steps=2), **schedules, **options)
+    trainer.compile("sgd", LOSS)
+    trainer.step_size_factor.assign(0.5)
+    for scales in (trainer._scales(), tf.function(trainer._scales)()):
+        assert float(scales["epsilon_scale"]) == 0.5
+        assert float(scales["step_size_scale"]) == 0.125
+    with pytest.raises(ValueError, match="APGD-CE has no step size to schedule"):
+        AdversarialModel(tiny_model(), APGD(LinfBall(8)), epsilon_schedule=lambda step: 0.5)
 
 
 class Distance(AdversarialModel):
@@ -46,8 +42,8 @@ class Distance(AdversarialModel):
     def build_record(self):
         self.moved = tf.Variable(tf.zeros([4]), trainable=False)
 
-    def _adversarial(self, attack, x, labels, seed):
-        adversarial = super()._adversarial(attack, x, labels, seed)
+    def _adversarial(self, x, labels, seed):
+        adversarial = super()._adversarial(x, labels, seed)
         moved = tf.reduce_max(tf.abs(adversarial - tf.cast(x, tf.float32)))
         self.moved.scatter_nd_update([[tf.cast(self.optimizer.iterations, tf.int32)]], [moved])
         return adversarial
