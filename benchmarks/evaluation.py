@@ -27,9 +27,10 @@ from keras_sat.models import folding
 BATCH_SIZE = 500
 
 
-def evaluated(model, dataset, attack):
-    """Returns which examples stand, and the seconds that the attack took."""
-    report = evaluation.evaluate(model, dataset, {"it": attack}, batch_size=BATCH_SIZE, progress=False)
+def evaluated(model, dataset, attack, static_shapes=False):
+    """Returns which examples are robust, and the seconds that the attack took."""
+    options = {"batch_size": BATCH_SIZE, "progress": False, "static_shapes": static_shapes}
+    report = evaluation.evaluate(model, dataset, {"it": attack}, **options)
     return [stage == "" for stage in report.examples["attacks"]["it"]["broken_by"]], report["it"].seconds
 
 
@@ -38,9 +39,8 @@ def every_step(model, folded, dataset, attack):
     standing, start = [], time.perf_counter()
     for begin in range(0, len(dataset[1]), BATCH_SIZE):
         images, labels = (values[begin : begin + BATCH_SIZE] for values in dataset)
-        index = tf.range(begin, begin + len(labels))
-        seeds = tf.stack([tf.fill(index.shape, randomness.fold(tf.constant([0, 0]), 0)[0]), index], axis=1)
-        both = images, attack(folded, images, labels, seeds).numpy()
+        seeds = randomness.at_places(tf.constant([0, 0]), tf.range(begin, begin + len(labels)))
+        both = images, attack(folded, images, labels, seeds, static_shapes=True).numpy()
         clean, attacked = (model.predict_on_batch(x).argmax(-1) == labels for x in both)
         standing += (clean & attacked).tolist()
     return standing, time.perf_counter() - start
@@ -50,15 +50,18 @@ def survivors(folder, number, epsilon, repeats):
     config, model = run.load(folder)
     images, labels = (values.numpy() for values in next(iter(config.load_data(f"test[:{number}]", number))))
     correct = np.flatnonzero(model.predict(images, verbose=0).argmax(-1) == labels)
-    correct = correct[: len(correct) // BATCH_SIZE * BATCH_SIZE]  # full batches: "mask" fills up others
+    correct = correct[: len(correct) // BATCH_SIZE * BATCH_SIZE]  # full batches: static shapes fill up others
     ball, everything, some = config.ball(epsilon), (images, labels), (images[correct], labels[correct])
-    compact, mask = (attacks.PGD(ball, steps=200, keep="first", survivors=mode) for mode in ("compact", "mask"))
+    attack = attacks.PGD(ball, steps=200, keep="first")
     candidates = {
-        "evaluate": functools.partial(evaluated, model, everything, compact),
-        "every image, every step": functools.partial(every_step, model, folding.fold(model), everything, mask),
+        "evaluate": functools.partial(evaluated, model, everything, attack),
+        "every image, every step": functools.partial(every_step, model, folding.fold(model), everything, attack),
     }
     compare(f"PGD-200, {number} images, epsilon {epsilon:g}", candidates, repeats)
-    candidates = {mode.survivors: functools.partial(evaluated, model, some, mode) for mode in (compact, mask)}
+    candidates = {
+        name: functools.partial(evaluated, model, some, attack, static_shapes)
+        for name, static_shapes in (("compact", False), ("static shapes", True))
+    }
     compare(f"PGD-200, {len(correct)} images that are classified correctly", candidates, repeats)
 
 

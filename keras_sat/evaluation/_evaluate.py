@@ -229,12 +229,12 @@ class _Evaluation:
             correct, margin, _ = self._judged(images, labels)
             parts.append((index, labels, correct, margin))
             bar.clean(len(labels), int(np.count_nonzero(correct)))
-        self.state.add_examples(*map(np.concatenate, zip(*parts)))
-        if self.targets is not None and self.shard[1] == 1 and len(self.targets) != len(self.state.index):
+        index, label, clean, margin = map(np.concatenate, zip(*parts))
+        if self.targets is not None and self.shard[1] == 1 and len(self.targets) != len(index):
             raise ValueError(
-                f"targets must be one class for each image. Received {len(self.targets)}, "
-                f"for {len(self.state.index)} images"
+                f"targets must be one class for each image. Received {len(self.targets)}, for {len(index)} images"
             )
+        self.state.add_examples(index, label, clean, margin)
         self.state.seconds = time.perf_counter() - start
         self.state.save()
 

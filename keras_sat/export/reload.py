@@ -5,6 +5,7 @@ its own, so that only TensorFlow and NumPy are imported.
 """
 
 import sys
+from typing import Any
 
 
 def main(path: str, inputs_file: str, outputs_file: str) -> None:
@@ -15,7 +16,7 @@ def main(path: str, inputs_file: str, outputs_file: str) -> None:
 
     signatures = tf.saved_model.load(path).signatures
     inputs: dict[str, dict] = {}
-    outputs: dict[str, np.ndarray] = {}
+    outputs: dict[str, Any] = {}
     with np.load(inputs_file, allow_pickle=True) as arrays:  # for bytes, which are objects; the caller wrote the file
         for key in arrays.files:
             name, parameter = key.split("/")

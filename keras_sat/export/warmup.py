@@ -28,7 +28,8 @@ def requests(
     """
     if images is False or (images is True and None in shape):
         return {}
-    images = np.asarray(GREY * np.ones((1, *shape), np.uint8) if images is True else images)  # type: ignore[arg-type]
+    grey = np.full([1, *(n or 1 for n in shape)], GREY, np.uint8)
+    images = grey if images is True else np.asarray(images)
     if images.ndim != 4 or not tf.TensorShape((None, *shape)).is_compatible_with(images.shape) or not len(images):
         raise ValueError(f"warmup must be True, False or images of shape (n, *{shape}). Received: {images.shape}")
     values = {"images": images, "labels": np.zeros(len(images), np.int64)}
