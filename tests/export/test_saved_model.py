@@ -228,10 +228,24 @@ def test_assets(saved, model, tmp_path):
     card = json.loads((tmp_path / "saved" / CARD).read_text())
     assert card["training"]["attack"]["steps"] == 3
     assert (card["training"]["attack_batch_norm"], card["licence"]) == ("batch", "mine")
+    assert card["training"]["objective"] == "AdversarialTraining()"
     clean, attacked = card["measured"]["accuracy"]
     assert (clean["name"], clean["n"], attacked["settings"]["epsilon"]) == ("clean", 5, 4)
     assert card["measured"]["batch_norm"] == "frozen"
     assert set(tf.saved_model.load(tmp_path / "saved").signatures) == {"serving_default", "features"}
+
+
+def test_the_card_says_what_the_report_was_measured_on(tiny_model, images, labels, tmp_path):
+    """But for the folder of a run, which is one machine's."""
+    model, context = tiny_model(), {"dataset": "cifar10", "split": "test", "sensor": "B"}
+    attack = PGD(LinfBall(4), steps=1)
+    report = evaluation.evaluate(model, (images, labels), attack, context=context, progress=False)
+    report.context["run"] = "/home/me/runs/mine"  # as the command adds it
+    export_saved_model(model, tmp_path / "saved", report=report, signatures=[])
+    card = json.loads((tmp_path / "saved" / CARD).read_text())
+    assert context.items() <= card["measured"].items()
+    assert card["measured"].keys() & {"run", "model", "weights_sha256", "versions"} == set()
+    assert (card["measured"]["seed"], card["measured"]["batch_norm"]) == (0, "frozen")
 
 
 def test_warm_up_requests_are_answered(saved, loaded, model, tmp_path):
