@@ -108,8 +108,8 @@ def test_datasets_that_are_none(tiny_model, images):
         for call in (evaluate, lambda *args, **options: sweep(*args, [1], **options)):
             with pytest.raises(ValueError, match=message):
                 call(model, dataset, PGD(LinfBall(4), steps=1), progress=False)
-    found = evaluate(model, [(x[:5], y[:5]), (x[5:], y[5:])], PGD(LinfBall(4), steps=1), progress=False)
-    assert (found["clean"].n, found["clean"].correct) == (8, 6)
+    report = evaluate(model, [(x[:5], y[:5]), (x[5:], y[5:])], PGD(LinfBall(4), steps=1), progress=False)
+    assert (report["clean"].n, report["clean"].correct) == (8, 6)
 
 
 @pytest.mark.parametrize("name", ["normalization", "derived", "own convolution", "forgetful", "random", "lora"])
@@ -123,14 +123,14 @@ def test_networks_of_others_are_attacked_as_they_are(name, foreign_model, images
     differs = {"forgetful", "random"} & {name}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = evaluate(model, (x, y), attack, **options)
+        report = evaluate(model, (x, y), attack, **options)
         again = evaluate(model, (x, y), attack, progress=False)
     said = [str(w.message) for w in caught if "is attacked itself" in str(w.message)]
     assert len(said) == (0 if not differs else 2 if name == "forgetful" else 1)  # with low precision, one for each copy
     if name != "random":
-        assert found["PGD-4"].correct <= expected["PGD-4"].correct == again["PGD-4"].correct
+        assert report["PGD-4"].correct <= expected["PGD-4"].correct == again["PGD-4"].correct
         stages = ["PGD-4"] if differs else ["PGD-4, low precision", "PGD-4"]
-        assert list(found["PGD-4"].broken_by) == stages
+        assert list(report["PGD-4"].broken_by) == stages
 
 
 def test_a_network_that_was_adapted_anew_is_judged_as_it_is_now(images):
@@ -412,8 +412,8 @@ def test_in_a_sweep_fgsm_steps_as_far_as_each_epsilon(ball, whole):
     assert [row.settings["step_size"] for row in report.results[1:]] == radii
     broken = np.zeros(60, bool)
     for row, one in zip(report.results[1:], alone):
-        found = evaluate(model, data, FGSM(ball.with_radius(one.settings["epsilon"])), progress=False)
-        broken |= [stage != "" for stage in found.examples["attacks"]["PGD-1"]["broken_by"]]
+        other = evaluate(model, data, FGSM(ball.with_radius(one.settings["epsilon"])), progress=False)
+        broken |= [stage != "" for stage in other.examples["attacks"]["PGD-1"]["broken_by"]]
         assert row.correct == np.sum(~broken)  # broken at this epsilon, or at a smaller one
     explicit = sweep(model, data, PGD(ball, steps=2, step_size=ball.radius / 4), [0, *radii], progress=False)
     assert [row.settings["step_size"] for row in explicit.results[2:]] == [radius / 4 for radius in radii]
@@ -428,14 +428,14 @@ def test_epsilon_and_bounds_of_each_channel(whole, tmp_path):
     scale = keras.layers.Normalization(mean=-mean / deviation, variance=1 / (255 * deviation) ** 2)
     network = keras.Sequential([keras.Input((8, 8, 3)), scale, model])
     ball = LinfBall(3 / 255 / deviation, bounds=(-mean / deviation, (1 - mean) / deviation))
-    found, expected = (
+    standardised_report, expected = (
         evaluate(m, images, PGD(b, steps=4, random_start=False), progress=False)
         for m, images, b in ((network, (standardised, y), ball), (model, (x, y), LinfBall(3)))
     )
-    assert by_example(found) == by_example(expected)
-    assert "0.0588235/0.0392157/0.0470588" in found.table()
-    found.to_json(tmp_path / "report.json")
-    assert from_json(tmp_path / "report.json").table() == found.table()
+    assert by_example(standardised_report) == by_example(expected)
+    assert "0.0588235/0.0392157/0.0470588" in standardised_report.table()
+    standardised_report.to_json(tmp_path / "report.json")
+    assert from_json(tmp_path / "report.json").table() == standardised_report.table()
     curve = sweep(network, (standardised, y), PGD(ball, steps=4), [ball.radius, ball.radius / 2], progress=False)
     assert curve.results[1].settings["epsilon"] == pytest.approx([e / 2 for e in ball.epsilon])
 
@@ -448,9 +448,9 @@ def test_one_logit_for_two_classes(whole):
     two = keras.Sequential([one, keras.layers.Lambda(lambda z: keras.ops.concatenate([-z, z], -1))])
     two.build((None, 8, 8, 3))
     attacks = {"PGD": ATTACKS["PGD"], "APGD": APGD(LinfBall(4), steps=4)}
-    found, expected = (evaluate(m, (x, labels), attacks, progress=False) for m in (one, two))
-    assert by_example(found) == by_example(expected)
-    assert found["clean"].accuracy == 1
+    one_report, expected = (evaluate(m, (x, labels), attacks, progress=False) for m in (one, two))
+    assert by_example(one_report) == by_example(expected)
+    assert one_report["clean"].accuracy == 1
 
 
 def test_low_precision_finds_nothing_that_float32_does_not_confirm(whole):

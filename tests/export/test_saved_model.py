@@ -299,14 +299,14 @@ def test_the_c_loader_runs_every_signature(saved, loaded, tmp_path):
     arguments = [script, library, saved, *(tmp_path / name for name in ("calls.json", "inputs.npz", "outputs.npz"))]
     done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    with np.load(tmp_path / "outputs.npz") as found:
+    with np.load(tmp_path / "outputs.npz") as outputs:
         for name, arrays in given.items():
             values = {"labels": np.arange(3), **inputs}
             expected = loaded.signatures[name](**{key: tf.constant(values[a]) for key, a in arrays.items()})
             for output, value in expected.items():
-                np.testing.assert_allclose(found[f"{name}/{output}"], value, atol=1e-6)
-        assert "at index] [1]" in str(found["error"])
-        assert "not/logits" not in found
+                np.testing.assert_allclose(outputs[f"{name}/{output}"], value, atol=1e-6)
+        assert "at index] [1]" in str(outputs["error"])
+        assert "not/logits" not in outputs
 
 
 def call(signature, name, arrays):
@@ -322,10 +322,10 @@ def test_another_runtime_agrees(saved, model, tmp_path):
     core = openvino.Core()
     # By itself it computes in bfloat16 on a CPU that can.
     compiled = core.compile_model(core.read_model(str(saved)), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    found = {output.any_name: value for output, value in compiled(images).items()}
+    outputs = {output.any_name: value for output, value in compiled(images).items()}
     logits = model(images).numpy()
-    np.testing.assert_allclose(found["logits"], logits, atol=1e-4 * np.ptp(logits))
-    np.testing.assert_allclose(found["probabilities"], tf.nn.softmax(logits), atol=1e-4)
+    np.testing.assert_allclose(outputs["logits"], logits, atol=1e-4 * np.ptp(logits))
+    np.testing.assert_allclose(outputs["probabilities"], tf.nn.softmax(logits), atol=1e-4)
 
 
 def test_onnx_through_keras_agrees(model, tmp_path):
@@ -337,8 +337,8 @@ def test_onnx_through_keras_agrees(model, tmp_path):
         warnings.simplefilter("ignore")  # Keras' own, of NumPy 2
         model.export(str(tmp_path / "model.onnx"), format="onnx", verbose=False)
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
-    (found,) = session.run(None, {session.get_inputs()[0].name: images})
-    np.testing.assert_allclose(found, logits, atol=1e-4 * np.ptp(logits))
+    (answer,) = session.run(None, {session.get_inputs()[0].name: images})
+    np.testing.assert_allclose(answer, logits, atol=1e-4 * np.ptp(logits))
 
 
 def subclassed():
