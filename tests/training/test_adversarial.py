@@ -312,8 +312,8 @@ def test_networks_of_others_are_attacked_as_they_are(name, foreign_model, images
     expected = FROM_IMAGE(foreign_model(name), images, labels)
 
     class Seeing(AdversarialModel):
-        def _adversarial(self, attack, x, labels, seed):
-            adversarial = super()._adversarial(attack, x, labels, seed)
+        def _adversarial(self, x, labels, seed):
+            adversarial = super()._adversarial(x, labels, seed)
             self.seen.assign(adversarial)
             return adversarial
 
@@ -499,7 +499,7 @@ def test_it_saves_loads_and_exports_as_its_classifier(tiny_model, images, labels
     plain.save_weights(tmp_path / "by_model.weights.h5")
     other = compiled(tiny_model(seed=2))
     other.load_weights(tmp_path / "by_model.weights.h5")
-    np.testing.assert_array_equal(weights(other.model), weights(model))
+    np.testing.assert_array_equal(weights(other.classifier), weights(model))
     np.testing.assert_array_equal(int(trainer.optimizer.iterations), 1)
     again = compiled(tiny_model(seed=2))
     again.optimizer.build(again.trainable_variables)

@@ -114,9 +114,7 @@ def test_the_guard_stops_a_run_that_collapses(collapsing, collapsed, held_out):
     *_, before, last = guard.probes.values()
     assert step == max(guard.probes) < 480
     assert last < before
-    assert callbacks.robust_accuracy(trainer.classifier, held_out, STRONG) == pytest.approx(
-        before
-    )
+    assert callbacks.robust_accuracy(trainer.classifier, held_out, STRONG) == pytest.approx(before)
     assert float(trainer.step_size_factor.numpy()) == 1
 
 

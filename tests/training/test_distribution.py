@@ -121,7 +121,7 @@ def test_each_replica_draws_noise_of_its_own(tiny_model, images, labels):
 
     @tf.function
     def start(step):
-        return strategy.run(lambda: trainer._adversarial(trainer.attack, x, y, trainer._replica_seed(step)))
+        return strategy.run(lambda: trainer._adversarial(x, y, trainer._replica_seed(step)))
 
     first, again, later = (
         [one.numpy() for one in strategy.experimental_local_results(start(tf.constant(step)))] for step in (0, 0, 1)

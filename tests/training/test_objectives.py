@@ -61,7 +61,7 @@ def test_sample_weights_weigh_the_whole_objective(objective, tiny_model, images,
     losses = []
     for rows, weights in ((slice(None), weight), (slice(4), None)):
         trainer = compiled(tiny_model(batch_norm=False), PGD(BALL, steps=2), objective=objective)
-        trainer._adversarial = lambda attack, x, *_: 0.9 * tf.cast(x, tf.float32)
+        trainer._adversarial = lambda x, *_: 0.9 * tf.cast(x, tf.float32)
         logs = trainer.train_on_batch(images[rows], labels[rows], sample_weight=weights, return_dict=True)
         losses.append(logs["loss"] * len(images[rows]))
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
@@ -72,15 +72,13 @@ def test_the_attack_of_trades_ascends_the_divergence(tiny_model, images, labels)
     ours = compiled(model, PGD(BALL, steps=10), objective=TRADES())
     theirs = compiled(model, PGD(BALL, steps=10))
     clean = softmax(model(images).numpy())
-    found = {}
+    divergences = {}
     for name, trainer in (("divergence", ours), ("cross entropy", theirs)):
-        adversarial = trainer._adversarial(
-            trainer.attack, tf.constant(images), tf.constant(labels, tf.int32), tf.constant([0, 0])
-        )
+        adversarial = trainer._adversarial(tf.constant(images), tf.constant(labels, tf.int32), tf.constant([0, 0]))
         assert np.max(np.abs(adversarial - images)) <= 8 + 1e-4
-        found[name] = divergence(clean, softmax(model(adversarial).numpy()))
-    assert np.mean(found["divergence"]) > np.mean(found["cross entropy"])
-    np.testing.assert_array_less(0, found["divergence"])
+        divergences[name] = divergence(clean, softmax(model(adversarial).numpy()))
+    assert np.mean(divergences["divergence"]) > np.mean(divergences["cross entropy"])
+    np.testing.assert_array_less(0, divergences["divergence"])
 
 
 def reference_step(model, images, labels, learning_rate=0.1):
