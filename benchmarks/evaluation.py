@@ -39,8 +39,7 @@ def every_step(model, folded, dataset, attack):
     robust, start = [], time.perf_counter()
     for begin in range(0, len(dataset[1]), BATCH_SIZE):
         images, labels = (values[begin : begin + BATCH_SIZE] for values in dataset)
-        index = tf.range(begin, begin + len(labels))
-        seeds = tf.stack([tf.fill(index.shape, randomness.fold(tf.constant([0, 0]), 0)[0]), index], axis=1)
+        seeds = randomness.at_places(tf.constant([0, 0]), tf.range(begin, begin + len(labels)))
         both = images, attack(folded, images, labels, seeds, static_shapes=True).numpy()
         clean, attacked = (model.predict_on_batch(x).argmax(-1) == labels for x in both)
         robust += (clean & attacked).tolist()

@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import graphlib
 import os
 import pathlib
 import re
@@ -17,49 +18,123 @@ import keras_sat
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "keras_sat"
 
-# What a module may import of the package: the layers below its own, and its own.
+
+def name_of(path):
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+# A module may import the layers below its own, and, where it belongs to a package, its package.
 LAYERS = [
-    ("version", "typing"),
-    ("files", "extras", "activations", "losses", "preprocessing", "data"),
-    ("attacks", "models"),
-    ("training", "evaluation", "export", "serving"),
-    ("run",),
-    ("cli",),
-    ("__main__",),
+    {"version", "typing"},
+    {"files", "extras", "tables", "activations", "losses", "preprocessing"},
+    {"data", "deployed"},
+    {"attacks", "models", "provenance"},
+    {"training", "evaluation"},
+    {"export", "serving"},
+    {"run"},
+    {"cli"},
+    {"__main__"},
 ]
-BESIDE = {
-    "data": {"data", "preprocessing", "files"},
-    "attacks": {"attacks"},
-    "models": {"models"},
-    "export": {"export", "training", "evaluation"},
+# Inside a package, where the order of the files says something.
+INNER_LAYERS = {
+    "attacks": [
+        {"gradients", "randomness"},
+        {"threats", "survivors", "judging", "agreement"},
+        {"validation"},
+        {"attack"},
+        {"pgd", "apgd", "fab", "square"},
+        {"autoattack"},
+        {"_names"},
+    ],
+    "evaluation": [
+        {"intervals", "state", "stages", "examples", "copies", "corruptions", "_audit"},
+        {"attack_names", "progress", "html_report"},
+        {"report"},
+        {"report_files", "_evaluate", "_compare"},
+    ],
+    "run": [
+        {"configuration", "recipes"},
+        {"folder"},
+        {"training", "subject"},
+        {"predictor"},
+    ],
+    "export": [
+        {"signatures", "warmup", "reload"},
+        {"saved_model"},
+        {"fine_tuning", "litert"},
+        {"_verify"},
+    ],
+}
+# Rooms that do not import these of the layers below them.
+APART = {
+    "data": {"extras", "tables", "activations", "losses"},
+    "training": {"deployed", "provenance"},
+    "serving": {"data", "deployed", "attacks", "models", "provenance", "training", "evaluation"},
 }
 
 
-def layer(module):
-    return next(number for number, names in enumerate(LAYERS) if module in names)
+def running(tree):
+    """Yields the nodes of a file but for those under `if TYPE_CHECKING`, which never run."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            continue
+        yield node
+        yield from running(node)
 
 
-def imported(path):
-    """Returns the modules of the package that a file imports, by their first name in it."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "keras_sat":
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("keras_sat."):
-            found.add(node.module.split(".")[1])
+def imports(path):
+    """Returns the modules of the package that a file imports, in functions too: a late import only hides a circle.
+
+    `from keras_sat.attacks import pgd` imports the module pgd. That it runs the package's `__init__` before does not
+    count: every import of a module of a package does so. `from keras_sat.attacks import PGD` imports the package.
+    """
+    names = set()
+    for node in running(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            full = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= full | {node.module} if full - set(MODULES) else full
         elif isinstance(node, ast.Import):
-            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("keras_sat.")}
-    return found - {"__version__"}
+            names |= {alias.name for alias in node.names}
+    return names & set(MODULES)
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_go_one_way(path):
-    module = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    if module == "__init__":
-        return
-    beside = BESIDE.get(module, {module})
-    for name in imported(path):
-        assert name in beside or layer(name) < layer(module), f"{module} imports {name}"
+IMPORTS = {name: imports(path) for name, path in MODULES.items()}
+
+
+def layer(name, layers):
+    return next(number for number, names in enumerate(layers) if name in names)
+
+
+def test_no_circle_of_imports():
+    try:
+        list(graphlib.TopologicalSorter(IMPORTS).static_order())
+    except graphlib.CycleError as error:
+        pytest.fail(" is imported by ".join(error.args[1]))
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "keras_sat"])
+def test_imports_go_one_way(module):
+    room = module.split(".")[1]
+    for name in IMPORTS[module] - {"keras_sat"}:
+        other = name.split(".")[1]
+        assert other == room or layer(other, LAYERS) < layer(room, LAYERS), f"{module} imports {name}"
+        assert other not in APART.get(room, ()), f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("room", INNER_LAYERS)
+def test_imports_inside_a_package_go_one_way(room):
+    layers, prefix = INNER_LAYERS[room], f"keras_sat.{room}."
+    inner = {name.removeprefix(prefix) for name in MODULES if name.startswith(prefix)}
+    assert inner == set().union(*layers)
+    for module in inner:
+        for name in IMPORTS[prefix + module]:
+            assert name != f"keras_sat.{room}", f"{module} imports its own package"
+            if name.startswith(prefix):
+                other = name.removeprefix(prefix)
+                assert layer(other, layers) < layer(module, layers), f"{room}.{module} imports {other}"
 
 
 def test_there_is_one_tape_for_input_gradients():

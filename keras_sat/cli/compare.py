@@ -1,7 +1,6 @@
 """The command `keras-sat compare`."""
 
 import argparse
-import dataclasses
 import os
 import warnings
 
@@ -27,7 +26,8 @@ def run(args: argparse.Namespace) -> int:
     for path in args.exported:
         run_lib.check_export(run, path)
     dataset = run.load_data(args.split or run.evaluation_split(), args.batch_size)
-    attacks = {name: _beyond_success(a) for name, a in attack_names.from_names(args.attack, run.ball()).items()}
+    attacks = attack_names.from_names(args.attack, run.ball())
+    attacks = {name: attack.for_transfer() for name, attack in attacks.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the table says them
         comparison = evaluation.compare(model, _by_name(args.exported), dataset, attacks, seed=args.seed)
@@ -35,11 +35,6 @@ def run(args: argparse.Namespace) -> int:
     if args.output:
         comparison.to_json(args.output)
     return 0
-
-
-def _beyond_success(attack):
-    """Returns an attack that goes on after its first success: its examples carry over to more networks."""
-    return dataclasses.replace(attack, keep="worst") if "keep" in attack.settings() else attack
 
 
 def _by_name(paths):

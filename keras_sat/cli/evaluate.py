@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 
-from keras_sat import evaluation, extras, files
+from keras_sat import evaluation, extras, files, provenance
 from keras_sat.cli import flags
 from keras_sat.evaluation import attack_names, report_files
 from keras_sat.models.classifier import PRECISIONS
@@ -101,22 +101,19 @@ def _attacks(args, subject, ball, is_curve):
 
 def _report(args, subject, attacks, epsilons, **options):
     """Returns the report of the attacks, or the curve of one attack over several epsilons."""
-    options |= {"seed": args.seed, "batch_size": args.batch_size}
+    options |= {"seed": args.seed, "batch_size": args.batch_size, "context": subject.context}
     if len(epsilons) > 1:
         (attack,) = attacks.values()
-        report = evaluation.sweep(subject.model, subject.dataset, attack, epsilons, **options)
-    else:
-        options["attack_precision"] = args.attack_precision
-        report = evaluation.evaluate(subject.model, subject.dataset, attacks, **options)
-    report.context.update(subject.context)
-    return report
+        return evaluation.sweep(subject.model, subject.dataset, attack, epsilons, **options)
+    options["attack_precision"] = args.attack_precision
+    return evaluation.evaluate(subject.model, subject.dataset, attacks, **options)
 
 
 def _state(args, subject, output):
     """Returns the path of the file from which the same command goes on."""
     given = {name: value for name, value in vars(args).items() if name not in ("run", "traceback")}
     if hasattr(subject.model, "weights"):
-        given["weights_sha256"] = evaluation.report.weights_sha256(subject.model)
+        given["weights_sha256"] = provenance.weights_sha256(subject.model)
     return os.path.join(output, f".evaluation-{files.fingerprint(given)}.npz")
 
 

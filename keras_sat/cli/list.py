@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from keras_sat import activations, data, models
+from keras_sat import activations, data, models, tables
 from keras_sat.cli import flags
 from keras_sat.evaluation import attack_names
 
@@ -35,5 +35,4 @@ def run(args: argparse.Namespace) -> int:
 def _weights_table():
     header = ("tag", "model", "activation", "image_size", "parameters", "clean", "robust", "under")
     rows = [["-" if row[name] is None else str(row[name]) for name in header] for row in models.list_weights()]
-    widths = [max(map(len, column)) for column in zip(header, *rows)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in (header, *rows))
+    return tables.text(header, rows)

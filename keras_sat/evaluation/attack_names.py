@@ -1,7 +1,7 @@
 """Several attacks, and corruptions, by their names: what a flag such as --attack=fgsm,pgd-50 says."""
 
 from keras_sat import attacks
-from keras_sat.attacks.threats import Ball
+from keras_sat.attacks import Attack, Ball
 from keras_sat.evaluation.corruptions import SEVERITIES, Corruption
 
 CORRUPTIONS = "corruptions"
@@ -12,7 +12,7 @@ def names() -> list[str]:
     return [*attacks.names(), CORRUPTIONS]
 
 
-def from_names(text: str, ball: Ball) -> dict:
+def from_names(text: str, ball: Ball) -> dict[str, Attack]:
     """Returns the attacks of one or several names as `evaluate` takes them.
 
     Args:

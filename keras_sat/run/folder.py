@@ -8,9 +8,9 @@ from typing import Any
 
 import keras
 
-from keras_sat import data, files, models
+from keras_sat import data, deployed, files, models, provenance
 from keras_sat import export as export_lib
-from keras_sat.evaluation import deployed, report
+from keras_sat.evaluation import report
 from keras_sat.run.configuration import Run, dtype_policy, fields
 from keras_sat.typing import Path
 
@@ -126,7 +126,7 @@ def changes(run: Run, split: str) -> list[str]:
     return run.record.differences(dataclasses.replace(run.record, splits=now))
 
 
-def export(run: Run, model: keras.Model, folder: Path, path: Path, dtype: str = "float32") -> None:
+def export(run: Run, model: keras.Model, folder: Path, path: Path, precision: str = "float32") -> None:
     """Writes the trained network of a run as a SavedModel, with its class names and its measured robustness.
 
     Args:
@@ -135,7 +135,7 @@ def export(run: Run, model: keras.Model, folder: Path, path: Path, dtype: str = 
         folder: folder of the run. The robustness card takes the figures of its report.json, if these are of the same
             weights.
         path: folder to write; must not exist.
-        dtype: precision that the SavedModel computes in: "float32" or "bfloat16".
+        precision: precision that the SavedModel computes in: "float32" or "bfloat16".
 
     Raises:
         ValueError: see `export.export_saved_model`.
@@ -149,7 +149,7 @@ def export(run: Run, model: keras.Model, folder: Path, path: Path, dtype: str = 
         path,
         labels=run.description.classes,
         preprocessing=run.description.preprocessing,
-        dtype=dtype,
+        precision=precision,
         report=_measured(folder, model),
         card={"training": training | without_paths},
     )
@@ -159,7 +159,7 @@ def _measured(folder, model):
     """Returns the newest report of a run; None where there is none of these weights."""
     path = os.path.join(folder, "report.json")
     measured = report.from_json(path) if os.path.exists(path) else None
-    is_of_model = measured and measured.context.get("weights_sha256") == report.weights_sha256(model)
+    is_of_model = measured and measured.context.get("weights_sha256") == provenance.weights_sha256(model)
     return measured if is_of_model else None
 
 

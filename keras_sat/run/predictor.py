@@ -6,9 +6,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_sat import files
+from keras_sat import deployed, files
 from keras_sat.data import reading
-from keras_sat.evaluation import deployed
 from keras_sat.export import signatures
 from keras_sat.preprocessing import Preprocessing
 from keras_sat.run import folder as folder_lib
@@ -65,7 +64,7 @@ def open_predictor(path: Path) -> Predictor:
     model = deployed.load(path)
     preprocessing = model.preprocessing
     if preprocessing is None:
-        if None in (model.image_size, model.channels):
+        if model.image_size is None or model.channels is None:
             raise ValueError(f"{path} does not say how its images are made (assets/preprocessing.json).")
         preprocessing = Preprocessing(model.image_size, model.image_size, model.channels)
         subject.warn_of_preprocessing(path, preprocessing)

@@ -8,9 +8,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_sat import data, files, models
-from keras_sat.attacks import Square
-from keras_sat.evaluation import Corruption, deployed
+from keras_sat import data, deployed, files, models
+from keras_sat.attacks import Attack
 from keras_sat.preprocessing import Preprocessing
 from keras_sat.run import folder as folder_lib
 from keras_sat.typing import Path
@@ -36,10 +35,10 @@ class Subject:
     epsilon: float | None = None
     output: str | None = None
 
-    def check_attacks(self, attacks: dict[str, Any]) -> None:
+    def check_attacks(self, attacks: dict[str, Attack]) -> None:
         """Raises ValueError if the network has no gradients, and one of {name: attack} needs them."""
         for name, attack in attacks.items():
-            if not getattr(self.model, "has_gradients", True) and not isinstance(attack, (Square, Corruption)):
+            if attack.needs_gradients and not getattr(self.model, "has_gradients", True):
                 raise ValueError(f"{self.model.name} has no gradients, which {name} needs: take --attack=square.")
 
 

@@ -9,8 +9,7 @@ from collections.abc import Callable
 
 import keras
 
-from keras_sat import attacks, data, files
-from keras_sat.evaluation import report
+from keras_sat import attacks, data, files, provenance
 from keras_sat.run import folder as folder_lib
 from keras_sat.run.configuration import Run, dtype_policy
 from keras_sat.training import AdversarialModel, AveragedWeights, Checkpoint, distribution, schedules
@@ -95,7 +94,7 @@ def _write(run, trainer, checkpoint, is_finished, folder, continued):
     record = folder_lib.record(run) | {"attack_batch_norm": trainer.attack_batch_norm, "finished": is_finished}
     record |= {"iterations": int(trainer.optimizer.iterations.numpy()), "history": _curves(checkpoint.history)}
     record |= {"continued": continued} if continued else {}
-    files.write_json(folder_lib.run_json(folder), record | {"versions": report.versions()})
+    files.write_json(folder_lib.run_json(folder), record | {"versions": provenance.versions()})
     checkpoint.keep_last()
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_sat import activations, losses
-from keras_sat.attacks import PGD, Attack, agreement, gradients, randomness, validation
+from keras_sat.attacks import PGD, Attack, agreement, gradients, judging, randomness, validation
 from keras_sat.models import classifier, folding
 from keras_sat.training import distribution
 from keras_sat.training.objectives import AdversarialTraining, Objective
@@ -393,7 +393,7 @@ class AdversarialModel(keras.Model):
             return self.classifier(images, training=True)
 
     def _is_correct(self, images, labels):
-        return losses.is_correct(labels, gradients.logits(self, images))
+        return judging.judge(self, images, labels).is_correct
 
     def _replica_seed(self, step):
         seed = tf.stack([tf.cast(self.seed, tf.int32), tf.cast(step, tf.int32)])

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_sat import data, losses
-from keras_sat.attacks import Attack, gradients, validation
+from keras_sat.attacks import Attack, gradients, judging, validation
 from keras_sat.training import checkpoint
 from keras_sat.typing import Array, Dataset, LogitsFunction, Path
 
@@ -208,10 +208,10 @@ def robust_accuracy(model: LogitsFunction, dataset: Dataset, attack: Attack, bat
     """
     correct = count = 0
     for images, labels in data.batches(dataset, batch_size):
-        logits = gradients.logits(model, tf.cast(images, tf.float32))
-        labels = losses.hard_labels(labels, logits.shape[-1])
-        attacked = gradients.logits(model, attack(model, images, labels, seed=0))
-        robust = losses.is_correct(labels, logits) & losses.is_correct(labels, attacked)
+        clean = tf.cast(images, tf.float32)
+        labels = losses.hard_labels(labels, gradients.logits(model, clean[:1]).shape[-1])
+        attacked = attack(model, images, labels, seed=0)
+        robust = judging.judge(model, clean, labels).is_correct & judging.judge(model, attacked, labels).is_correct
         correct += int(tf.math.count_nonzero(robust))
         count += len(labels)
     if count == 0:

@@ -7,9 +7,9 @@ import os
 import numpy as np
 import pytest
 
+from keras_sat import deployed
 from keras_sat import run as run_lib
 from keras_sat.attacks import PGD, LinfBall
-from keras_sat.evaluation import deployed
 
 
 def test_the_folder_holds_the_weights_the_configuration_and_the_curves(short, trained):

@@ -1,4 +1,4 @@
-"""Does a SavedModel compute what the Keras model computes?"""
+"""Verifies that a SavedModel computes the same as the Keras model."""
 
 import json
 import os
@@ -10,46 +10,46 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_sat import files, losses
+from keras_sat import deployed, files, losses
 from keras_sat.attacks import gradients
-from keras_sat.evaluation import deployed
 from keras_sat.export import fine_tuning, reload, saved_model, signatures, warmup
 from keras_sat.models import classifier
 from keras_sat.preprocessing import Preprocessing
+from keras_sat.typing import Path
 
 IMAGES = 4
-SIZE = 32  # of the images for a model that takes any size, at the least
+SIZE = 32  # height and width of the images for a model that takes any size
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 
 
-def verify(path, model=None):
-    """Loads a SavedModel in a fresh process, where keras does not exist, and compares every signature with Keras.
+def verify(path: Path, model: keras.Model | None = None) -> dict[str, dict[str, float]]:
+    """Loads a SavedModel in a fresh process, without keras, and compares every signature with the Keras model.
 
     Args:
         path: the folder, written by `export_saved_model`.
-        model: the Keras model that it was exported from; default: the one that `load_for_fine_tuning` makes of it.
+        model: the Keras model that was exported. Default: the model that `load_for_fine_tuning` makes of the folder.
 
     Returns:
         {signature: {output: the largest difference, as a share of the output's range}}.
 
     Raises:
-        ValueError: if a signature cannot be called, or differs by more than 1e-4 (bfloat16: 5e-2) of its range; for
-            `classes`: if one differs where the two likeliest logits are further apart than that.
+        ValueError: if a signature cannot be called, or an output differs by more than 1e-4 (bfloat16: 5e-2) of its
+            range. `classes` may only differ where the two largest logits are closer than that.
     """
     path = files.expanded(path)
     with _opened(os.path.join(path, saved_model.CARD)) as file:
         card = json.load(file)
     if model is None:
         model = fine_tuning.load_for_fine_tuning(path)
-    network = classifier.in_precision(model, saved_model.PRECISIONS[card["dtype"]])
+    network = classifier.in_precision(model, saved_model.PRECISIONS[card["precision"]])
     shape = [card["images"][name] or SIZE for name in ("height", "width", "channels")]
     inputs = _inputs(deployed.read(path).signatures, shape)
-    found = _outputs(path, inputs)
+    outputs = _outputs(path, inputs)
     expected = _expected(network, inputs, deployed.preprocessing_of(path), shape)
-    tolerance = TOLERANCE[card["dtype"]]
+    tolerance = TOLERANCE[card["precision"]]
     differences = {}
     for name in inputs:
-        differences[name] = {output: _difference(expected, found, name, output) for output in expected[name]}
+        differences[name] = {output: _difference(expected, outputs, name, output) for output in expected[name]}
         for output, difference in differences[name].items():
             if not difference <= tolerance:  # NaN too
                 raise ValueError(
@@ -67,7 +67,7 @@ def _opened(path):
 
 
 def _inputs(functions, shape):
-    """Returns {signature: {input: array}} of random images, the same for all."""
+    """Returns {signature: {input: array}}: the same random images for all signatures."""
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (IMAGES, *shape)).astype(np.uint8)
     functions = {name: function for name, function in functions.items() if name in saved_model.SIGNATURES}
@@ -82,7 +82,7 @@ def _inputs(functions, shape):
 
 
 def _outputs(path, inputs):
-    """Returns {signature: {output: array}}, as another process computes them with TensorFlow alone."""
+    """Returns {signature: {output: array}}, computed by another process with TensorFlow alone."""
     with tempfile.TemporaryDirectory() as folder, files.without_wildcards(path) as path:
         asked, answered = os.path.join(folder, "inputs.npz"), os.path.join(folder, "outputs.npz")
         np.savez(asked, **{f"{name}/{key}": value for name, given in inputs.items() for key, value in given.items()})
@@ -100,7 +100,7 @@ def _outputs(path, inputs):
 
 
 def _expected(network, inputs, preprocessing, shape):
-    """Returns what the signatures must return, computed by Keras."""
+    """Returns {signature: {output: array}}, computed by Keras."""
 
     def infer(images):
         return network(images, training=False)
@@ -127,12 +127,12 @@ def _expected(network, inputs, preprocessing, shape):
     return expected
 
 
-def _difference(expected, found, name, output):
-    """Returns the largest difference of an output as a share of its range."""
-    one, other = expected[name][output], found.get(name, {}).get(output)
+def _difference(expected, outputs, name, output):
+    """Returns the largest difference of an output as a share of its range; NaN for a missing output or shape."""
+    one, other = expected[name][output], outputs.get(name, {}).get(output)
     if other is None or one.shape != other.shape:
         return float("nan")
-    if output == "classes":  # the logits that it names, for two classes may be as likely as each other
+    if output == "classes":  # compares the logits of the classes, because two classes may be equally likely
         logits = expected[name]["logits"]
         logits = np.concatenate([0 * logits, logits], -1) if logits.shape[-1] == 1 else logits
         other, one = np.take_along_axis(logits, other[:, None], -1)[:, 0], logits.max(-1)

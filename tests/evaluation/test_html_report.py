@@ -44,9 +44,9 @@ def test_all_of_it_is_there(page):
                  'alt="difference"', "data:image/png;base64"):  # fmt: skip
         assert part in text, part
     assert "a<b>c" not in text
-    found = {path.name for path in page.parent.iterdir()}
+    written = {path.name for path in page.parent.iterdir()}
     plots = {f"report-{name}.{kind}" for name in ("accuracy", "epsilon", "classes") for kind in ("svg", "png")}
-    assert found == {"report.html", *plots}
+    assert written == {"report.html", *plots}
     assert (page.parent / "report-epsilon.png").read_bytes().startswith(b"\x89PNG")
 
 

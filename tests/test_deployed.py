@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from keras_sat import export, models
+from keras_sat import deployed, export, models
 from keras_sat.attacks import PGD, LinfBall, Square
-from keras_sat.evaluation import audit, deployed, evaluate
+from keras_sat.evaluation import audit, evaluate
 
 
 @pytest.fixture

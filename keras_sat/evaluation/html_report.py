@@ -1,16 +1,22 @@
-"""A report as one page of HTML that fetches nothing, and its plots as SVG and PNG files."""
+"""Writes a report as one HTML page that loads nothing from elsewhere, and its plots as SVG and PNG files."""
 
 import base64
 import html
 import io
 import json
 import os
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tensorflow as tf
 
 from keras_sat import extras, files
-from keras_sat.evaluation.report import epsilon_of, wilson
+from keras_sat.evaluation import intervals
+from keras_sat.evaluation._audit import AuditReport
+from keras_sat.typing import Path
+
+if TYPE_CHECKING:  # report imports this module
+    from keras_sat.evaluation.report import RobustnessReport
 
 _STYLE = """
 :root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
@@ -27,42 +33,22 @@ figcaption { font-size: .85rem; } pre { white-space: pre-wrap; overflow-wrap: an
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
-def write(report, path, audit=None, command=None):
-    """Writes the page and its plots; see `RobustnessReport.to_html`."""
+def write(report: "RobustnessReport", path: Path, audit: AuditReport | None = None, command: str | None = None) -> None:
+    """Writes the page and its plots. See `RobustnessReport.to_html`."""
     plots = _plots(report)
     stem = os.path.splitext(path)[0]
     for name, (figure, _) in plots.items():
         for kind in ("svg", "png"):
             with files.atomic_write(f"{stem}-{name}.{kind}") as temporary, open(temporary, "wb") as file:
-                file.write(_drawn(figure, kind))
+                file.write(_rendered(figure, kind))
     files.write_text(path, _page(report, plots, audit, command))
 
 
 def _page(report, plots, audit, command):
-    parts = [_element("h1", f"Robustness of {report.context.get('model', 'a model')}"), _table(*_headline(report))]
+    parts = [_element("h1", f"Robustness of {report.context.get('model', 'a model')}"), _table(*_accuracies(report))]
     parts += [_element("p", remark) for remark in report.remarks()]
-    for figure, caption in plots.values():
-        parts.append(_figure(figure, caption))
-    broken = [(row.name, stage, count) for row in _adversarial(report) for stage, count in row.broken_by.items()]
-    if broken:
-        parts += [_element("h2", "Which attack broke what"), _table(("row", "attack", "images broken"), broken)]
-    pictured = [(row, report.pictures[row.name]) for row in _adversarial(report) if report.pictures.get(row.name)]
-    if pictured:
-        parts.append(_element("h2", "Adversarial images"))
-        parts.append("<p>Each: the image, the adversarial image, and their difference, amplified around grey.</p>")
-        parts += [_grid(row.name, row.settings["bounds"], pictures) for row, pictures in pictured]
-    if audit:
-        verdict = "no check failed" if audit.passed else f"failed: {', '.join(audit.failed)}"
-        parts.append(_element("h2", f"Audit for masked gradients: {verdict}"))
-        rows = [
-            (check.name, check.outcome, check.measured, check.meaning if check.outcome == "FAIL" else "")
-            for check in audit.checks
-        ]
-        parts.append(_table(("check", "outcome", "measured", "what it means"), rows))
-    parts.append(_element("h2", "To repeat it"))
-    parts += [_element("pre", command)] if command else []
-    settings = {row.name: row.settings for row in report.results if row.settings}
-    parts.append(_element("pre", json.dumps({"context": report.context, "attacks": settings}, indent=2)))
+    parts += [_figure(figure, caption) for figure, caption in plots.values()]
+    parts += [*_stages(report), *_pictures(report), *(_audit(audit) if audit else []), *_repetition(report, command)]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -73,14 +59,47 @@ def _page(report, plots, audit, command):
     )
 
 
-def _headline(report):
+def _accuracies(report):
+    """Returns header and rows of the main table."""
     rows = []
     for row in report.results:
-        low, high = (100 * bound for bound in row.interval)
-        threat = f"{row.settings['norm']}, {epsilon_of(row)}" if "norm" in row.settings else "-"
-        accuracy, interval = f"{100 * row.accuracy:.1f} %", f"{low:.1f} .. {high:.1f}"
-        rows.append((row.name, threat, row.n, accuracy, interval, f"{row.seconds:.1f}"))
+        threat = f"{row.settings['norm']}, {row.epsilon_text()}" if "norm" in row.settings else "-"
+        shares = (intervals.percent(row.accuracy), intervals.text(row.interval))
+        rows.append((row.name, threat, row.n, *shares, f"{row.seconds:.1f}"))
     return ("", "norm, epsilon", "images", "accuracy", "95 % interval", "seconds"), rows
+
+
+def _stages(report):
+    broken = [(row.name, stage, count) for row in _adversarial(report) for stage, count in row.broken_by.items()]
+    if not broken:
+        return []
+    return [_element("h2", "Which attack broke what"), _table(("row", "attack", "images broken"), broken)]
+
+
+def _pictures(report):
+    pictures = [(row, report.pictures[row.name]) for row in _adversarial(report) if report.pictures.get(row.name)]
+    if not pictures:
+        return []
+    explanation = "<p>Each: the image, the adversarial image, and their difference, amplified around grey.</p>"
+    grids = [_grid(row.name, row.settings["bounds"], examples) for row, examples in pictures]
+    return [_element("h2", "Adversarial images"), explanation, *grids]
+
+
+def _audit(audit):
+    verdict = "no check failed" if audit.passed else f"failed: {', '.join(audit.failed)}"
+    rows = [
+        (check.name, check.outcome, check.measured, check.meaning if check.name in audit.failed else "")
+        for check in audit.checks
+    ]
+    table = _table(("check", "outcome", "measured", "what it means"), rows)
+    return [_element("h2", f"Audit for masked gradients: {verdict}"), table]
+
+
+def _repetition(report, command):
+    settings = {row.name: row.settings for row in report.results if row.settings}
+    configuration = json.dumps({"context": report.context, "attacks": settings}, indent=2)
+    lines = [command] if command else []
+    return [_element("h2", "To repeat it"), *(_element("pre", text) for text in (*lines, configuration))]
 
 
 def _element(tag, text):
@@ -94,19 +113,19 @@ def _table(header, rows):
 
 
 def _figure(figure, caption):
-    svg = _drawn(figure, "svg").decode()
+    svg = _rendered(figure, "svg").decode()
     svg = svg[svg.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{html.escape(caption)}"', 1)
     return f"<figure>{svg}{_element('figcaption', caption)}</figure>"
 
 
-def _drawn(figure, kind):
+def _rendered(figure, kind):
     file = io.BytesIO()
     figure.savefig(file, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
     return file.getvalue()
 
 
 def _plots(report):
-    """Returns {name: (figure, caption)}."""
+    """Returns {name of the plot's files: (figure, caption)}."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -139,7 +158,7 @@ def _accuracy(report, figure, axes):
 
 
 def _curve(report):
-    """Returns (epsilon, row) of the rows that are alike but for epsilon, from the clean one on; or nothing."""
+    """Returns (epsilon, row) of the rows that differ only in epsilon, the clean row first; [] for one epsilon."""
 
     def kind(row):
         return [row.settings.get(name) for name in ("attack", "norm", "version")]
@@ -151,7 +170,7 @@ def _curve(report):
 
 
 def _adversarial(report):
-    """Returns the rows of attacks, corruptions left out."""
+    """Returns the rows of attacks, without those of corruptions."""
     return [row for row in report.results if "epsilon" in row.settings]
 
 
@@ -170,8 +189,9 @@ def _classes(examples, attack, figure, axes):
     classes = np.unique(labels)
     places = np.arange(len(classes))
     for correct, shift, hatch, name in ((clean, -0.2, "", "clean"), (robust, 0.2, "///", attack)):
-        shares = np.array([np.mean(correct[labels == k]) for k in classes])
-        bounds = np.array([wilson(int(np.sum(correct[labels == k])), int(np.sum(labels == k))) for k in classes])
+        of_class = [correct[labels == k] for k in classes]
+        shares = np.array([np.mean(each) for each in of_class])
+        bounds = np.array([intervals.wilson(int(np.sum(each)), len(each)) for each in of_class])
         reach = np.maximum(np.abs(bounds - shares[:, None]).T, 0) * 100
         axes.bar(places + shift, 100 * shares, 0.4, yerr=reach, hatch=hatch, color="0.9", edgecolor="0", label=name)
     axes.set(xlabel="class", ylabel="accuracy, %", ylim=(0, 100))
@@ -184,7 +204,7 @@ def _grid(name, bounds, pictures):
     cells, (low, high) = [], (np.asarray(bound, np.float32) for bound in bounds)
     for index, image, adversarial, predicted in pictures:
         image, adversarial = np.asarray(image, np.float32), np.asarray(adversarial, np.float32)
-        scale = 255 / (high - low)  # to pixels
+        scale = 255 / (high - low)  # to pixels 0..255
         difference = (adversarial - image) * scale
         factor = 127 / max(np.abs(difference).max(), 1e-6)
         shown = [(image - low) * scale, (adversarial - low) * scale, 128 + factor * difference]

@@ -1,16 +1,19 @@
-"""Does a defence resist attacks, or does it only hide its gradients from them?"""
+"""Checks whether a defence is robust, or only hides its gradients from the attacks (masked gradients)."""
 
 import dataclasses
 
 import numpy as np
 import tensorflow as tf
 
-from keras_sat import data, files, losses
-from keras_sat.attacks import FGSM, PGD, Square, gradients
-from keras_sat.evaluation import deployed
+from keras_sat import data, deployed, files, losses
+from keras_sat.attacks import gradients, judging
+from keras_sat.attacks.pgd import FGSM, PGD
+from keras_sat.attacks.square import Square
+from keras_sat.attacks.threats import Ball
+from keras_sat.typing import Dataset, LogitsFunction, Path
 
-_SLACK = 0.02  # the share of the examples by which an attack may come out weaker by chance
-_NOTHING = 0.05  # the share that four times epsilon must break at the least
+_SLACK = 0.02  # share of the examples by which an attack may seem weaker by chance
+_MUST_BREAK = 0.05  # share of the examples that four times epsilon must break at least
 PASS, FAIL, SKIP = "pass", "FAIL", "not run"
 
 
@@ -19,10 +22,10 @@ class Check:
     """One question of an audit.
 
     Attributes:
-        name: of the check.
+        name: name of the check.
         outcome: "pass", "FAIL" or "not run".
-        measured: what was found, in words and numbers.
-        meaning: what a failure means, and what to do then.
+        measured: the result, in words and numbers.
+        meaning: what a failure means, and what to do about it.
     """
 
     name: str
@@ -33,35 +36,44 @@ class Check:
 
 @dataclasses.dataclass(frozen=True)
 class AuditReport:
-    """What `audit` found: `report.passed`, `print(report.table())`, `report["randomness"].outcome`."""
+    """The results of `audit`: `report.passed`, `print(report.table())`, `report["randomness"].outcome`.
 
-    checks: list
+    Attributes:
+        checks: a list of `Check`.
+    """
+
+    checks: list[Check]
 
     @property
-    def passed(self):
+    def passed(self) -> bool:
         """Whether no check failed."""
         return all(check.outcome != FAIL for check in self.checks)
 
     @property
-    def failed(self):
+    def failed(self) -> list[str]:
         """The names of the checks that failed."""
         return [check.name for check in self.checks if check.outcome == FAIL]
 
-    def __getitem__(self, name):
+    def __getitem__(self, name: str) -> Check:
+        """Returns the check of this name.
+
+        Raises:
+            KeyError: if there is none.
+        """
         for check in self.checks:
             if check.name == name:
                 return check
         raise KeyError(f"The audit has no check {name!r}; it has {[check.name for check in self.checks]}")
 
-    def table(self):
-        """Returns the audit as plain text: a line for each check, and what those that failed mean."""
+    def table(self) -> str:
+        """Returns the audit as plain text: a line for each check, then what each failure means."""
         width = max(len(check.name) for check in self.checks)
         lines = [f"{check.name:<{width}}  {check.outcome:<7}  {check.measured}" for check in self.checks]
         lines += [f"\n{check.name}: {check.meaning}" for check in self.checks if check.outcome == FAIL]
         verdict = "No sign of masked gradients." if self.passed else "Robustness under gradients is not to be believed."
         return "\n".join([*lines, "", verdict])
 
-    def to_json(self, path):
+    def to_json(self, path: Path) -> None:
         """Writes the audit to a JSON file."""
         files.write_json(path, {"passed": self.passed, "checks": [dataclasses.asdict(check) for check in self.checks]})
 
@@ -69,40 +81,50 @@ class AuditReport:
 MEANINGS = {
     "softmax in the output": "A softmax saturates, and its gradient vanishes: attack the logits.",
     "randomness": 'The output is random: average gradients over it, with AutoAttack(ball, version="rand").',
-    "gradients": "Where a gradient is zero, not finite or missing, an attack by it stands still: replace what has none "
-    "by something smooth in the backward pass (BPDA), or attack with Square.",
-    "one step or many": "An iterative attack that is weaker than one step follows gradients that lead nowhere.",
-    "larger epsilon": "A larger ball holds the smaller one: more must break in it.",
-    "unbounded epsilon": "With all images allowed every network is wrong somewhere: the attack does not find it.",
-    "black box": "A random search that sees the logits alone beats the gradients: they mislead.",
-    "transfer": "What was made for another network beats this one's own gradients: they mislead.",
+    "gradients": "Where a gradient is zero, not finite or missing, an attack by gradients makes no progress: in the "
+    "backward pass, replace the operation that causes it by something smooth (BPDA), or attack with Square.",
+    "one step or many": "An iterative attack that is weaker than a single step follows gradients that mislead.",
+    "larger epsilon": "A larger ball contains the smaller one: an attack must break more examples in it.",
+    "unbounded epsilon": "With all images allowed, every network is wrong somewhere, but the attack does not find it.",
+    "black box": "A random search that sees only the logits breaks more than the gradients do: they mislead.",
+    "transfer": "Examples made for another network break more than this network's own gradients do: they mislead.",
     "loss over steps": "More steps must raise the loss: the gradients do not point upwards.",
 }
 
 
-def audit(model, dataset, ball, *, seed=0, examples=128, steps=20, queries=500, surrogate=None):
-    """Asks whether a robust accuracy is robustness or masked gradients, by the signs of Athalye et al. (2018,
-    arXiv:1802.00420) and Carlini et al. (2019, arXiv:1902.06705).
+def audit(
+    model: LogitsFunction | Path,
+    dataset: Dataset,
+    ball: Ball,
+    *,
+    seed: int = 0,
+    examples: int = 128,
+    steps: int = 20,
+    queries: int = 500,
+    surrogate: LogitsFunction | None = None,
+) -> AuditReport:
+    """Checks whether a robust accuracy comes from robustness or from masked gradients.
 
-    Takes correctly classified examples, attacks them by gradients, by a random search and, with a `surrogate`, by
-    transfer, and compares. A healthy network passes all checks; passing proves nothing, failing one says which and
-    what to do.
+    The checks are those of Athalye et al. (2018, arXiv:1802.00420) and Carlini et al. (2019, arXiv:1902.06705). On
+    images that the model classifies correctly, they compare attacks by gradients with a random search and, if a
+    `surrogate` is given, with transferred examples. A healthy network passes all checks. Passing them proves nothing; a
+    failure says what to do.
 
     Args:
-        model: a Keras classifier or a function from images to logits [batch, classes]; or the path of a SavedModel.
-        dataset: as of `evaluate`.
-        ball: `LinfBall` or `L2Ball`, of the epsilon for which robustness is claimed.
+        model: a Keras classifier, a function from images to logits [batch, classes], or the path of a SavedModel.
+        dataset: see `evaluate`.
+        ball: `LinfBall` or `L2Ball`, with the epsilon for which robustness is claimed.
         seed: the same seed gives the same audit.
-        examples: correctly classified examples to take, at most.
-        steps: of PGD; an unbounded ball is given ten times as many.
-        queries: of Square.
-        surrogate: a network without the defence, for the check of transfer; without one it is not run.
+        examples: number of correctly classified examples to use, at most.
+        steps: gradient steps of PGD; the check with an unbounded ball takes ten times as many.
+        queries: queries of Square.
+        surrogate: a network without the defence, for the check "transfer"; without it that check does not run.
 
     Returns:
         An `AuditReport`.
 
     Raises:
-        ValueError: if no example is classified correctly.
+        ValueError: if no example is classified correctly, or for a dataset that `evaluate` would refuse.
     """
     model = deployed.model_of(model)
     images, labels = _take(model, dataset, examples)
@@ -127,12 +149,11 @@ def _take(model, dataset, count):
     for x, y in data.batches(dataset, count):
         x = tf.cast(x, tf.float32)
         logits_fn = logits_fn or _as_logits(model, losses.probabilities(model, x))
-        logits = gradients.logits(logits_fn, x)
-        y = losses.hard_labels(y, logits.shape[-1])
-        correct = losses.is_correct(y, logits)
-        not_finite += int(tf.math.count_nonzero(~losses.is_finite(logits)))
-        images.append(tf.boolean_mask(x, correct))
-        labels.append(tf.boolean_mask(y, correct))
+        y = losses.hard_labels(y, gradients.logits(logits_fn, x[:1]).shape[-1])
+        judgement = judging.judge(logits_fn, x, y)
+        not_finite += int(tf.math.count_nonzero(tf.math.is_nan(judgement.margin)))
+        images.append(tf.boolean_mask(x, judgement.is_correct))
+        labels.append(tf.boolean_mask(y, judgement.is_correct))
         if sum(map(len, labels)) >= count:
             break
     if sum(map(len, labels)) == 0:
@@ -144,78 +165,77 @@ def _take(model, dataset, count):
 
 
 class _Auditor:
-    """The examples, and what is asked of them. Each question returns an outcome and what was measured."""
+    """The examples, and a method for each check, which returns its outcome and what it measured."""
 
     def __init__(self, model, images, labels, ball, seed, steps):
         self.images, self.labels, self.ball, self.seed, self.steps = images, labels, ball, seed, steps
         self.raw = model
         self.probabilities = losses.probabilities(model, images)
-        # The other questions are asked of the logits, else the attacks would refuse.
+        # The other checks need logits: the attacks refuse probabilities.
         self.model = _as_logits(model, self.probabilities)
         self.has_gradient, self.attacked = True, {}
 
-    def softmax(self):
+    def softmax(self) -> tuple[str, str]:
         kind = self.probabilities
         return _outcome(kind is None), "logits" if kind is None else f"probabilities ({kind})"
 
-    def randomness(self):
+    def randomness(self) -> tuple[str, str]:
         outputs = [np.array(gradients.logits(self.raw, self.images)) for _ in range(3)]
         size = np.abs(outputs[0]).max() + 1e-30
         difference = max(np.abs(outputs[0] - other).max() for other in outputs[1:]) / size
         return _outcome(difference < 1e-4), f"outputs of one input differ by {difference:.1e} of their size"
 
-    def gradients(self):
+    def gradients(self) -> tuple[str, str]:
         try:
-            found = {loss.__name__: self._gradient_norms(loss) for loss in (losses.cross_entropy, losses.margin)}
+            norms = np.stack([self._gradient_norms(loss) for loss in (losses.cross_entropy, losses.margin)])
         except (ValueError, LookupError) as error:
             self.has_gradient = False
             return FAIL, f"no gradient at all: {str(error).splitlines()[0][:100]}"
-        zero = max(np.mean(norms == 0) for norms in found.values())
-        bad = max(np.mean(~np.isfinite(norms)) for norms in found.values())
+        zero, bad = (np.max(np.mean(are_bad, axis=1)) for are_bad in (norms == 0, ~np.isfinite(norms)))
         self.has_gradient = bad == 0
         return _outcome(zero + bad <= _SLACK), f"zero for {100 * zero:.0f} %, not finite for {100 * bad:.0f} %"
 
-    def one_or_many(self):
+    def one_or_many(self) -> tuple[str, str]:
         if not self.has_gradient:
             return SKIP, "no gradient"
-        one, many = self._standing(FGSM(self.ball)), self._standing(self._pgd())
+        one, many = self._robust(FGSM(self.ball)), self._robust(self._pgd())
         return _outcome(many <= one + _SLACK), f"{_percent(one)} stand one step, {_percent(many)} {self.steps}"
 
-    def larger_epsilon(self):
+    def larger_epsilon(self) -> tuple[str, str]:
         if not self.has_gradient:
             return SKIP, "no gradient"
-        shares = [self._standing(self._pgd(self.ball.radius * factor)) for factor in (1, 2, 4)]
+        shares = [self._robust(self._pgd(self.ball.radius * factor)) for factor in (1, 2, 4)]
         falls = all(after <= before + _SLACK for before, after in zip(shares, shares[1:]))
-        moves = shares[0] - shares[-1] > _NOTHING or shares[0] <= _SLACK
+        moves = shares[0] - shares[-1] > _MUST_BREAK or shares[0] <= _SLACK
         text = ", ".join(map(_percent, shares))
         return _outcome(falls and moves), f"{text} stand at 1, 2 and 4 epsilon"
 
-    def unbounded(self):
+    def unbounded(self) -> tuple[str, str]:
         if not self.has_gradient:
             return SKIP, "no gradient"
         low, high = map(np.asarray, self.ball.bounds)
         size = np.prod(self.images.shape[1:]) ** (0.5 if self.ball.norm == "l2" else 0)
         shares = np.ones(1) if self.ball.shares is None else self.ball.shares
         reach = np.max((high - low) / np.where(shares > 0, shares, np.inf))  # of the channel with the smallest share
-        standing = self._standing(self._pgd(float(reach * size), 10 * self.steps))
-        return _outcome(standing <= _SLACK), f"{_percent(standing)} stand when every image is allowed"
+        robust = self._robust(self._pgd(float(reach * size), 10 * self.steps))
+        return _outcome(robust <= _SLACK), f"{_percent(robust)} stand when every image is allowed"
 
-    def black_box(self, queries):
-        searched = self._standing(Square(self.ball, queries))
-        white = self._standing(self._pgd()) if self.has_gradient else 1.0
+    def black_box(self, queries: int) -> tuple[str, str]:
+        searched = self._robust(Square(self.ball, queries))
+        white = self._robust(self._pgd()) if self.has_gradient else 1.0
         text = f"{_percent(searched)} stand {queries} queries of Square, {_percent(white)} gradients"
         return _outcome(white <= searched + _SLACK), text
 
-    def transfer(self, surrogate):
+    def transfer(self, surrogate: LogitsFunction | None) -> tuple[str, str]:
         if surrogate is None:
             return SKIP, "no surrogate was given"
         adversarial = self._pgd()(surrogate, self.images, self.labels, self.seed)
         moved = self._correct(adversarial)
-        white = self._standing(self._pgd()) if self.has_gradient else 1.0
+        white = self._robust(self._pgd()) if self.has_gradient else 1.0
         text = f"{_percent(moved)} stand what was made for the surrogate, {_percent(white)} their own gradients"
         return _outcome(white <= moved + _SLACK), text
 
-    def loss_over_steps(self):
+    def loss_over_steps(self) -> tuple[str, str]:
         if not self.has_gradient:
             return SKIP, "no gradient"
         values = [self._loss(self.images)]
@@ -232,7 +252,7 @@ class _Auditor:
         steps = steps or self.steps
         return PGD(ball, steps, max(2.5 * ball.radius / steps, 1e-12), keep="first")
 
-    def _standing(self, attack):
+    def _robust(self, attack):
         """Returns the share of examples that stay correctly classified under an attack."""
         if attack not in self.attacked:
             adversarial = attack(self.model, self.images, self.labels, self.seed)
@@ -240,26 +260,23 @@ class _Auditor:
         return self.attacked[attack]
 
     def _correct(self, images):
-        return float(np.mean(losses.is_correct(self.labels, gradients.logits(self.model, images))))
+        return float(np.mean(judging.judge(self.model, images, self.labels).is_correct))
 
     def _loss(self, images):
         return float(tf.reduce_mean(losses.margin(self.labels, gradients.logits(self.model, images))))
 
     def _gradient_norms(self, loss):
-        """Returns the largest element of each example's gradient, of the model as it came."""
+        """Returns the largest element of each example's gradient, for the model as it was given."""
         _, _, gradient = gradients.value_and_gradient(self.raw, loss, self.images, self.labels)
         return np.abs(gradient).reshape(len(self.labels), -1).max(axis=1)
 
 
-# The logits of probabilities, but for a constant.
-_LOGITS = {
-    "softmax": lambda model: lambda x: deployed.logits_of(model(x)),
-    "sigmoid": lambda model: lambda x: deployed.log_odds(model(x)),
-}
+_INVERSES = {"softmax": deployed.logits_of, "sigmoid": deployed.log_odds}
 
 
 def _as_logits(model, probabilities):
-    return model if probabilities is None else _LOGITS[probabilities](model)
+    """Returns a model that returns logits: without the "softmax" or "sigmoid" at its end, up to a constant."""
+    return model if probabilities is None else lambda x: _INVERSES[probabilities](model(x))
 
 
 def _outcome(passes):
