@@ -34,7 +34,7 @@ def test_smallest_perturbation_of_a_linear_model(ball, targets):
     assert np.all(np.argmax(linear(adversarial), -1) != labels)
     reached = ball.distance(adversarial, tf.constant(IMAGES)).numpy()
     assert np.all(reached >= distances * (1 - 1e-3))
-    np.testing.assert_allclose(found, distances, rtol=0.02)  # FAB's own overshoot
+    np.testing.assert_allclose(reached, distances, rtol=0.02)  # FAB's own overshoot
 
 
 @pytest.mark.parametrize("ball", [LinfBall, L2Ball])
