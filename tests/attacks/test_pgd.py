@@ -283,8 +283,8 @@ def test_images_standardised_by_channel_are_attacked_as_their_pixels(name, kind,
         attack = dataclasses.replace(attack, step_size=attack.ball.radius)
         same = dataclasses.replace(same, step_size=same.ball.radius)
     standardised = ((images / 255 - MEAN) / DEVIATION).astype(np.float32)
-    found = same(lambda x: model(x * unit + 255 * MEAN), standardised, labels, seed=1)
-    differs = np.abs(found * unit + 255 * MEAN - attack(model, images, labels, seed=1)) > 0.05
+    adversarial = same(lambda x: model(x * unit + 255 * MEAN), standardised, labels, seed=1)
+    differs = np.abs(adversarial * unit + 255 * MEAN - attack(model, images, labels, seed=1)) > 0.05
     assert np.mean(differs) < 0.01
 
 

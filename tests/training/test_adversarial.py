@@ -344,12 +344,12 @@ def test_dropout_that_is_always_on_draws_a_new_mask_at_each_step(foreign_model, 
     def three(x):
         logits_fn = trainer._frozen(trainer._low)
         begin = (tf.constant(0), tf.TensorArray(tf.float32, 3))
-        _, found = tf.while_loop(lambda n, _: n < 3, lambda n, a: (n + 1, a.write(n, logits_fn(x))), begin)
-        return found.stack()
+        _, answers = tf.while_loop(lambda n, _: n < 3, lambda n, a: (n + 1, a.write(n, logits_fn(x))), begin)
+        return answers.stack()
 
-    found = three(tf.cast(images, tf.float32))
-    assert np.any(found[0] != found[1])
-    assert np.any(found[1] != found[2])
+    answers = three(tf.cast(images, tf.float32))
+    assert np.any(answers[0] != answers[1])
+    assert np.any(answers[1] != answers[2])
 
 
 def test_the_first_batch_is_checked_where_xla_leaves_the_checks_out(tiny_model, images, labels):
@@ -442,9 +442,9 @@ def test_logits_that_are_not_finite_are_never_right(tiny_model, images, labels):
     model.build((None, 8, 8, 3))
     one_hot = keras.losses.CategoricalCrossentropy(from_logits=True)
     for y, loss in ((0 * labels, None), (np.eye(4)[0 * labels], one_hot)):  # argmax of NaN is 0
-        found = compiled(model, RANDOM, loss=loss).evaluate(images, y, verbose=0, return_dict=True)
-        assert (found["accuracy"], found["robust_accuracy"]) == (0, 0)
-        assert np.isnan(found["loss"])
+        logs = compiled(model, RANDOM, loss=loss).evaluate(images, y, verbose=0, return_dict=True)
+        assert (logs["accuracy"], logs["robust_accuracy"]) == (0, 0)
+        assert np.isnan(logs["loss"])
 
 
 def test_one_logit_for_two_classes(images):

@@ -31,12 +31,12 @@ def weights(folder):
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory):
     """Returns the weights of a run that nobody disturbs, on one device and on two."""
-    found = {}
+    by_devices = {}
     for devices in (1, 2):
         folder = tmp_path_factory.mktemp("runs") / "calm"
         assert survivor(folder, devices, "SIGKILL") == ["0"]
-        found[devices] = weights(folder)
-    return found
+        by_devices[devices] = weights(folder)
+    return by_devices
 
 
 @pytest.mark.parametrize("devices", [1, 2])

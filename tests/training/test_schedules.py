@@ -72,11 +72,11 @@ def test_cost_leaves_the_model_as_it_was(tiny_model, images, labels):
     model = tiny_model()
     before = model.get_weights()
     dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(4)
-    found = cost(model, PGD(LinfBall(8), steps=1), dataset, steps=2)
+    estimate = cost(model, PGD(LinfBall(8), steps=1), dataset, steps=2)
     for one, other in zip(model.get_weights(), before):
         np.testing.assert_array_equal(one, other)
-    assert found.images_per_second > 1
-    assert found.seconds_per_epoch == pytest.approx(2 * 4 / found.images_per_second)
-    assert found.memory > 50
-    assert "images/s" in str(found)
+    assert estimate.images_per_second > 1
+    assert estimate.seconds_per_epoch == pytest.approx(2 * 4 / estimate.images_per_second)
+    assert estimate.memory > 50
+    assert "images/s" in str(estimate)
     assert cost(model, PGD(LinfBall(8), steps=1), dataset.repeat(), steps=1).seconds_per_epoch is None
