@@ -222,7 +222,7 @@ def _as_tensors(attack, images, labels):
 
 def _run_compiled(attack, logits_fn, tensors, static_shapes, scales):
     seed = tensors[2]
-    function = _compiled(attack, seed.shape.rank, static_shapes)
+    function = _compiled(attack, tensors[0].shape[-1], seed.shape.rank, static_shapes)
     # Traces for any number of images at once. Otherwise a last batch of another size would be traced again.
     specs = [_any_number(tensor) if tensor is not seed or seed.shape.rank == 2 else tensor for tensor in tensors]
     function.get_concrete_function(logits_fn, *specs, **scales)
@@ -230,10 +230,11 @@ def _run_compiled(attack, logits_fn, tensors, static_shapes, scales):
 
 
 @functools.lru_cache(maxsize=64)
-def _compiled(attack: Attack, seed_rank: int, static_shapes: bool) -> Callable:
+def _compiled(attack: Attack, channels: int, seed_rank: int, static_shapes: bool) -> Callable:
     """Returns the attack as a compiled function. The function does not keep a `logits_fn` alive.
 
-    There is one function for each rank of seeds: a common one would be traced for seeds of unknown rank.
+    There is one function for each number of channels and each rank of seeds: a common one would be traced for images
+    and seeds where these are unknown.
     """
     perturb = functools.partial(attack.perturb, static_shapes=static_shapes)
     return tf.function(perturb, autograph=False, reduce_retracing=True)

@@ -1,10 +1,9 @@
 """The command `keras-sat serve`."""
 
 import argparse
-import importlib.util
 import signal
 
-from keras_sat import extras, files
+from keras_sat import files
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -19,9 +18,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serves a SavedModel over TF Serving's REST and gRPC interfaces: for development, on this machine."""
-    if importlib.util.find_spec("waitress") is None:
-        raise ValueError(f"serve needs waitress: {extras.install('serve')}")
-    from keras_sat.serving import Server
+    from keras_sat.serving import Server  # raises ImportError without the extra `serve`
 
     with Server(args.path, args.name, args.host, args.rest_port, args.grpc_port) as server:
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -87,7 +87,7 @@ def averaged():
 @pytest.mark.parametrize("build", [relu_with_smooth_gradient, function_of_its_own, mirrored_and_mixed, averaged])
 def test_becomes_plain_float32(build, tmp_path):
     model = build()
-    classifier = getattr(model, "model", model)
+    classifier = getattr(model, "classifier", model)
     export_saved_model(model, tmp_path / "saved", image_size=28)
     loaded = tf.saved_model.load(tmp_path / "saved")
     assert {variable.dtype for variable in loaded.variables} <= {tf.float32, tf.int64, tf.uint32}
