@@ -76,7 +76,7 @@ def no_process_in_a_fast_test(request, monkeypatch):
         monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_model():
     """Returns a function that builds a convolutional classifier: images of 8 x 8 x 3 pixels, 4 classes."""
 
@@ -89,6 +89,12 @@ def tiny_model():
         return keras.Sequential(layers)
 
     return build
+
+
+@pytest.fixture(scope="module")
+def shared_model(tiny_model):
+    """Returns one tiny model for the tests of a file that do not change it: they share what attacks trace for it."""
+    return tiny_model()
 
 
 @keras.saving.register_keras_serializable("keras_sat_tests")
