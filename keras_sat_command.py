@@ -1,17 +1,18 @@
-"""The console script `keras-sat`: loads TensorFlow quietly, then hands over to keras_sat.cli.
+"""The console script `keras-sat`: loads TensorFlow quietly, then calls keras_sat.cli.
 
-It stands outside the package because TensorFlow 2.21 writes start-up notes to stderr when it is imported, whatever
-TF_CPP_MIN_LOG_LEVEL says, and an error of ours is to be one line.
+It is outside the package because it must run before TensorFlow is imported: TensorFlow 2.21 then writes start-up notes
+to stderr, whatever TF_CPP_MIN_LOG_LEVEL says, and an error of keras-sat should be a single line.
 """
 
 import contextlib
 import os
 import signal
+from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def interruptible():
-    """Ends the process at Ctrl-C with a line, while TensorFlow is imported: an exception there would be lost in it."""
+def interruptible() -> Iterator[None]:
+    """Ends the process at Ctrl-C with one line, also while TensorFlow is imported, which would lose an exception."""
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
@@ -30,8 +31,8 @@ def interruptible():
 
 
 @contextlib.contextmanager
-def quiet():
-    """Sends what native code writes to stderr to nowhere; with an NVIDIA driver, where it may matter, it is kept."""
+def quiet() -> Iterator[None]:
+    """Discards what native code writes to stderr. With an NVIDIA driver it is kept, because it may matter there."""
     if os.path.exists("/proc/driver/nvidia"):
         yield
         return
@@ -45,12 +46,13 @@ def quiet():
         os.close(nowhere)
 
 
-def main():
+def main() -> None:
+    """Runs the command line."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with interruptible(), quiet():
         import tensorflow as tf
 
         from keras_sat import cli
 
-        tf.config.list_physical_devices()  # looks for a GPU now, and complains now that there is none
+        tf.config.list_physical_devices()  # TensorFlow looks for a GPU here, and complains where there is none
     cli.main()

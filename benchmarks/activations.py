@@ -1,8 +1,8 @@
-"""Prints what a PGD-1 training step costs with each activation, over relu's: the study's network, in one run.
+"""Prints the time of a PGD-1 training step with each activation, relative to relu, for the network of the study.
 
     python benchmarks/activations.py [--model ResNet8] [--batch_size 128] [--repeats 30]
 
-The steps take turns, so that a slow moment of the machine meets all of them; medians are compared.
+The steps run in turns, so that a slow moment of the machine affects all of them. Medians are compared.
 """
 
 import argparse
@@ -20,7 +20,7 @@ ACTIVATIONS = ("relu", "silu", "gelu", "elu", "softplus", "parametric_softplus",
 
 
 def trainer(model, activation):
-    """Returns a compiled trainer of a network for 28 x 28 x 1 pixels."""
+    """Returns a compiled trainer of a network for images of 28 x 28 x 1 pixels."""
     network = keras_sat.models.BUILDERS[model](activation=activation, input_shape=(28, 28, 1), classes=10)
     made = keras_sat.training.AdversarialModel(network, PGD(LinfBall(25.5), steps=1))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

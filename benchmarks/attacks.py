@@ -1,13 +1,13 @@
-"""Compares the attacks with the reference implementations: robust accuracy and seconds, ours and theirs, in one run.
+"""Compares the attacks with reference implementations: robust accuracy and time of both, in one run.
 
-    pip install -e '.[bench]'     # the pinned peers
+    pip install -e '.[bench]'     # the reference packages, pinned
     python benchmarks/attacks.py RUN [--only pgd ensemble ...] [--images 500] [--epsilon 25.5]
 
-RUN is the folder of a network that `keras-sat train` wrote: a ResNet on Fashion-MNIST. The PyTorch twin has its weights
-(benchmarks/twin.py; the logits are compared first). Everyone attacks the same images, on the same cores; ours through
-`evaluate`, theirs by their own evaluation, and an image counts as robust if it is classified correctly clean and
-attacked. A time is that of the whole evaluation, ours with compilation. PGD is compared at an epsilon at which 40 to
-60 % survive, over several seeds, the first of which only warms up.
+RUN is the folder of a network that `keras-sat train` wrote: a ResNet on Fashion-MNIST. A PyTorch twin has the same
+weights (benchmarks/twin.py); the difference of the logits is printed. All attacks run on the same images and the same
+cores: ours through `evaluate`, theirs through their own evaluation. An image counts as robust if it is classified
+correctly both clean and attacked. The time is the time of the whole evaluation, ours with compilation. PGD is compared
+at an epsilon at which 40 to 60 % of the images are robust, over several seeds. The first seed is a warm-up.
 """
 
 import argparse
@@ -26,7 +26,7 @@ SEEDS = 3
 
 
 class Comparison:
-    """The images, ours and theirs, and what it takes to attack them."""
+    """The network, its PyTorch twin and the images, with methods that attack them."""
 
     def __init__(self, folder, count, epsilon, batch_size):
         config, self.model = run.load(folder)
@@ -38,12 +38,12 @@ class Comparison:
         self.correct = self._predict_torch(self.torch_images) == self.labels
 
     def logits_difference(self):
-        """Returns the largest difference of the logits, over their range."""
+        """Returns the largest difference between the logits of model and twin, relative to their range."""
         ours, theirs = np.array(self.model(self.images)), self.twin(self.torch_images).detach().numpy()
         return np.abs(ours - theirs).max() / np.ptp(ours)
 
     def ours(self, attack, seed=0):
-        """Returns the robust accuracy and the seconds of our attack."""
+        """Returns the robust accuracy and the seconds of one of our attacks."""
         start, data = time.perf_counter(), (self.images, self.labels)
         report = evaluation.evaluate(
             self.model, data, {"it": attack}, seed=seed, batch_size=self.batch_size, progress=False
@@ -51,7 +51,11 @@ class Comparison:
         return report["it"].accuracy, time.perf_counter() - start
 
     def theirs(self, perturb):
-        """Returns the robust accuracy and the seconds of `perturb(images, labels)` on PyTorch tensors, in batches."""
+        """Returns the robust accuracy and the seconds of an attack on the twin.
+
+        Args:
+            perturb: a function from a batch of PyTorch images and labels to adversarial images.
+        """
         start = time.perf_counter()
         batches = zip(self.torch_images.split(self.batch_size), self.torch_labels.split(self.batch_size))
         adversarial = torch.cat([perturb(images, labels) for images, labels in batches])
@@ -59,12 +63,16 @@ class Comparison:
         return robust.mean(), time.perf_counter() - start
 
     def reference(self, names):
-        """Returns the robust accuracy and the seconds of pyautoattack, as it evaluates by itself."""
+        """Returns the robust accuracy and the seconds of pyautoattack's own evaluation.
+
+        Args:
+            names: names of its attacks.
+        """
         from pyautoattack import AutoAttack
 
         start = time.perf_counter()
         reference = AutoAttack(self.twin, norm="Linf", eps=self.ball.epsilon / 255, version="standard", seed=0)
-        reference.version, reference.attacks_to_run = "custom", names  # the standard's settings of each attack
+        reference.version, reference.attacks_to_run = "custom", names  # these attacks, with the settings of "standard"
         adversarial, _ = reference.run_standard_evaluation(
             self.torch_images, self.torch_labels, batch_size=self.batch_size
         )
@@ -126,29 +134,30 @@ def art_pgd(comparison, batch_size=None):
 
 
 def compare_pgd(comparison):
-    """Prints means of the accuracies and medians of the seconds over seeds; all take turns, after one to warm up."""
+    """Compares PGD with all peers. Prints means of the accuracies, and medians of the seconds after the warm-up."""
     ours = attacks.PGD(comparison.ball, PGD_STEPS, step(comparison), keep="first")
     contestants = {"ours": lambda seed: comparison.ours(ours, seed)}
     peers = {"torchattacks": torchattacks_pgd, "Foolbox": foolbox_pgd, "ART, TF 2": art_pgd}
-    peers |= {"ART, batch 32": lambda comparison: art_pgd(comparison, 32)}  # its default
+    peers |= {"ART, batch 32": lambda comparison: art_pgd(comparison, 32)}  # ART's default
     contestants |= {peer: lambda _, theirs=theirs: theirs(comparison) for peer, theirs in peers.items()}
-    found = {name: [] for name in contestants}
+    results = {name: [] for name in contestants}
     for seed in range(SEEDS + 1):
         for name, contestant in contestants.items():
             torch.manual_seed(seed)
             np.random.seed(seed)
-            found[name].append(contestant(seed))
+            results[name].append(contestant(seed))
     means = {
         name: (np.mean([accuracy for accuracy, _ in pairs]), np.median([seconds for _, seconds in pairs[1:]]))
-        for name, pairs in found.items()
+        for name, pairs in results.items()
     }
     for peer in peers:
         row(f"PGD-{PGD_STEPS}", peer, means["ours"], means[peer])
-    for name, pairs in found.items():
+    for name, pairs in results.items():
         print(f"{'':<12}{name:<14}" + "  ".join(f"{100 * a:.1f} % {s:.1f} s" for a, s in pairs), flush=True)
 
 
 def row(name, peer, ours, theirs):
+    """Prints a row: accuracies in %, seconds, and the ratio of the seconds."""
     accuracies = f"{100 * ours[0]:>8.1f}{100 * theirs[0]:>8.1f}{100 * (ours[0] - theirs[0]):>+7.1f}"
     print(f"{name:<12}{peer:<14}{accuracies}{ours[1]:>9.1f}{theirs[1]:>9.1f}{ours[1] / theirs[1]:>7.2f}", flush=True)
 
@@ -163,7 +172,7 @@ def main():
     parser.add_argument("--pgd_images", type=int, default=1000)
     parser.add_argument("--pgd_epsilon", type=float, default=36)
     args = parser.parse_args()
-    warnings.filterwarnings("ignore")  # those of the peers
+    warnings.filterwarnings("ignore")  # the peers give many warnings
     torch.manual_seed(0)
     print(f"{'attack':<12}{'peer':<14}{'robust accuracy %':>23}{'seconds':>18}")
     print(f"{'':<26}{'ours':>8}{'theirs':>8}{'diff':>7}{'ours':>9}{'theirs':>9}{'ratio':>7}")

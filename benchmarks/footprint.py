@@ -1,11 +1,11 @@
-"""What the package adds: seconds to `import keras`, and memory of an adversarial step to that of a plain one.
+"""Measures what the package adds to the import time of Keras, and to the memory of a training step.
 
     python benchmarks/footprint.py [--image_size 64] [--batch_size 32] [--repeats 5]
 
-Each figure is of processes of their own. Memory is the peak of the resident set over three steps of ResNet-50 with SGD
-and momentum; the attack's graph and kernels are part of it, whatever the size of the batch. "Unasked" leaves out the
-comparison of the attacked copy with the model, which is made once, on eight images of the first batch; its seconds are
-given beside those of a step in the same process.
+Each measurement runs in its own process. Memory is the peak of the resident set over three steps of ResNet-50, SGD with
+momentum. It includes the attack's graph and kernels, which do not depend on the batch size. In the rows "unasked", the
+comparison of the attacked copy with the model is left out. This comparison runs once, on eight images of the first
+batch. Its time is compared with the time of a step in the same process.
 """
 
 import argparse
@@ -38,6 +38,7 @@ IMPORT = "import time; start = time.perf_counter(); import {module}; print(time.
 
 
 def run(code):
+    """Runs Python code in a new process; returns the numbers that it prints."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return [float(number) for number in done.stdout.split()]
 
@@ -47,17 +48,19 @@ def measured(code):
 
 
 def imports(repeats):
-    found = {"keras": [], "keras_sat": []}
+    """Prints the import times."""
+    times = {"keras": [], "keras_sat": []}
     for _ in range(repeats):
-        for module, seconds in found.items():
+        for module, seconds in times.items():
             seconds.append(measured(IMPORT.format(module=module)))
-    medians = {module: statistics.median(seconds) for module, seconds in found.items()}
-    for module, seconds in found.items():
+    medians = {module: statistics.median(seconds) for module, seconds in times.items()}
+    for module, seconds in times.items():
         print(f"import {module:<12}{medians[module]:6.2f} s  ({min(seconds):.2f}..{max(seconds):.2f})")
     print(f"more{'':<15}{medians['keras_sat'] - medians['keras']:6.2f} s\n")
 
 
 def memory(size, batch, repeats):
+    """Prints the peak memory of training steps, and the time of the comparison."""
     peaks = {"plain": [], "PGD-1": [], "PGD-10": [], "PGD-10 unasked": []}
     comparisons = []
     for _ in range(repeats):

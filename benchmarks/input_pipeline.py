@@ -1,11 +1,11 @@
-"""Prints how many images a second `data.load` gives, beside a bare decode loop on the same JPEG files.
+"""Prints the images per second of `data.load`, compared with a bare decode loop on the same JPEG files.
 
     python benchmarks/input_pipeline.py [--images 1500] [--batch_size 128] [--repeats 5]
 
-The files are made first: of about ImageNet's size in pixels and bytes, from the tests' picture; as a folder of JPEGs
-and as `imagenet2012` in TFDS' format. The bare loop reads each file and decodes all of it, in parallel, and does
-nothing else: no shuffling, no crop, no batch. Then a consumer takes half as long again for a batch as the pipeline
-does, as a model on an accelerator would, and counts how long it waits for each.
+The files are generated from the picture of the tests. They have about the size of ImageNet's, in pixels and bytes, and
+are written as a folder of JPEG files and as `imagenet2012` in TFDS' format. The bare loop only reads and decodes each
+whole file, in parallel: no shuffling, no crop, no batches. Then a consumer takes 1.5 times as long for each batch as
+the pipeline does, as a model on an accelerator would. The time that it waits for each batch is printed.
 """
 
 import argparse
@@ -29,7 +29,7 @@ AUTOTUNE = tf.data.AUTOTUNE
 
 
 def encoded(number):
-    """Returns JPEGs of 500 x 375 pixels, no two alike: the landscape moved, mirrored, and darker or lighter."""
+    """Yields different JPEG files of 500 x 375 pixels: the picture shifted, mirrored and darkened at random."""
     landscape, rng = tf.io.decode_png(LANDSCAPE.read_bytes()).numpy(), np.random.default_rng(0)
     for _ in range(number):
         image = np.roll(landscape, rng.integers(0, 375, 2), axis=(0, 1))[:, :: rng.choice([-1, 1])]
@@ -38,7 +38,7 @@ def encoded(number):
 
 
 def write(folder, number):
-    """Writes the same JPEGs as train/CLASS/*.jpg and as TFRecords."""
+    """Writes the same JPEG files as train/CLASS/*.jpg and as TFRecords."""
     examples = []
     for index, jpeg in enumerate(encoded(number)):
         label = index % CLASSES
@@ -47,7 +47,7 @@ def write(folder, number):
         path.write_bytes(jpeg)
         examples.append((index, {"image": io.BytesIO(jpeg), "label": label, "file_name": path.name}))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TFDS' writer warns of itself
+        warnings.simplefilter("ignore")  # the writer of TFDS gives deprecation warnings
         tfds.dataset_builders.store_as_tfds_dataset(
             name="imagenet2012",
             version="5.1.0",
@@ -64,14 +64,19 @@ def write(folder, number):
 
 
 def bare(folder):
-    """Returns the images of a folder, one by one: read and decoded, nothing else."""
+    """Returns a dataset of the images of a folder, which are only read and decoded."""
     paths = [str(path) for path in sorted((folder / "images").rglob("*.jpg"))]
     files = tf.data.Dataset.from_tensor_slices(paths)
     return files.map(lambda path: tf.io.decode_jpeg(tf.io.read_file(path), 3), AUTOTUNE, deterministic=False)
 
 
 def rate(dataset, images):
-    """Returns images a second over a dataset of so many, after a first pass in which tf.data tunes itself."""
+    """Returns the images per second of a dataset. During a first pass, which is not measured, tf.data tunes itself.
+
+    Args:
+        dataset: a dataset of images or batches.
+        images: number of images in the dataset.
+    """
     steps = int(dataset.cardinality())
     iterator = iter(dataset.repeat(1 + PASSES))
     for _ in range(steps):
@@ -83,15 +88,20 @@ def rate(dataset, images):
 
 
 def waits(dataset, seconds):
-    """Returns how long a consumer that takes so many seconds for a batch waits for each but the first."""
-    iterator, found = iter(dataset), []
+    """Returns how many seconds a consumer waits for each batch after the first.
+
+    Args:
+        dataset: a dataset of batches.
+        seconds: time that the consumer takes for a batch.
+    """
+    iterator, waited = iter(dataset), []
     next(iterator)
     while True:
         time.sleep(seconds)
         start = time.perf_counter()
         if next(iterator, None) is None:
-            return found
-        found.append(time.perf_counter() - start)
+            return waited
+        waited.append(time.perf_counter() - start)
 
 
 def main():
@@ -117,16 +127,16 @@ def main():
         for _ in range(args.repeats):
             for name, (dataset, images) in candidates.items():
                 rates[name].append(rate(dataset, images))
-        medians = {name: statistics.median(found) for name, found in rates.items()}
+        medians = {name: statistics.median(values) for name, values in rates.items()}
         print(f"{'':<20}{'images/s':>9}{'min..max':>14}{'over bare':>11}")
-        for name, found in rates.items():
-            spread = f"{min(found):.0f}..{max(found):.0f}"
+        for name, values in rates.items():
+            spread = f"{min(values):.0f}..{max(values):.0f}"
             print(f"{name:<20}{medians[name]:>9.0f}{spread:>14}{medians[name] / medians['bare decode loop']:>11.2f}")
         seconds = 1.5 * args.batch_size / medians["training, TFDS"]
-        found = waits(candidates["training, TFDS"][0], seconds)
+        waited = waits(candidates["training, TFDS"][0], seconds)
         print(
-            f"a consumer that takes {1000 * seconds:.0f} ms for a batch waits {1000 * statistics.median(found):.1f} ms "
-            f"for the next (largest of {len(found)}: {1000 * max(found):.1f} ms)"
+            f"a consumer that takes {1000 * seconds:.0f} ms for a batch waits {1000 * statistics.median(waited):.1f} "
+            f"ms for the next (largest of {len(waited)}: {1000 * max(waited):.1f} ms)"
         )
 
 

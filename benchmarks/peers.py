@@ -1,13 +1,14 @@
-"""Compares the time of attacks and of adversarial training with peers: the same weights, images and cores, in one run.
+"""Compares the time of attacks and of adversarial training with other packages: same weights, images and cores.
 
     pip install -e '.[bench]'
     python benchmarks/peers.py [--only torchattacks cleverhans art] [--repeats 5]
 
-PGD-10 on ResNet-50 (silu, 64 px, batch 32) against torchattacks on the PyTorch twin (channels last; benchmarks/twin.py)
-and against CleverHans' TF2; an adversarial training step (PGD-7) against ART's AdversarialTrainer on TF2, of ResNet-50
-and of ResNet-8 on 28 px, beside Keras' own plain step, of which PGD-7 needs 5.7 times the passes. The candidates take
-turns; medians are compared, after what each must do once. Before, the results of attacks are compared: everyone's cross
-entropy and pixels, all started at the images themselves, without a random start, so that they differ by rounding alone.
+PGD-10 on ResNet-50 (silu, 64 px, batch 32) is compared with torchattacks on a PyTorch twin (channels last;
+benchmarks/twin.py) and with CleverHans on TensorFlow 2. An adversarial training step (PGD-7) of ResNet-50, and of
+ResNet-8 on 28 px, is compared with ART's AdversarialTrainer on TensorFlow 2, and with a plain step of Keras. PGD-7
+needs 5.7 times the passes of a plain step. The candidates run in turns after a warm-up, and medians are compared.
+Before, the results of the attacks are compared: the cross entropy and the pixels. For this, all attacks start at the
+clean images, so that they differ only by rounding.
 """
 
 import argparse
@@ -27,12 +28,14 @@ EPSILON, STEP, PIXELS = 4.0, 1.0, 255.0
 
 
 def data(size, channels, batch, classes):
+    """Returns a batch of random images and labels."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (batch, size, size, channels)).astype(np.float32)
     return images, rng.integers(0, classes, batch)
 
 
 def show(title, seconds, theirs):
+    """Prints the times of all candidates, and their ratios to the candidate `theirs`."""
     print(title)
     reference = statistics.median(seconds[theirs])
     for name, times in seconds.items():
@@ -42,10 +45,14 @@ def show(title, seconds, theirs):
     print()
 
 
-def agreement(model, images, labels, found):
-    """Prints the mean cross entropy on everyone's adversarial images, and how many pixels are those of the first."""
-    first = next(iter(found.values()))
-    for name, points in ({"no attack": images} | found).items():
+def agreement(model, images, labels, adversarial):
+    """Prints the mean cross entropy on adversarial images, and the share of pixels that equal those of the first.
+
+    Args:
+        adversarial: {name: adversarial images}.
+    """
+    first = next(iter(adversarial.values()))
+    for name, points in ({"no attack": images} | adversarial).items():
         logits = model(np.clip(points, 0, PIXELS), training=False)
         loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
         same = 100 * np.mean(np.abs(points - first) < 0.01)
@@ -53,28 +60,35 @@ def agreement(model, images, labels, found):
 
 
 def network(images):
-    """Returns ResNet-50 as if trained: with the statistics of what passes, and no gamma of 0, so that gradients do."""
+    """Returns a ResNet-50 that behaves like a trained one.
+
+    Its batch norms have the statistics of their inputs, and no gamma is 0, so that all layers have gradients.
+    """
     model, rng = keras_sat.models.ResNet50(input_shape=(64, 64, 3)), np.random.default_rng(1)
     norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
     for norm in norms:
         norm.gamma.assign(rng.uniform(0.2, 1, norm.gamma.shape))
-        norm.momentum = 0.0  # the statistics become those of the next batch
+        norm.momentum = 0.0  # the next batch determines the statistics
     model(images, training=True)
     return model
 
 
 def ours(model, precision, random_start=True):
-    """Returns our PGD-10 as evaluation and training run it: on folded batch norms."""
+    """Returns our PGD-10 as evaluation and training run it, on a copy with folded batch norms."""
     attack = PGD(LinfBall(EPSILON), steps=10, step_size=STEP, random_start=random_start)
     logits_fn = folding.Folding(model, precision).bind()
     return lambda images, labels: attack(logits_fn, images, labels, 0).numpy()
 
 
 def versus(model, images, labels, name, theirs, repeats):
-    """Compares PGD-10, ours in two precisions with theirs: `theirs(random_start)` returns adversarial images."""
+    """Compares our PGD-10 in two precisions with theirs.
+
+    Args:
+        theirs: a function from random_start (bool) to adversarial images.
+    """
     rows = {"keras_sat": None, "keras_sat bf16": "mixed_bfloat16"}
-    found = {row: ours(model, precision, random_start=False)(images, labels) for row, precision in rows.items()}
-    agreement(model, images, labels, found | {name: theirs(False)})
+    adversarial = {row: ours(model, precision, random_start=False)(images, labels) for row, precision in rows.items()}
+    agreement(model, images, labels, adversarial | {name: theirs(False)})
     attacks = {row: ours(model, precision) for row, precision in rows.items()}
     candidates = {row: lambda attack=attack: attack(images, labels) for row, attack in attacks.items()}
     show("PGD-10, ResNet-50, 64 px, batch 32", race(candidates | {name: lambda: theirs(True)}, repeats), name)

@@ -1,12 +1,17 @@
-"""Takes the times of what is compared: in turns, so that a slow moment of the machine meets all of them."""
+"""Measures the times of several functions in turns, so that a slow moment of the machine affects all of them."""
 
 import time
 
-WARM_UP = 2  # turns: tracing, and oneDNN's choice of kernels
+WARM_UP = 2  # turns that are not measured: they trace, and oneDNN chooses its kernels
 
 
 def race(candidates, repeats):
-    """Returns {name: seconds of each turn} of {name: function}; the first two turns only warm up."""
+    """Runs functions in turns; returns {name: [seconds of each turn]}, without the first two turns.
+
+    Args:
+        candidates: {name: function without arguments}.
+        repeats: number of turns that are measured.
+    """
     seconds = {name: [] for name in candidates}
     for turn in range(repeats + WARM_UP):
         for name, candidate in candidates.items():

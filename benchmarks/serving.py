@@ -1,9 +1,9 @@
-"""A bounded load on `keras-sat serve`, on loopback: p50 and p99 of a request, and what a version switch costs.
+"""Measures `keras-sat serve` under a bounded load on loopback: p50 and p99 of a request, also during a version switch.
 
     python benchmarks/serving.py [--requests=400] [--clients=4] [--batch=8]
 
-The server is a process of its own; the clients are threads that send the next request when the last was answered.
-Half-way version 2 takes the place of version 1. Every request must be answered, before, during and after.
+The server runs in its own process. The clients are threads; each sends its next request when the last one is answered.
+When half of the requests are answered, a new version replaces the old one. No request may fail.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from keras_sat import data, export, models
 
 
 def rest(port, signature, values):
-    """Returns a function that asks by REST; row format."""
+    """Returns a function that sends a REST request in row format, and returns the number of predictions."""
     body = json.dumps({"signature_name": signature, "instances": values}).encode()
 
     def ask():
@@ -41,7 +41,7 @@ def rest(port, signature, values):
 
 
 def rpc(port, signature, name, array):
-    """Returns a function that asks by gRPC."""
+    """Returns a function that sends a gRPC request, and returns the number of predictions."""
     stub = prediction_service_pb2_grpc.PredictionServiceStub(grpc.insecure_channel(f"127.0.0.1:{port}"))
     request = predict_pb2.PredictRequest()
     request.model_spec.name, request.model_spec.signature_name = "net", signature
@@ -50,7 +50,15 @@ def rpc(port, signature, name, array):
 
 
 def load(ask, batch, clients, requests, at_half):
-    """Returns the seconds of each request; calls `at_half` when half of them are answered."""
+    """Sends requests; returns the seconds of each answered request, and the number of failed ones.
+
+    Args:
+        ask: sends a request, returns the number of predictions.
+        batch: number of predictions in a correct answer.
+        clients: number of threads.
+        requests: number of requests.
+        at_half: called once, when half of the requests are answered.
+    """
     seconds, failed, lock, switched = [], [], threading.Lock(), threading.Event()
 
     def client():
@@ -58,7 +66,7 @@ def load(ask, batch, clients, requests, at_half):
             start = time.perf_counter()
             try:
                 answered = ask() == batch
-            except Exception as error:  # it is counted, and said at the end
+            except Exception as error:  # counted, and reported at the end
                 answered = print(error)
             with lock:
                 (seconds if answered else failed).append(time.perf_counter() - start)
@@ -77,6 +85,7 @@ def load(ask, batch, clients, requests, at_half):
 
 
 def publish(source, base, version):
+    """Adds a version to a model's folder: copied first, then renamed."""
     shutil.copytree(source, os.path.join(base, f".{version}"))
     os.rename(os.path.join(base, f".{version}"), os.path.join(base, str(version)))
 
@@ -130,6 +139,7 @@ def main():
 
 
 def timed(function, repeats=20):
+    """Returns the seconds of each call of a function."""
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()

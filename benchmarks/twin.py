@@ -1,4 +1,4 @@
-"""A Keras classifier as a PyTorch module: the same weights, for comparisons with peers that are written in PyTorch."""
+"""Converts a Keras classifier to a PyTorch module with the same weights, for comparisons with PyTorch packages."""
 
 import keras
 import numpy as np
@@ -9,11 +9,19 @@ ACTIVATIONS = {"relu": F.relu, "silu": F.silu, "elu": F.elu, "softplus": F.softp
 
 
 class Twin(torch.nn.Module):
-    """Maps images in 0..1, [batch, channels, height, width], to the logits of `model` for the same in 0..255."""
+    """A PyTorch module that computes the logits of a Keras model.
+
+    Its input is [batch, channels, height, width] in 0..1, where the model takes [batch, height, width, channels] in
+    0..255.
+    """
 
     def __init__(self, model):
         super().__init__()
-        self.operations = [(layer.name, _sources(layer), _operation(layer)) for layer in model.layers[1:]]
+        names = {id(layer.output): layer.name for layer in model.layers}
+        self.operations = [
+            (layer.name, [names[id(tensor)] for tensor in _inputs(layer)], _operation(layer))
+            for layer in model.layers[1:]
+        ]
         self.first, self.last = model.layers[0].name, model.layers[-1].name
 
     def forward(self, images):
@@ -23,13 +31,12 @@ class Twin(torch.nn.Module):
         return values[self.last]
 
 
-def _sources(layer):
-    inputs = layer.input if isinstance(layer.input, list) else [layer.input]
-    return [tensor._keras_history.operation.name for tensor in inputs]
+def _inputs(layer):
+    return layer.input if isinstance(layer.input, list) else [layer.input]
 
 
 def _operation(layer):
-    """Returns what a layer computes, in inference mode, as a function of PyTorch tensors."""
+    """Returns a layer's computation in inference mode, as a function of PyTorch tensors."""
     weights = [torch.from_numpy(np.array(weight)) for weight in layer.get_weights()]
     match layer:
         case keras.layers.Rescaling():
@@ -37,7 +44,7 @@ def _operation(layer):
         case keras.layers.ZeroPadding2D():
             (top, bottom), (left, right) = layer.padding
             return lambda x: F.pad(x, (left, right, top, bottom))
-        case keras.layers.MaxPooling2D():  # 3, stride 2, SAME: of an even size the padding is right and below
+        case keras.layers.MaxPooling2D():  # size 3, stride 2, "same": even sizes are padded right and below
             return lambda x: F.max_pool2d(F.pad(x, (0, 1, 0, 1), value=-torch.inf), layer.pool_size, layer.strides)
         case keras.layers.Conv2D():
             kernel = weights[0].permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)

@@ -1,42 +1,52 @@
-"""Encoded images -> pixels 0..255: decoding, crops, resizing, and Keras' augmentations without a state of their own."""
+"""Turns encoded images into pixels 0..255: decoding, crops, resizing and stateless augmentation."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
 
-MARGIN = 32  # pixels around the padded crop of an image of 224 pixels or more: EfficientNet's
-SMALLEST_WITH_MARGIN = 224  # below, the crop keeps the same share of the image as at 224: 7/8
-SHORTEST_EDGE = 256 / 224
+__all__ = ["Preprocessing", "random_part"]
+
+MARGIN = 32  # pixels that EfficientNet's padded crop leaves around an image of 224 pixels or more
+SMALLEST_WITH_MARGIN = 224  # below this size, the crop keeps 224 / (224 + 32) = 7/8 of the image
+SHORTEST_EDGE = 256 / 224  # the ratio of the resized shortest edge to the size of the crop
 INTERPOLATIONS = {"stretch": "bilinear, antialiased", "padded": "bicubic (TensorFlow 1)", "shortest_edge": "bicubic"}
 CROPS = tuple(INTERPOLATIONS)
-# What stands before a TIFF header in a JPEG, a PNG and a WebP.
+# The bytes that precede EXIF data in a JPEG, PNG or WebP file, and the TIFF header with which the data begin.
 EXIF = r"\A\C*?(?:Exif\x00\x00|eXIf|EXIF\C{4})(?:Exif\x00\x00)?(II\*\x00|MM\x00\*)"
-EXIF_BYTES = 2**18  # of a JPEG, among which EXIF data begin
-BMP_MASKS = b"\0\0\xff\0\0\xff\0\0\xff\0\0\0"  # red, green and blue, in the order that TensorFlow's decoder takes
-DIRECTORY_BYTES = 2**12  # of EXIF data, among which the orientation is
+EXIF_BYTES = 2**18  # EXIF data are searched for in this many first bytes of a JPEG file
+BMP_MASKS = b"\0\0\xff\0\0\xff\0\0\xff\0\0\0"  # of red, green and blue: the only order that TensorFlow decodes
+DIRECTORY_BYTES = 2**12  # the orientation is searched for in this many first bytes of the EXIF data
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes pixels: what evaluation, calibration, `predict` and an export's `serving_bytes` share.
+    """Converts an encoded image to pixels. Evaluation, calibration, `predict` and exports use the same conversion.
 
         pixels = Preprocessing(224, 224, 3, crop="padded")(tf.io.read_file("cat.jpg"))  # uint8 [224, 224, 3]
 
-    A file is JPEG, PNG, GIF (its first image), BMP or WebP. It is turned as its EXIF orientation says. 16 bits become
-    8. Transparency is left out, as in Pillow's `convert("RGB")`; transparent pixels of a GIF are black. For one
-    channel, colours become their luma, 0.299 R + 0.587 G + 0.114 B.
+    An image file is JPEG, PNG, GIF (the first image is read), BMP or WebP. The image is rotated and mirrored as its
+    EXIF orientation says. Pixels of 16 bits are reduced to 8 bits. Transparency is dropped, as Pillow's
+    `convert("RGB")` does; transparent pixels of a GIF become black. With one channel, colours become their luma,
+    0.299 R + 0.587 G + 0.114 B.
 
     Args:
-        height, width: of the pixels to return.
+        height: height of the returned pixels, an integer >= 1.
+        width: width of the returned pixels, an integer >= 1.
         channels: 1 (grey) or 3 (RGB).
-        crop: "stretch": the whole image, resized (bilinear, antialiased); an image of this size stays as it is.
-            "padded": EfficientNet's centre crop, size / (size + 32) of the largest centred part of this shape (7/8 of
-            it where the shorter side is below 224 pixels), resized as TensorFlow 1 does (bicubic).
-            "shortest_edge": resized (bicubic) to 256/224 of the size, then the centre of it.
+        crop: which part of the image is used.
+            "stretch" (default): the whole image, resized (bilinear, antialiased). An image that already has this size
+            is unchanged.
+            "padded": EfficientNet's centre crop. It is the largest centred part with the aspect ratio of the output,
+            reduced by the factor size / (size + 32), where size is the shorter side of the output, or by 7/8 if size <
+            224. It is resized with TensorFlow 1's bicubic kernel.
+            "shortest_edge": the image is resized (bicubic) until it covers 256/224 of the output size, then its centre
+            is cut out.
 
     Raises:
-        ValueError: for a size, channels or a crop out of their range.
+        ValueError: for an invalid size, number of channels or crop.
     """
 
     height: int
@@ -44,7 +54,7 @@ class Preprocessing:
     channels: int
     crop: str = "stretch"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("height", "width"):
             if not (isinstance(getattr(self, name), int) and getattr(self, name) >= 1):
                 raise ValueError(f"{name} must be an integer >= 1, in pixels. Received: {getattr(self, name)!r}")
@@ -55,19 +65,22 @@ class Preprocessing:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of the pixels."""
+        """The shape of the returned pixels: (height, width, channels)."""
         return self.height, self.width, self.channels
 
-    def settings(self) -> dict:
-        """Returns plain values for a JSON file; `Preprocessing.of(settings)` reads them."""
+    def settings(self) -> dict[str, Any]:
+        """Returns the arguments, and the interpolation, as a dict for a JSON file. `Preprocessing.of` reads it."""
         return dataclasses.asdict(self) | {"interpolation": INTERPOLATIONS[self.crop]}
 
     @classmethod
-    def of(cls, settings: dict) -> "Preprocessing":
-        """Returns what `settings` described.
+    def of(cls, settings: dict[str, Any]) -> "Preprocessing":
+        """Returns the `Preprocessing` that has these settings.
+
+        Args:
+            settings: a dict as `Preprocessing.settings` returns it; other keys are ignored.
 
         Raises:
-            ValueError: if a value is missing or out of its range.
+            ValueError: if a value is missing or invalid.
         """
         try:
             return cls(**{field.name: settings[field.name] for field in dataclasses.fields(cls)})
@@ -79,10 +92,10 @@ class Preprocessing:
         """Returns uint8 pixels [height, width, channels].
 
         Args:
-            image: a file's bytes, a string tensor; or uint8 pixels [h, w, 1 or 3].
+            image: the bytes of an image file, as a string tensor; or uint8 pixels [h, w, 1 or 3].
 
         Raises:
-            tf.errors.InvalidArgumentError: for bytes that are no such image, or a damaged one.
+            tf.errors.InvalidArgumentError: if the bytes are not an image of these formats, or are damaged.
         """
         if self.crop == "padded":
             part = pixels(image, self.channels, self._window)
@@ -98,7 +111,7 @@ class Preprocessing:
         return to_uint8(tf.ensure_shape(image, self.shape))
 
     def _window(self, shape):
-        """Returns top, left, height and width of the padded crop."""
+        """Returns the padded crop of an image of this shape: int32 [top, left, height, width]."""
         size = max(min(self.height, self.width), SMALLEST_WITH_MARGIN)
         share = size / (size + MARGIN)
         sides = tf.cast(shape[:2], tf.float32)
@@ -107,7 +120,7 @@ class Preprocessing:
         return tf.concat([(shape[:2] - extent + 1) // 2, extent], 0)
 
     def _edges(self, shape):
-        """Returns height and width to resize to, before the crop of the shortest edge."""
+        """Returns the size to resize to before the "shortest_edge" crop: int32 [height, width]."""
         sides = tf.cast(shape[:2], tf.float32)
         scale = SHORTEST_EDGE / tf.reduce_min(sides / self.shape[:2])
         return tf.maximum(self.shape[:2], tf.cast(tf.round(sides * scale), tf.int32))
@@ -117,13 +130,13 @@ class Preprocessing:
 def random_part(image: tf.Tensor, shape: tuple[int, int, int], seed: tf.Tensor) -> tf.Tensor:
     """Returns a random part of an image, resized (bilinear) to uint8 pixels of `shape`.
 
-    The part is Inception's (arXiv:1409.4842): 8 % .. 100 % of the area, of an aspect ratio of 3/4 .. 4/3. Of a JPEG it
-    alone is decoded.
+    The part is drawn as for Inception (arXiv:1409.4842): 8 % .. 100 % of the area, with an aspect ratio of 3/4 .. 4/3.
+    For a JPEG file, only this part is decoded.
 
     Args:
-        image: a file's bytes, a string tensor; or uint8 pixels [h, w, 1 or 3].
-        shape: (height, width, channels) to return.
-        seed: int32 tensor [2]; the same gives the same.
+        image: the bytes of an image file, as a string tensor; or uint8 pixels [h, w, 1 or 3].
+        shape: (height, width, channels) of the returned pixels.
+        seed: int32 tensor [2]. The same seed gives the same part.
     """
 
     def part(shape):
@@ -133,53 +146,74 @@ def random_part(image: tf.Tensor, shape: tuple[int, int, int], seed: tf.Tensor) 
         )
         return tf.concat([begin[:2], extent[:2]], axis=0)
 
-    # Within the range, so rounding is all that is needed: one pass over the pixels in place of four.
+    # Bilinear values stay in 0..255, so rounding is enough: one pass over the pixels, where to_uint8 takes four.
     return tf.cast(tf.image.resize(pixels(image, shape[-1], part), shape[:2]) + 0.5, tf.uint8)
 
 
 def random_shift(image: tf.Tensor, most: int, seed: tf.Tensor) -> tf.Tensor:
-    """Returns an image moved by up to `most` pixels each way; what comes in is black."""
+    """Returns an image shifted at random by up to `most` pixels in each direction. The uncovered border is black.
+
+    Args:
+        image: pixels [height, width, channels], of static shape.
+        most: the largest shift, in pixels.
+        seed: int32 tensor [2].
+    """
     padded = tf.pad(image, [[most, most], [most, most], [0, 0]])
     return tf.image.stateless_random_crop(padded, image.shape, seed)
 
 
 @tf.autograph.experimental.do_not_convert
-def apply_to_each(function, elements, shape, parallel=None):
-    """Returns function(*element) for each of n elements, uint8 [n, *shape], and the numbers of those that failed.
+def apply_to_each(
+    function: Callable[..., tf.Tensor],
+    elements: tuple[tf.Tensor, ...],
+    shape: tuple[int, int, int],
+    parallel: int | None = None,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Applies a function to each of n elements, and says for which of them it failed.
 
-    A decoder that fails ends the whole graph without saying at which image. A dataset can pass over its failures, so
-    that what is missing at its end can be named.
+    If a decoder fails in a graph, the whole graph fails, and the error does not name the image. A dataset can skip
+    failed elements (`ignore_errors`), and the missing indices are those that failed.
 
     Args:
-        function: makes uint8 pixels of `shape`.
-        elements: a tuple of tensors [n, ...], the arguments of the function.
-        shape: (height, width, channels).
-        parallel: how many calls at a time, or None.
+        function: called as function(*element), returns uint8 pixels of `shape`.
+        elements: a tuple of tensors [n, ...], one for each argument of the function.
+        shape: (height, width, channels) of the pixels that the function returns.
+        parallel: number of parallel calls, such as tf.data.AUTOTUNE. Default: one call at a time.
+
+    Returns:
+        The results of the calls that succeeded, uint8 [number, height, width, channels], and the indices of the
+        elements that failed, int32 [n - number].
     """
     number = tf.shape(elements[0])[0]
-    made = tf.data.Dataset.from_tensor_slices((tf.range(number), *elements))
-    made = made.map(tf.autograph.experimental.do_not_convert(lambda n, *given: (n, function(*given))), parallel)
-    none = tf.data.Dataset.from_tensors((-1, tf.zeros(shape, tf.uint8)))  # a batch of nothing would have no shape
-    whole = none.concatenate(made.ignore_errors()).batch(tf.cast(number, tf.int64) + 1)
-    numbers, found = whole.get_single_element()
-    failed = tf.sets.difference(tf.range(number)[None], numbers[None, 1:]).values
-    return tf.ensure_shape(found[1:], (None, *shape)), failed
+    results = tf.data.Dataset.from_tensor_slices((tf.range(number), *elements))
+    results = results.map(tf.autograph.experimental.do_not_convert(lambda n, *given: (n, function(*given))), parallel)
+    # A first element that never fails: a batch without any element would have no shape.
+    filler = tf.data.Dataset.from_tensors((-1, tf.zeros(shape, tf.uint8)))
+    whole = filler.concatenate(results.ignore_errors()).batch(tf.cast(number, tf.int64) + 1)
+    indices, images = whole.get_single_element()
+    failed = tf.sets.difference(tf.range(number)[None], indices[None, 1:]).values
+    return tf.ensure_shape(images[1:], (None, *shape)), failed
 
 
-def fold(seed: tf.Tensor, number: int) -> tf.Tensor:
-    """Returns another seed, int32 [2], for each number."""
+def fold(seed: tf.Tensor, number: int | tf.Tensor) -> tf.Tensor:
+    """Returns a new seed, int32 [2], that depends on `seed`, int32 [2], and on a number."""
     return tf.random.experimental.stateless_fold_in(seed, number)
 
 
 def to_uint8(image: tf.Tensor) -> tf.Tensor:
-    """Returns pixels as whole numbers 0..255: rounded, and cut off where an interpolation leaves the range."""
+    """Returns pixels as uint8: rounded, and clipped to 0..255, which a bicubic interpolation can leave."""
     return tf.saturate_cast(tf.round(image), tf.uint8)
 
 
-def stateless(layer, seed, inputs):
-    """Returns what a Keras preprocessing layer makes of `inputs` with the random numbers of `seed`, int32 [2].
+def stateless(layer: keras.layers.Layer, seed: tf.Tensor, inputs: Any) -> Any:
+    """Returns the output of a random Keras preprocessing layer, with random numbers that depend on `seed` alone.
 
-    Its own state is neither used nor moved, so that a pipeline repeats bit for bit and can begin anywhere.
+    The layer's own random state is neither read nor changed. So a pipeline is reproducible, and can begin at any step.
+
+    Args:
+        layer: a Keras preprocessing layer, such as RandAugment.
+        seed: int32 tensor [2].
+        inputs: the input of the layer.
     """
     seeds = [(variable, tf.bitcast(fold(seed, number), tf.uint32)) for number, variable in enumerate(layer.variables)]
     with keras.StatelessScope(state_mapping=seeds):
@@ -187,13 +221,14 @@ def stateless(layer, seed, inputs):
 
 
 @tf.autograph.experimental.do_not_convert
-def pixels(image: tf.Tensor, channels: int, part=None) -> tf.Tensor:
-    """Returns uint8 pixels [h, w, channels] of an image, or of the `part(shape)` of it: top, left, height and width.
+def pixels(image: tf.Tensor, channels: int, part: Callable[[tf.Tensor], tf.Tensor] | None = None) -> tf.Tensor:
+    """Returns the uint8 pixels [h, w, channels] of an image, or of a part of it.
 
     Args:
-        image: a file's bytes, a string tensor; or uint8 pixels [h, w, 1 or 3].
-        channels: 1 or 3.
-        part: a function of the shape, int32 [height, width, channels], that returns an int32 tensor [4].
+        image: the bytes of an image file, as a string tensor; or uint8 pixels [h, w, 1 or 3].
+        channels: 1 (grey) or 3 (RGB).
+        part: a function from the image's shape, int32 [height, width, channels], to the part to return, int32 [top,
+            left, height, width]. Default: the whole image.
     """
     if image.dtype != tf.string:
         return _in_channels(_cut(image, part), channels)
@@ -205,20 +240,20 @@ def pixels(image: tf.Tensor, channels: int, part=None) -> tf.Tensor:
     def part_of_jpeg():
         return tf.io.decode_and_crop_jpeg(image, part(tf.io.extract_jpeg_shape(image)), 3)
 
-    # All that follows of a tf.cond costs time, whether it is taken or not: there are few, and they are small.
+    # The operations in a branch of tf.cond cost time even if the branch is not taken: keep branches few and small.
     is_fast = tf.io.is_jpeg(image) & tf.equal(turn, 1)
-    found = whole() if part is None else tf.cond(is_fast, part_of_jpeg, whole)
-    return _in_channels(tf.ensure_shape(found, (None, None, 3)), channels)
+    rgb = whole() if part is None else tf.cond(is_fast, part_of_jpeg, whole)
+    return _in_channels(tf.ensure_shape(rgb, (None, None, 3)), channels)
 
 
 def _decoded(encoded):
-    """Returns the uint8 RGB pixels of a file."""
+    """Returns the uint8 RGB pixels of an image file."""
 
     def any_other():
         return tf.io.decode_image(encoded, 3, expand_animations=False)
 
-    found = tf.cond(tf.equal(tf.strings.substr(encoded, 0, 2), b"BM"), lambda: _bmp(encoded), any_other)
-    return tf.ensure_shape(found, (None, None, 3))
+    rgb = tf.cond(tf.equal(tf.strings.substr(encoded, 0, 2), b"BM"), lambda: _bmp(encoded), any_other)
+    return tf.ensure_shape(rgb, (None, None, 3))
 
 
 def _cut(image, part):
@@ -235,7 +270,7 @@ def _in_channels(image, channels):
 
 
 def _bmp(encoded):
-    """Returns the RGB pixels of a BMP file. TensorFlow's decoder leaves the palette of one with 8 bits unread."""
+    """Returns the RGB pixels of a BMP file. TensorFlow's decoder ignores the palette of files with 8 bits a pixel."""
     header = _bytes(tf.strings.substr(encoded, 0, 54))
     begin, bits, compression = 14 + _number(header[14:18], 4), _number(header[28:30], 2), _number(header[30:34], 4)
     is_usual = tf.equal(tf.strings.substr(encoded, 54, 12), BMP_MASKS)
@@ -252,20 +287,14 @@ def _bmp(encoded):
 
 
 def orientation(encoded: tf.Tensor) -> tf.Tensor:
-    """Returns the EXIF orientation of a JPEG, PNG or WebP file, int32 in 1..8; 1, as it is, where there is none.
+    """Returns the EXIF orientation of a JPEG, PNG or WebP file, int32 in 1..8, or 1 (upright) if it has none.
 
-    The meaning of the numbers: EXIF 2.32, tag 0x0112, in the first directory of a TIFF header.
+    EXIF 2.32 defines the numbers (tag 0x0112, in the first directory of a TIFF header).
+
+    Args:
+        encoded: the bytes of an image file, as a string tensor.
     """
-    length, start = tf.strings.length(encoded), tf.strings.substr(encoded, 0, 6)
-    is_jpeg = tf.equal(tf.strings.substr(start, 0, 2), b"\xff\xd8")
-    after_jfif = tf.strings.substr(encoded, tf.minimum(20, length), 2)
-    # The usual JPEG has no EXIF data: its tables follow its JFIF header.
-    is_plain = tf.equal(start, b"\xff\xd8\xff\xe0\x00\x10") & tf.equal(after_jfif, b"\xff\xdb")
-    text = tf.strings.substr(encoded, 0, tf.where(is_plain, 0, tf.where(is_jpeg, EXIF_BYTES, length)))
-    after = tf.strings.regex_replace(text, EXIF, r"\1", replace_global=False)
-    is_found = tf.strings.length(after) < tf.strings.length(text)
-    data = _bytes(tf.strings.substr(after, 0, tf.where(is_found, DIRECTORY_BYTES, 0)))
-    data = tf.pad(data, [[0, 16]])  # what is cut short is read as zeros
+    data = _exif_data(encoded)
     is_little = tf.equal(data[0], ord("I"))
 
     def number(at, size):
@@ -279,28 +308,42 @@ def orientation(encoded: tf.Tensor) -> tf.Tensor:
     return tf.where((value >= 1) & (value <= 8), value, 1)
 
 
+def _exif_data(encoded):
+    """Returns the first bytes of a file's EXIF data, int32, or zeros if there are none."""
+    length, start = tf.strings.length(encoded), tf.strings.substr(encoded, 0, 6)
+    is_jpeg = tf.equal(tf.strings.substr(start, 0, 2), b"\xff\xd8")
+    after_jfif = tf.strings.substr(encoded, tf.minimum(20, length), 2)
+    # A JPEG file whose tables directly follow its JFIF header has no EXIF data: nothing is searched.
+    is_plain = tf.equal(start, b"\xff\xd8\xff\xe0\x00\x10") & tf.equal(after_jfif, b"\xff\xdb")
+    text = tf.strings.substr(encoded, 0, tf.where(is_plain, 0, tf.where(is_jpeg, EXIF_BYTES, length)))
+    after = tf.strings.regex_replace(text, EXIF, r"\1", replace_global=False)
+    has_exif = tf.strings.length(after) < tf.strings.length(text)
+    data = _bytes(tf.strings.substr(after, 0, tf.where(has_exif, DIRECTORY_BYTES, 0)))
+    return tf.pad(data, [[0, 16]])  # data that are cut short are read as zeros
+
+
 def _bytes(text):
     return tf.cast(tf.io.decode_raw(text, tf.uint8), tf.int32)
 
 
 def _number(values, size):
-    """Returns the numbers that bytes [..., size] are, the lowest first."""
+    """Returns the integers [...] that bytes [..., size] represent, least significant byte first."""
     return tf.reduce_sum(values * [256**place for place in range(size)], -1)
 
 
 def _turned(image, turn):
-    """Returns an image as it is to be seen, of the EXIF orientation `turn`."""
+    """Returns an image upright, given its EXIF orientation."""
 
     def turned(number):
         sides = _transposed(image) if number >= 5 else image
-        axes = [axis for axis, those in ((0, (3, 4, 7, 8)), (1, (2, 3, 6, 7))) if number in those]
+        axes = [axis for axis, numbers in ((0, (3, 4, 7, 8)), (1, (2, 3, 6, 7))) if number in numbers]
         return tf.reverse(sides, axes) if axes else sides
 
     return tf.switch_case(turn - 1, [lambda number=number: turned(number) for number in range(1, 9)])
 
 
 def _transposed(image):
-    """Returns an image with its axes swapped. (Of tf.transpose on bytes oneDNN complains on stderr.)"""
+    """Returns an RGB image with height and width swapped. (With tf.transpose of bytes, oneDNN warns on stderr.)"""
     height, width = tf.shape(image)[0], tf.shape(image)[1]
     places = tf.range(width)[:, None] + width * tf.range(height)
     return tf.gather(tf.reshape(image, (-1, 3)), places)

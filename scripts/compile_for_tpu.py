@@ -1,12 +1,12 @@
-"""Compiles a training step for a TPU without having one, and prints the memory that it needs.
+"""Compiles a training step for a TPU on a machine without a TPU, and prints the memory that the step needs.
 
     python scripts/compile_for_tpu.py lower step.mlir --model=ResNet50 --image_size=224 --batch_size=32 --steps=1
-    python -m venv jax-environment                                    # another than TensorFlow's
+    python -m venv jax-environment                                    # separate from TensorFlow's environment
     jax-environment/bin/pip install jax==0.10.2 libtpu==0.0.52
     jax-environment/bin/python scripts/compile_for_tpu.py compile step.mlir --topology=v5e:2x2
 
-`lower` writes what XLA is given of `AdversarialModel.train_step`, as StableHLO; `compile` has it compiled by the TPU's
-own compiler, for one core. What it says is of one replica: `batch_size` is a replica's.
+`lower` writes `AdversarialModel.train_step` as a StableHLO module, the input of XLA. `compile` compiles the module for
+one TPU core with the TPU's compiler. The batch size and the memory are those of one replica.
 """
 
 import argparse
@@ -16,7 +16,13 @@ import time
 
 
 def lower(trainer, shape, label_type="int64"):
-    """Returns a compiled trainer's step on a batch of uint8 images of this shape as the text of a StableHLO module."""
+    """Returns the training step of a compiled trainer as the text of a StableHLO module.
+
+    Args:
+        trainer: an AdversarialModel, compiled.
+        shape: shape of a batch of uint8 images.
+        label_type: dtype of the labels, [batch].
+    """
     import tensorflow as tf
 
     @tf.function(jit_compile=True, autograph=False)
@@ -24,7 +30,7 @@ def lower(trainer, shape, label_type="int64"):
         return trainer.train_step((images, labels))
 
     images, labels = tf.zeros(shape, tf.uint8), tf.zeros(shape[:1], label_type)
-    trainer.train_on_batch(images, labels)  # creates what the optimizer keeps
+    trainer.train_on_batch(images, labels)  # creates the optimizer's variables
     return step.experimental_get_compiler_ir(images, labels)(stage="stablehlo")
 
 
@@ -46,7 +52,7 @@ def _lower(args):
 
 
 def _compile(args):
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # of a machine in Google's cloud, which this need not be
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # do not query the metadata server of Google Cloud
     import jax
     from jax.experimental import topologies
     from jax.interpreters import mlir
@@ -54,7 +60,7 @@ def _compile(args):
     from jaxlib.mlir import ir
 
     with open(args.file, encoding="utf-8") as file:
-        # TensorFlow copies what it assigns to a variable, by an operation that the TPU's compiler does not know.
+        # TensorFlow copies values that it assigns to variables. The TPU's compiler does not know this operation.
         text = re.sub(r"mhlo\.copy (%\S+)", r"stablehlo.optimization_barrier \1", file.read())
     device = topologies.get_topology_desc(args.topology, platform="tpu").devices[0]
     start = time.perf_counter()
@@ -65,7 +71,7 @@ def _compile(args):
     memory = compiled.get_compiled_memory_stats()
     needed = {
         "weights, optimizer, batch": memory.argument_size_in_bytes,
-        "outputs that are not these": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        "other outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "temporary": memory.temp_size_in_bytes,
         "code": memory.generated_code_size_in_bytes,
     }
@@ -80,11 +86,11 @@ def main():
     lowering.set_defaults(run=_lower)
     compiling.set_defaults(run=_compile)
     for command in (lowering, compiling):
-        command.add_argument("file", help="of StableHLO")
+        command.add_argument("file", help="the StableHLO module")
     lowering.add_argument("--model", default="ResNet50")
     lowering.add_argument("--image_size", type=int, default=224)
-    lowering.add_argument("--batch_size", type=int, default=32, help="of one replica")
-    lowering.add_argument("--steps", type=int, default=1, help="of PGD")
+    lowering.add_argument("--batch_size", type=int, default=32, help="images for one replica")
+    lowering.add_argument("--steps", type=int, default=1, help="steps of PGD")
     compiling.add_argument("--topology", default="v5e:2x2")
     args = parser.parse_args()
     args.run(args)

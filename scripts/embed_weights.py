@@ -1,10 +1,11 @@
-"""Puts trained runs into the package as `weights="sat-fashion-mnist"`, and measures them by the commands on their card.
+"""Adds the weights of trained runs to the package, as `weights="sat-fashion-mnist"`, and measures their robustness.
 
     python scripts/embed_weights.py runs/study/relu-1 runs/study/silu-0
 
-Each run's weights become keras_sat/models/fashion_mnist/MODEL-ACTIVATION.weights.h5, and an entry of weights.json:
-sha256, how it was trained, and what `keras-sat evaluate --model=... --weights=sat-fashion-mnist` finds on the embedded
-test images. Some ten minutes a ResNet-8; a larger network wants fewer images for AutoAttack, --images=200.
+The weights of each run are copied to keras_sat/models/fashion_mnist/MODEL-ACTIVATION.weights.h5. An entry in
+weights.json has their SHA-256, the settings of the training, and the results of `keras-sat evaluate --model=...
+--weights=sat-fashion-mnist` on the embedded test images. This takes about ten minutes for a ResNet-8. Use fewer images
+for AutoAttack with a larger network: --images=200.
 """
 
 import argparse
@@ -24,7 +25,7 @@ LARGEST = 2 * 10**6  # bytes
 
 
 def embed(folder):
-    """Copies a run's weights, and writes their entry without figures."""
+    """Copies the weights of a run into the package; writes and returns their registry entry, without results."""
     run, model = run_lib.load(folder)
     name = f"{run.model}-{run.activation}"
     path = os.path.join(os.path.dirname(weights.REGISTRY), "fashion_mnist", f"{name}.weights.h5")
@@ -52,7 +53,7 @@ def embed(folder):
 
 
 def write(entry):
-    """Puts an entry into the registry, in place of one of the same id."""
+    """Adds an entry to the registry, or replaces the entry with the same id. Returns the entry."""
     with open(weights.REGISTRY, encoding="utf-8") as file:
         registry = json.load(file)
     others = [one for one in registry[TAG]["checkpoints"] if one["id"] != entry["id"]]
@@ -62,8 +63,8 @@ def write(entry):
 
 
 def measured(entry, images):
-    """Returns the figures of an entry's card: {row: accuracy, interval in %, images, command}."""
-    found = {}
+    """Returns the results for an entry: {row of the report: accuracy and interval in %, images, command}."""
+    results = {}
     for flags in (("--attack=pgd-50",), ("--attack=autoattack", f"--split=test[:{images}]")):
         command = ["keras-sat", "evaluate", f"--model={entry['model']}", f"--activation={entry['activation']}"]
         command += [f"--weights={TAG}", *flags]
@@ -74,8 +75,8 @@ def measured(entry, images):
         for row in report.results:
             low, high = (round(100 * bound, 1) for bound in row.interval)
             figures = {"accuracy": round(100 * row.accuracy, 1), "interval": [low, high], "images": row.n}
-            found.setdefault(row.name.lower(), figures | {"command": " ".join(command)})
-    return found
+            results.setdefault(row.name.lower(), figures | {"command": " ".join(command)})
+    return results
 
 
 def main():

@@ -1,10 +1,10 @@
-"""Prepares TFDS' `fashion_mnist` from the four files of Debian's package, for a machine without a network.
+"""Prepares the TFDS dataset `fashion_mnist` without downloads, from the files of a Debian package.
 
     apt-get install dataset-fashion-mnist
     python scripts/import_fashion_mnist.py [--from=/usr/share/datasets/fashion-mnist] [--data_dir=~/tensorflow_datasets]
 
-What is written is what `tfds build fashion_mnist` writes where there is a network. The files are those of the authors,
-but for the name in the head of each gzip file, so that the sha256 of their contents is checked in place of TFDS' own.
+The result is the same as that of `tfds build fashion_mnist`. Debian's gzip files differ from the authors' in the file
+name in their header. So the SHA-256 of their contents is checked, and not TFDS' checksum of the compressed files.
 """
 
 import argparse
@@ -26,7 +26,11 @@ IMAGES = {"train": ("train", 60_000), "test": ("t10k", 10_000)}
 
 
 def unpack(source, folder):
-    """Writes the contents of the four files to `folder`; raises ValueError for one that is not the authors'."""
+    """Decompresses the four files into a folder.
+
+    Raises:
+        ValueError: if a file is missing, or its content is not Fashion-MNIST's.
+    """
     for name, sha256 in SHA256.items():
         path = os.path.join(source, f"{name}.gz")
         if not os.path.exists(path):
@@ -39,10 +43,10 @@ def unpack(source, folder):
             file.write(content)
 
 
-with tfds.core.registered.skip_registration():  # TFDS has this name registered
+with tfds.core.registered.skip_registration():  # TFDS has already registered this name
 
     class FashionMNIST(tfds.image_classification.FashionMNIST):
-        """TFDS' own, from files at hand."""
+        """TFDS' builder, with local files in place of downloads."""
 
         name = "fashion_mnist"
         folder = None
@@ -52,7 +56,7 @@ with tfds.core.registered.skip_registration():  # TFDS has this name registered
                 paths = (os.path.join(self.folder, f"{prefix}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1"))
                 return self._generate_examples(number, *paths)
 
-            return {split: examples(*found) for split, found in IMAGES.items()}
+            return {split: examples(*files) for split, files in IMAGES.items()}
 
 
 def main():

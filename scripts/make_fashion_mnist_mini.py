@@ -4,9 +4,9 @@
     pip install zopfli
     python scripts/make_fashion_mnist_mini.py --from=/usr/share/datasets/fashion-mnist --to=keras_sat/datasets
 
-The first 1,000 training and the first 200 test images of each class, in the order of the files: 10,000 + 2,000 images.
-Each image is stored losslessly as a zlib stream made by zopfli: an eighth smaller than a PNG of 28 x 28 pixels, which
-keeps the whole below 6 MB.
+The dataset has the first 1,000 training images and the first 200 test images of each class, in the order of the files:
+10,000 + 2,000 images. Each image is stored losslessly, as a zlib stream that zopfli compresses. It is an eighth smaller
+than a PNG of 28 x 28 pixels. This keeps the dataset below 6 MB.
 """
 
 import argparse
@@ -40,7 +40,7 @@ OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR
 
 
 def read_idx(path):
-    """Returns the uint8 array in a gzipped IDX file (http://yann.lecun.com/exdb/mnist)."""
+    """Reads a gzipped IDX file (http://yann.lecun.com/exdb/mnist); returns a uint8 array."""
     with gzip.open(path, "rb") as file:
         data = file.read()
     rank = data[3]
@@ -94,7 +94,7 @@ def main():
     parser.add_argument("--to", default=os.path.join(os.path.dirname(__file__), "..", "keras_sat", "datasets"))
     args = parser.parse_args()
     FashionMnistMini.source = args.source
-    with mock.patch("zlib.compress", zopfli.zlib.compress):  # TFDS has no option for the level of its zlib encoding
+    with mock.patch("zlib.compress", zopfli.zlib.compress):  # TFDS has no option for the compression
         FashionMnistMini(data_dir=args.to).download_and_prepare()
 
 

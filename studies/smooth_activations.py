@@ -1,12 +1,13 @@
-"""Does it pay to be smooth? Trains and attacks the same network with each activation, on the full Fashion-MNIST.
+"""Trains and attacks the same network with each activation on the full Fashion-MNIST, to compare their robustness.
 
-    python scripts/import_fashion_mnist.py      # or, where there is a network: tfds build fashion_mnist
+    python scripts/import_fashion_mnist.py      # or, with a network: tfds build fashion_mnist
     python studies/smooth_activations.py [--output=runs/study] [--jobs=2]
 
-Each run is a folder, OUTPUT/silu-0, that `keras-sat train` and `keras-sat evaluate` write. What they find is gathered
-in studies/results.json, and a run that is there is not repeated. Killed, the same command goes on, inside a training or
-an attack. Each job computes with one thread: give it one core. docs/study.md says what was chosen, and why, before
-anything was seen; `python studies/tables.py` writes its tables and plots.
+Each run is a folder, such as OUTPUT/silu-0, that `keras-sat train` and `keras-sat evaluate` write. The results are
+collected in studies/results.json; runs in this file are not repeated. If the command is killed, the same command
+continues, also in the middle of a training or an attack. Each job uses one thread, so use as many jobs as there are
+cores. docs/study.md explains the design, which was fixed before any result was known. `python studies/tables.py` writes
+the tables and plots of that page.
 """
 
 import argparse
@@ -21,14 +22,14 @@ from keras_sat import evaluation, files
 
 RESULTS = os.path.join(os.path.dirname(__file__), "results.json")
 ACTIVATIONS = ("relu", "silu", "gelu", "elu", "softplus", "parametric_softplus", "mish", "smooth_relu")
-# relu, with a smooth derivative there
+# relu with a smooth derivative in the attacker, in the optimizer, or in both
 SMOOTH_BACKWARD = tuple(f"relu_smooth_{where}" for where in ("attacker", "optimizer", "both"))
-SEEDS = {"relu": 3, "silu": 3}  # and 2 of each other
+SEEDS = {"relu": 3, "silu": 3}  # 2 for all others
 TRAINING = {
     "dataset": "fashion_mnist",
     "model": "ResNet8",
     "epsilon": 25.5,
-    "steps": 1,  # the paper's PGD-1: a step of epsilon from a random start, from the image itself in a fifth of batches
+    "steps": 1,  # as in the paper: one step of size epsilon from a random point, or from the image in 20 % of batches
     "clean_start": 0.2,
     "epochs": 5,
     "batch_size": 128,
@@ -49,19 +50,19 @@ RUNNING, STOPPED, LOCK = set(), threading.Event(), threading.Lock()
 
 
 def names():
-    """Returns the runs, "silu-0", in the order in which they are made: relu and silu first."""
+    """Returns the names of all runs, such as "silu-0", in order of execution: relu and silu first."""
     runs = [(kind, seed) for kind in (*ACTIVATIONS, *SMOOTH_BACKWARD) for seed in range(SEEDS.get(kind, 2))]
     return [f"{kind}-{seed}" for kind, seed in sorted(runs, key=lambda run: (run[0] not in SEEDS, run[1]))]
 
 
 def activation(kind):
-    """Returns what `--activation` is given."""
+    """Returns the value of the flag `--activation`."""
     where = kind.removeprefix("relu_smooth_")
     return kind if where == kind else json.dumps({"name": "relu", "smooth_backward": where})
 
 
 def measure(name, folder):
-    """Trains and evaluates a run, or what is left of it."""
+    """Trains and evaluates a run, without the parts that are already done; returns its record. See `record`."""
     kind, seed = name.rsplit("-", 1)
     if not os.path.exists(os.path.join(folder, "run.json")):
         flags = [f"--{flag}={value}" for flag, value in TRAINING.items()]
@@ -76,12 +77,15 @@ def measure(name, folder):
 
 
 def _keras_sat(folder, *arguments):
-    """Runs a command in a session of its own: Ctrl-C here must not end a training early, which would count as done."""
+    """Runs a keras-sat command with its output in a log file.
+
+    It runs in its own session, so that it does not receive Ctrl-C. A training that Ctrl-C ends early counts as done.
+    """
     os.makedirs(folder, exist_ok=True)
     command = [os.path.join(os.path.dirname(sys.executable), "keras-sat"), *arguments]
     with open(os.path.join(folder, "log.txt"), "a", encoding="utf-8") as log:
         with LOCK:
-            if STOPPED.is_set():  # another run failed, and this thread had taken its next one already
+            if STOPPED.is_set():  # another run has failed after this thread took its next run
                 raise ValueError("stopped")
             process = subprocess.Popen(
                 command, env=os.environ | ONE_THREAD, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -95,26 +99,26 @@ def _keras_sat(folder, *arguments):
 
 
 def record(folder):
-    """Returns what is kept of a run: the training's curves, and for each attack which images stood, as bits in hex."""
+    """Returns the record of a run: the training's curves, and for each attack which images are robust (see `_bits`)."""
     run = _read(os.path.join(folder, "run.json"))
-    found = {"history": run["history"], "versions": run["versions"], "attacks": {}}
+    kept = {"history": run["history"], "versions": run["versions"], "attacks": {}}
     for name in EVALUATIONS:
         report = evaluation.from_json(os.path.join(folder, name, "report.json"))
-        found["weights_sha256"] = report.context["weights_sha256"]
+        kept["weights_sha256"] = report.context["weights_sha256"]
         clean = {"clean": _bits(report.examples["clean"])} if name == "pgd-50" else {}
         rows = report.examples["attacks"].items()
-        found["attacks"][name] = clean | {row: _bits([not by for by in of["broken_by"]]) for row, of in rows}
-    return found
+        kept["attacks"][name] = clean | {row: _bits([not by for by in of["broken_by"]]) for row, of in rows}
+    return kept
 
 
 def _bits(values):
-    """Returns booleans as hexadecimal digits, four a digit; the first is the highest bit."""
+    """Converts booleans to hexadecimal digits, four booleans a digit. The first boolean is the highest bit."""
     padded = [*values, *[False] * (-len(values) % 4)]
     return f"{int(''.join('01'[bool(value)] for value in padded), 2):0{len(padded) // 4}x}"
 
 
 def bits(digits):
-    """Returns the booleans that `record` wrote as hexadecimal digits."""
+    """Converts hexadecimal digits of a record back to booleans."""
     return [digit == "1" for four in digits for digit in f"{int(four, 16):04b}"]
 
 
@@ -124,16 +128,17 @@ def _read(path):
 
 
 def results():
-    """Returns {name of a run: its record}, as far as they are there."""
+    """Returns {name of a run: its record} of the runs that are done."""
     return _read(RESULTS)["runs"] if os.path.exists(RESULTS) else {}
 
 
 def _measure_and_keep(name, folder):
-    found = measure(name, folder)
+    """Measures a run and adds its record to studies/results.json."""
+    one = measure(name, folder)
     with LOCK:
-        kept = {"training": TRAINING, "evaluations": EVALUATIONS, "runs": results() | {name: found}}
-        files.write_json(RESULTS, kept)
-        print(f"{name} is done: {len(kept['runs'])} of {len(names())}", flush=True)
+        runs = results() | {name: one}
+        files.write_json(RESULTS, {"training": TRAINING, "evaluations": EVALUATIONS, "runs": runs})
+        print(f"{name} is done: {len(runs)} of {len(names())}", flush=True)
 
 
 def main():
@@ -158,7 +163,7 @@ def main():
             with LOCK:
                 STOPPED.set()
                 for process in RUNNING:
-                    process.kill()  # it goes on from its last checkpoint
+                    process.kill()  # the next start continues from the last checkpoint
             if not isinstance(error, (KeyboardInterrupt, ValueError)):
                 raise
             sys.exit(f"smooth_activations: {error or 'stopped'}. The same command goes on.")

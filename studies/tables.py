@@ -3,7 +3,7 @@
     pip install '.[docs]'
     python studies/tables.py
 
-The tables stand in the page between two comments; what is around them is written by hand.
+Each table is between two comments in the page. The rest of the page is written by hand.
 """
 
 import os
@@ -22,26 +22,29 @@ ROWS = {"clean": ("pgd-50", "clean"), "PGD-50": ("pgd-50", "PGD-50"), "AutoAttac
 RESAMPLES = 2000
 
 
-def stands(run, evaluation, row):
-    """Returns which of the images stand in an evaluation of a run: booleans [images]."""
+def robust(run, evaluation, row):
+    """Returns which images are robust in an evaluation of a run: booleans [images]."""
     return np.array(bits(run["attacks"][evaluation][row]))
 
 
 def seeds(runs, kind):
-    """Returns the seeds of which there is a run of this kind."""
+    """Returns the seeds of all runs of a kind, such as "silu"."""
     return sorted(int(name.rsplit("-", 1)[1]) for name in runs if name.rsplit("-", 1)[0] == kind)
 
 
 def summary(runs, kind, row):
-    """Returns mean and standard deviation over the seeds, in per cent; the deviation of one seed is not a number."""
-    accuracy = [100 * stands(runs[f"{kind}-{seed}"], *ROWS[row]).mean() for seed in seeds(runs, kind)]
+    """Returns the mean and standard deviation of the accuracy over seeds, in %. With one seed, the latter is NaN."""
+    accuracy = [100 * robust(runs[f"{kind}-{seed}"], *ROWS[row]).mean() for seed in seeds(runs, kind)]
     return np.mean(accuracy), np.std(accuracy, ddof=1) if len(accuracy) > 1 else np.nan
 
 
 def difference(runs, kind, row):
-    """Returns the difference to relu in per cent and its 95 % interval: the same seeds, the same images, resampled."""
+    """Returns the mean difference to relu in %, and its 95 % interval (low, high).
+
+    The runs of equal seeds are compared on the same images. The interval is from resampling the images (bootstrap).
+    """
     common = set(seeds(runs, kind)) & set(seeds(runs, "relu"))
-    pairs = [[stands(runs[f"{name}-{seed}"], *ROWS[row]) for name in (kind, "relu")] for seed in sorted(common)]
+    pairs = [[robust(runs[f"{name}-{seed}"], *ROWS[row]) for name in (kind, "relu")] for seed in sorted(common)]
     by_image = 100 * np.mean([one.astype(float) - other for one, other in pairs], axis=0)
     rng = np.random.default_rng(0)
     means = [by_image[rng.integers(0, len(by_image), len(by_image))].mean() for _ in range(RESAMPLES)]
@@ -49,7 +52,7 @@ def difference(runs, kind, row):
 
 
 def table(runs, kinds):
-    """Returns the Markdown table of some kinds of runs."""
+    """Returns a Markdown table of accuracies, with a row for each kind of run."""
     lines = ["| | seeds | " + " | ".join(f"{row} | over relu" for row in ROWS) + " |", "|---" * 8 + "|"]
     for kind in kinds:
         if not seeds(runs, kind):
@@ -64,14 +67,14 @@ def table(runs, kinds):
 
 
 def curve(runs, kind):
-    """Returns epsilons, and mean robust accuracy at each over the seeds, in per cent."""
-    found = [runs[f"{kind}-{seed}"]["attacks"]["curve"] for seed in seeds(runs, kind)]
-    epsilons = [float(name.removeprefix("epsilon ")) for name in found[0]]
-    return epsilons, [100 * np.mean([bits(one[name]) for one in found]) for name in found[0]]
+    """Returns a list of epsilons, and the mean robust accuracy over seeds at each, in %."""
+    curves = [runs[f"{kind}-{seed}"]["attacks"]["curve"] for seed in seeds(runs, kind)]
+    epsilons = [float(name.removeprefix("epsilon ")) for name in curves[0]]
+    return epsilons, [100 * np.mean([bits(one[name]) for one in curves]) for name in curves[0]]
 
 
 def curve_table(runs, kinds):
-    """Returns the Markdown table of robust accuracy against epsilon."""
+    """Returns a Markdown table of the robust accuracy at each epsilon, with a row for each kind of run."""
     known = [kind for kind in kinds if seeds(runs, kind)]
     epsilons = curve(runs, known[0])[0]
     lines = ["| epsilon | " + " | ".join(f"{epsilon:g}" for epsilon in epsilons) + " |"]
@@ -82,7 +85,7 @@ def curve_table(runs, kinds):
 
 
 def tables(runs):
-    """Returns {name of a place in the page: what stands there}."""
+    """Returns all tables of the page: {name in the comment: Markdown}."""
     return {
         "activations": table(runs, ACTIVATIONS),
         "ablation": table(runs, ["relu", *SMOOTH_BACKWARD]),
@@ -90,9 +93,17 @@ def tables(runs):
     }
 
 
-def filled(page, found):
-    """Returns the page with the tables in their places."""
-    for name, text in found.items():
+def filled(page, contents):
+    """Returns the text of the page with new tables.
+
+    Args:
+        page: text of the page.
+        contents: {name in the comment: Markdown}.
+
+    Raises:
+        ValueError: if the page has no place for a table.
+    """
+    for name, text in contents.items():
         place = re.compile(f"(?s)<!-- {name} -->.*?<!-- end -->")
         if not place.search(page):
             raise ValueError(f"{PAGE} has no place for {name}: <!-- {name} --> ... <!-- end --> was expected.")
@@ -101,7 +112,7 @@ def filled(page, found):
 
 
 def plot(runs, folder):
-    """Writes the three plots as SVG files that are the same each time."""
+    """Writes the three plots as SVG files. The same results give identical files."""
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
 
@@ -133,9 +144,9 @@ def _accuracy_robustness(axis, runs, kinds, colours):
 
 def _training(axis, runs, kinds, colours):
     for kind in kinds:
-        found = [runs[f"{kind}-{seed}"]["history"] for seed in seeds(runs, kind)]
+        histories = [runs[f"{kind}-{seed}"]["history"] for seed in seeds(runs, kind)]
         for metric, style, label in (("val_robust_accuracy", "-", kind), ("accuracy", ":", None)):
-            values = 100 * np.mean([history[metric] for history in found], axis=0)
+            values = 100 * np.mean([history[metric] for history in histories], axis=0)
             axis.plot(range(1, len(values) + 1), values, style, color=colours[kind], label=label)
     axis.set(xlabel="epoch", ylabel="%, under PGD-10 (held-out; solid), on PGD-1 (training; dotted)")
 

@@ -1,5 +1,7 @@
+import fnmatch
 import io
 import socket
+import subprocess
 
 import numpy as np
 import pytest
@@ -7,20 +9,76 @@ from PIL import Image
 
 import keras_sat_command
 
-with keras_sat_command.quiet():  # the start-up notes would come after the runner's closing line
+with keras_sat_command.quiet():  # TensorFlow's start-up notes would come after pytest's last line
     import keras
     import tensorflow as tf
 
-    # Two replicas on any machine; must be said before TensorFlow starts.
+    # Two replicas on any machine. This must be set before TensorFlow starts.
     tf.config.set_logical_device_configuration(
         tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
     )
     tf.config.list_logical_devices()
 
+# What `make test-fast` runs: patterns of test ids, in which the part in brackets is left out.
+# These tests start no process and trace no large graph.
+FAST = [
+    "tests/test_activations.py::*",
+    "tests/test_files.py::*",
+    "tests/test_losses.py::*",
+    "tests/test_preprocessing.py::*",
+    "tests/test_package.py::test_imports_go_one_way",
+    "tests/test_readme.py::test_commands_parse",
+    "tests/attacks/test_gradients.py::*",
+    "tests/attacks/test_survivors.py::*",
+    "tests/attacks/test_threats.py::*",
+    "tests/data/test_batches.py::*",
+    "tests/data/test_prepared.py::*",
+    "tests/evaluation/test_corruptions.py::*",
+    "tests/evaluation/test_report.py::*",
+    "tests/models/test_blocks.py::*",
+    "tests/models/test_classifier.py::*",
+    "tests/training/test_schedules.py::*",
+    # what is refused: configurations, inputs, flags and requests
+    "tests/attacks/*refus*",
+    "tests/evaluation/*::test_refusals",
+    "tests/models/test_zoo.py::*refused*",
+    "tests/serving/*::test_refusals",
+    "tests/training/*refus*",
+    "*::test_bad_configurations",
+    "*::test_bad_input*",
+    "*::test_bad_values",
+    "*::test_bad_bodies",
+    "*::test_bad_requests",
+]
 
-@pytest.fixture
+
+def pytest_collection_modifyitems(config, items):
+    """Marks the tests that FAST lists. A pattern without a test is an error in a run of all fast tests."""
+    unused = set(FAST)
+    for item in items:
+        patterns = {pattern for pattern in FAST if fnmatch.fnmatchcase(item.nodeid.partition("[")[0], pattern)}
+        if patterns and not item.get_closest_marker("slow"):
+            item.add_marker("fast")
+        unused -= patterns
+    whole = config.args_source is config.ArgsSource.TESTPATHS  # no file was named
+    if config.option.markexpr == "fast" and whole and unused:
+        raise pytest.UsageError(f"FAST in tests/conftest.py lists what does not exist: {', '.join(sorted(unused))}")
+
+
+@pytest.fixture(autouse=True)
+def no_process_in_a_fast_test(request, monkeypatch):
+    """Makes a test that is marked fast fail when it starts a process."""
+    if request.node.get_closest_marker("fast"):
+
+        def refuse(*_, **__):
+            raise AssertionError("A fast test must not start a process. Take it out of FAST in tests/conftest.py.")
+
+        monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+
+
+@pytest.fixture(scope="session")
 def tiny_model():
-    """Returns a function that builds a convolutional classifier of 8 x 8 x 3 pixels into 4 classes."""
+    """Returns a function that builds a convolutional classifier: images of 8 x 8 x 3 pixels, 4 classes."""
 
     def build(activation="silu", batch_norm=True, seed=0):
         keras.utils.set_random_seed(seed)
@@ -33,9 +91,15 @@ def tiny_model():
     return build
 
 
+@pytest.fixture(scope="module")
+def shared_model(tiny_model):
+    """Returns one tiny model for the tests of a file that do not change it: they share what attacks trace for it."""
+    return tiny_model()
+
+
 @keras.saving.register_keras_serializable("keras_sat_tests")
 class Quantized(keras.layers.Conv2D):
-    """A convolution with a `call` of its own: three levels for each sign of a weight."""
+    """A convolution with its own `call`, which rounds the weights to three levels for each sign."""
 
     def call(self, inputs):
         step = tf.reduce_max(tf.abs(self.kernel)) / 3
@@ -60,7 +124,7 @@ class Forgetful(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("keras_sat_tests")
 class Derived(keras.layers.Layer):
-    """A layer that computes with a constant made of its weight when weights are loaded."""
+    """A layer that computes with a constant, which it derives from its weight when weights are loaded."""
 
     def build(self, input_shape):
         self.raw = self.add_weight(shape=(), initializer="ones", trainable=False, name="raw")
@@ -76,7 +140,7 @@ class Derived(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("keras_sat_tests")
 class AlwaysDropping(keras.layers.Dropout):
-    """Monte Carlo dropout: it drops in inference too."""
+    """Monte Carlo dropout: it drops units in inference, too."""
 
     def call(self, inputs, training=False):
         return super().call(inputs, training=True)
@@ -84,7 +148,7 @@ class AlwaysDropping(keras.layers.Dropout):
 
 @pytest.fixture
 def foreign_model(images):
-    """Returns a function that builds a classifier as others bring them, of 8 x 8 x 3 pixels into 4 classes."""
+    """Returns a function that builds a classifier with unusual layers: images of 8 x 8 x 3 pixels, 4 classes."""
 
     def adapted():
         layer = keras.layers.Normalization()
@@ -141,7 +205,7 @@ def labels():
 
 @pytest.fixture(scope="session")
 def write_checkpoint():
-    """Returns a function that writes {name: array} as a TF1 bundle, and returns its prefix."""
+    """Returns a function that writes {name: array} as a TF1 checkpoint and returns its prefix."""
 
     def written(prefix, arrays):
         names = sorted(arrays)
@@ -154,7 +218,7 @@ def write_checkpoint():
 
 @pytest.fixture(scope="session")
 def write_release(write_checkpoint):
-    """Returns a function that writes a network as a checkpoint in the layout of the authors' release."""
+    """Returns a function that writes a network as a checkpoint with the names of the authors' release."""
     from keras_sat.models import release
 
     def written(prefix, network):
@@ -166,9 +230,9 @@ def write_release(write_checkpoint):
 
 @pytest.fixture(scope="session")
 def free_ports():
-    """Returns a function: so many ports of this machine that nobody uses."""
+    """Returns a function that returns the given number of unused ports of this machine."""
 
-    def found(number):
+    def find(number):
         sockets = [socket.socket() for _ in range(number)]
         for one in sockets:
             one.bind(("127.0.0.1", 0))
@@ -177,12 +241,12 @@ def free_ports():
             one.close()
         return ports
 
-    return found
+    return find
 
 
 @pytest.fixture(scope="session")
 def shades():
-    """Returns a function that makes a smooth picture, as Pillow has it."""
+    """Returns a function that makes a smooth picture as a Pillow image."""
 
     def make(mode="RGB", size=(60, 80)):
         rows, columns = np.mgrid[0 : size[0], 0 : size[1]]
@@ -195,7 +259,7 @@ def shades():
 
 @pytest.fixture(scope="session")
 def encode(shades):
-    """Returns a function that makes the bytes of an image file."""
+    """Returns a function that returns the bytes of an image file."""
 
     def make(mode, kind, **options):
         file = io.BytesIO()
@@ -207,7 +271,7 @@ def encode(shades):
 
 @pytest.fixture(scope="session")
 def image_files(shades, encode):
-    """Returns {what it is: bytes} of one picture in every kind of file that is read."""
+    """Returns {kind: bytes}: one picture in every kind of image file that TensorFlow and Pillow decode."""
     deep = np.asarray(shades()).astype(np.uint16) * 257 + 100
     fine = {"quality": 95, "subsampling": 0}
     return {

@@ -63,7 +63,7 @@ def run(words):
     smaller = shlex.split(SMALLER.get(words[1], ""))
     if "--weights=sat-fashion-mnist" in words:  # their own dataset is larger than the photos
         smaller.append("--split=test[:8]")
-    args = cli._parse([*words, *smaller])
+    args = cli.parse([*words, *smaller])
     if words[1] == "train":
         shutil.rmtree(args.output, ignore_errors=True)  # a page shows one run in several ways
     assert args.run(args) == 0

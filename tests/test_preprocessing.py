@@ -25,7 +25,7 @@ def jpeg():
 
 
 def test_the_padded_centre_crop_is_that_of_the_authors_code(jpeg, reference):
-    """Rounded and cut off to 0..255, so up to half a grey level."""
+    """Our pixels are rounded and clipped to 0..255, so they differ by up to half a grey level."""
     padded = Preprocessing(224, 224, 3, "padded")
     crop = preprocessing.pixels(jpeg, 3, padded._window)
     np.testing.assert_array_equal(crop, reference["efficientnet_crop_224"])
@@ -36,7 +36,7 @@ def test_the_padded_centre_crop_is_that_of_the_authors_code(jpeg, reference):
 
 
 def test_the_shortest_edge_is_nearly_that_of_opencv(reference):
-    """The kernels differ (A = -0.5 and -0.75): the documented difference."""
+    """The bicubic kernels differ (A = -0.5 and -0.75): the documented difference."""
     png = tf.constant((LANDSCAPE / "landscape.png").read_bytes())
     ours = np.float32(Preprocessing(224, 224, 3, "shortest_edge")(png))
     difference = np.abs(ours - np.float32(reference["resnet_224"]))
@@ -57,7 +57,7 @@ def test_other_formats_give_the_same_part(jpeg):
     png, bmp_like = tf.io.encode_png(image), tf.io.encode_jpeg(image, quality=100, chroma_downsampling=False)
     seed = tf.constant([4, 2])
     one, other = (np.float32(preprocessing.random_part(encoded, (48, 48, 3), seed)) for encoded in (png, bmp_like))
-    assert np.mean(np.abs(one - other)) < 2  # the same place, but for what JPEG loses
+    assert np.mean(np.abs(one - other)) < 2  # the same part, except for JPEG's loss
 
 
 @pytest.mark.parametrize("layer", [keras.layers.RandAugment(), keras.layers.RandomContrast(0.9)], ids=lambda x: x.name)
@@ -85,7 +85,7 @@ def by_pillow(file, channels):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_kind_of_file_has_the_pixels_that_pillow_sees(channels, image_files):
-    """JPEG's decoders round differently, by a few grey levels; the others by one, of the luma."""
+    """JPEG decoders differ by a few grey levels, because they round differently; other formats by one, in the luma."""
     for name, file in image_files.items():
         expected = by_pillow(file, channels)
         ours = np.asarray(preprocessing.pixels(tf.constant(file), channels)).astype(int)
@@ -138,7 +138,7 @@ def test_a_bmp_whose_channels_are_in_another_order_is_refused(encode):
     file = encode("RGBA", "BMP")
     blue, green, red = b"\xff\0\0\0", b"\0\xff\0\0", b"\0\0\xff\0"
 
-    def with_masks(masks):  # of bit fields, between the header and the pixels
+    def with_masks(masks):  # bit masks, between the header and the pixels
         return tf.constant(
             file[:10] + (66).to_bytes(4, "little") + file[14:30] + b"\3" + file[31:54] + masks + file[54:]
         )
@@ -150,7 +150,7 @@ def test_a_bmp_whose_channels_are_in_another_order_is_refused(encode):
 
 
 def test_files_of_a_phone_with_a_profile_before_their_exif_data(encode):
-    """Some writers put a colour profile, or a comment, first."""
+    """Some programs write a colour profile, or a comment, before the EXIF data."""
     exif = Image.Exif()
     exif[0x0112] = 8
     file = encode("RGB", "JPEG", exif=exif)
@@ -172,7 +172,7 @@ def test_an_image_of_the_size_stays_as_it_is(image_files, shades):
 
 @pytest.mark.parametrize(("size", "kept"), [(3, 2), (16, 14), (28, 24), (112, 98), (224, 196), (448, 418)])
 def test_the_padded_crop_keeps_seven_eighths_of_small_images(size, kept):
-    """The published margin of 32 pixels is for 224."""
+    """The published margin of 32 pixels is for images of 224 pixels."""
     window = Preprocessing(size, size, 3, "padded")._window(tf.constant([size, size, 3]))
     np.testing.assert_array_equal(window, [(size - kept + 1) // 2] * 2 + [kept] * 2)
 

@@ -37,7 +37,7 @@ def test_python_runs(code, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_parse(command):
-    assert callable(cli._parse(shlex.split(command)).run)
+    assert callable(cli.parse(shlex.split(command)).run)
 
 
 def test_make_targets():

@@ -1,73 +1,84 @@
 """Auto-PGD: projected gradient ascent that chooses its step size itself."""
 
 import dataclasses
-from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
 from keras_sat import losses
-from keras_sat.attacks import gradients, inputs, randomness, survivors, threats
+from keras_sat.attacks import gradients, randomness, survivors, validation
+from keras_sat.attacks.attack import Attack, target_classes
+from keras_sat.typing import LogitsFunction, LossFunction
 
-_MOMENTUM = 0.75  # the share of the new step; 0.25 of the last one
-_RISES = 0.75  # the share of steps since the last checkpoint that must have raised the loss, rho in the paper
+_MOMENTUM = 0.75  # weight of the new step; the step before has 0.25
+_RISES = 0.75  # share of the steps since the last checkpoint that must have raised the loss; rho in the paper
 
 
 @dataclasses.dataclass(frozen=True)
-class APGD:
+class APGD(Attack):
     """Auto-PGD (Croce and Hein 2020, arXiv:2003.01690, algorithm 1), with the settings of the authors' AutoAttack.
 
-    Starts with steps of 2 epsilon and momentum. At checkpoints the step of an example is halved, and it goes back to
-    the best point so far, if fewer than 75 % of the steps raised the loss, or neither step nor best loss changed
-    since the last checkpoint. An example is done with its first misclassified iterate.
+    It starts with steps of 2 epsilon and momentum. At checkpoints, it halves the step size of an example and returns to
+    the example's best point if fewer than 75 % of the steps raised the loss, or if neither step size nor best loss
+    changed since the last checkpoint. An example is finished at its first misclassified iterate. An example for which
+    there is none returns the iterate of the largest loss.
 
     Args:
         ball: `LinfBall` or `L2Ball`.
         steps: gradient steps of a start, >= 1.
-        restarts: number of independent starts (for each target), for those that still stand.
-        loss: what is ascended: `losses.cross_entropy` or `losses.dlr`. With fewer than 3 classes there is no DLR loss,
-            and the margin takes its place.
-        targets: 0, or the number of target classes to try in turn, those with the largest logits first, with
-            `losses.targeted_dlr` in place of `loss`. With fewer than 4 classes there is no such loss, and
-            `losses.targeted_margin` takes its place; more targets than other classes are cut to these.
-        eot: number of gradients to average in each step, for networks whose output is random.
-        survivors: "compact" takes examples that are done out of the batch; "mask" keeps the shapes, for XLA and TPU.
+        restarts: number of independent starts (for each target class), >= 1, for examples that are still robust.
+        loss: the loss to ascend: `losses.cross_entropy` or `losses.dlr`. With fewer than 3 classes there is no DLR
+            loss, and the margin replaces it.
+        targets: 0, or the number of target classes to try one after the other, those with the largest logits first.
+            `losses.targeted_dlr` then replaces `loss`; with fewer than 4 classes, `losses.targeted_margin` does. More
+            targets than there are other classes are reduced to these.
+        eot: number of gradients to average in each step, >= 1, for networks with random output.
 
     Raises:
         ValueError: for a configuration that cannot be run.
     """
 
-    ball: threats.Ball
     steps: int = 100
     restarts: int = 1
-    loss: Callable = losses.cross_entropy
+    loss: LossFunction = losses.cross_entropy
     targets: int = 0
     eot: int = 1
-    survivors: str = "compact"
 
-    def __post_init__(self):
-        inputs.check_fields(self, positive=("steps", "restarts", "eot"), not_negative=("targets",))
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        validation.check_integers(self, positive=("steps", "restarts", "eot"), not_negative=("targets",))
 
-    def __str__(self):
+    def __str__(self) -> str:
         if self.targets:
             return "APGD-T"
-        return {losses.cross_entropy: "APGD-CE", losses.dlr: "APGD-DLR"}.get(self.loss, "APGD")
+        known: dict[Any, str] = {losses.cross_entropy: "APGD-CE", losses.dlr: "APGD-DLR"}
+        return known.get(self.loss, "APGD")
 
-    def settings(self):
-        """Returns the configuration as plain values for a report."""
-        loss = losses.targeted_dlr if self.targets else self.loss
-        return inputs.settings(self) | {"loss": loss.__name__}
+    def settings(self) -> dict[str, Any]:
+        """Returns the configuration as plain values for a report, with the loss that is really used."""
+        return super().settings() | ({"loss": losses.targeted_dlr.__name__} if self.targets else {})
 
     @property
-    def passes(self):
-        """Forward passes that an example costs at most; a gradient counts as two."""
+    def accepts_start(self) -> bool:
+        """Whether the attack starts at a random point, so that `start=` may replace it: yes."""
+        return True
+
+    @property
+    def max_forward_passes(self) -> int:
+        """Forward passes of one example at most. A gradient counts as two."""
         return 2 * (self.steps + 1) * self.eot * self.restarts * max(1, self.targets)
 
-    def __call__(self, logits_fn, images, labels, seed=0, start=None):
-        """Returns adversarial images: as `PGD`, which see. Where none was found, the iterate of the largest loss."""
-        return inputs.run(self, logits_fn, images, labels, seed, start)
-
-    def perturb(self, logits_fn, images, labels, seed, start=None):
-        """The attack itself, on float32 images, int labels and a seed of shape [2] or [batch, 2] that were checked."""
+    def perturb(
+        self,
+        logits_fn: LogitsFunction,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        seed: tf.Tensor,
+        start: tf.Tensor | None = None,
+        *,
+        static_shapes: bool = False,
+    ) -> tf.Tensor:
+        """Runs the algorithm. See `Attack.perturb`."""
 
         def attempt(number, state):
             seeds = randomness.fold(state["seeds"], number)
@@ -76,15 +87,15 @@ class APGD:
             if start is not None:
                 points = tf.where(number == 0, state["start"], points)
             points = self.ball.project(points, state["images"])
-            result, broken = self._one_start(logits_fn, state, target, points)
+            result, broken = self._one_start(logits_fn, state, target, points, static_shapes)
             return {**state, "result": result, "broken": broken}
 
-        targets = inputs.target_classes(self, logits_fn, images, labels)
-        state = inputs.initial_state(images, labels, seed, start, targets=targets)
-        return survivors.loop(attempt, state, self.restarts * targets.shape[1], self.survivors)[0]
+        targets = target_classes(logits_fn, images, labels, self.targets, str(self))
+        state = survivors.initial_state(images, labels, seed, start, targets=targets)
+        return survivors.loop(attempt, state, self.restarts * targets.shape[1], static_shapes)[0]
 
-    def _one_start(self, logits_fn, attempt, target, start):
-        """Returns the misclassified iterates, or else those of the largest loss, and which are misclassified."""
+    def _one_start(self, logits_fn, attempt, target, start, static_shapes):
+        """Returns the misclassified iterates, otherwise those of the largest loss, and which are misclassified."""
         images = attempt["images"]
         none, batch = tf.zeros_like(images), tf.shape(images)[0]
         state = {
@@ -104,7 +115,7 @@ class APGD:
             momentum = tf.where(number > 0, _MOMENTUM, 1.0)
             return {**state, "points": self._move(points, gradient, momentum, state), "previous": points}
 
-        return survivors.loop(step, state, self.steps + 1, self.survivors)
+        return survivors.loop(step, state, self.steps + 1, static_shapes)
 
     def _evaluate(self, logits_fn, state):
         """Returns the gradient at the points, and the state with the best points so far."""
@@ -127,7 +138,10 @@ class APGD:
         }
 
     def _checkpoint(self, window, gradient, state):
-        """Returns where to go on from, the gradient there, and the state; `window`: steps since the last checkpoint."""
+        """Returns the points to continue from, the gradient there, and the state.
+
+        `window` is the number of steps since the last checkpoint; 0 between them.
+        """
         is_checkpoint = window > 0
         oscillates = state["rises"] <= _RISES * tf.cast(window, tf.float32)
         stuck = ~state["halved"] & (state["checked_loss"] >= state["best_loss"])
@@ -159,10 +173,10 @@ class APGD:
         return self.loss(labels, logits)
 
 
-def checkpoints(steps):
-    """Returns, for the points after 0, 1, ... `steps` steps, the steps since the last checkpoint, or 0 between them.
+def checkpoints(steps: int) -> list[int]:
+    """Returns, for the points after 0, 1, ... `steps` steps, the steps since the last checkpoint; 0 between them.
 
-    The first window is 22 % of the steps, each next one 3 % shorter, none shorter than 6 %.
+    The first window has 22 % of the steps, each next one 3 % less, none less than 6 %.
     """
     window, shrink, shortest = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
     marks, at = [0] * (steps + 1), window

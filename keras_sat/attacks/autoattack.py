@@ -1,18 +1,24 @@
-"""AutoAttack: the ensemble whose figures can be compared."""
+"""AutoAttack: the ensemble of attacks by which published networks are compared."""
 
 import dataclasses
+from typing import Any
 
 import tensorflow as tf
 
 from keras_sat import losses
-from keras_sat.attacks import apgd, fab, gradients, inputs, randomness, square, survivors, threats
+from keras_sat.attacks import gradients, randomness, survivors, validation
+from keras_sat.attacks.apgd import APGD
+from keras_sat.attacks.attack import Attack
+from keras_sat.attacks.fab import FAB
+from keras_sat.attacks.square import Square
+from keras_sat.typing import LogitsFunction
 
 VERSIONS = ("standard", "plus", "rand")
 
 
 @dataclasses.dataclass(frozen=True)
-class AutoAttack:
-    """AutoAttack (Croce and Hein 2020, arXiv:2003.01690): attacks in turn, each on what the ones before left standing.
+class AutoAttack(Attack):
+    """AutoAttack (Croce and Hein 2020, arXiv:2003.01690): several attacks, each on the examples that are still robust.
 
     | version    | attacks, with 100 steps |
     |------------|---|
@@ -22,64 +28,66 @@ class AutoAttack:
 
     Args:
         ball: `LinfBall` or `L2Ball`.
-        version: "standard", whose figures are those of RobustBench, "plus" or "rand".
-        steps: gradient steps of each attack; published figures are with 100.
-        queries: of Square; published figures are with 5000.
-        survivors: "compact" takes examples that are done out of the batch; "mask" keeps the shapes, for XLA and TPU.
+        version: "standard", which RobustBench reports, "plus" or "rand".
+        steps: gradient steps of each attack, >= 1; 100 in published figures.
+        queries: forward passes of Square, >= 1; 5000 in published figures.
 
     Raises:
         ValueError: for a configuration that cannot be run.
     """
 
-    ball: threats.Ball
     version: str = "standard"
     steps: int = 100
     queries: int = 5000
-    survivors: str = "compact"
 
-    def __post_init__(self):
-        inputs.check_fields(self, positive=("steps", "queries"))
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        validation.check_integers(self, positive=("steps", "queries"))
         if self.version not in VERSIONS:
             raise ValueError(f"version must be one of {VERSIONS}. Received: {self.version!r}")
 
-    def __str__(self):
+    def __str__(self) -> str:
         return "AutoAttack" if self.version == "standard" else f"AutoAttack-{self.version}"
 
-    def settings(self):
-        """Returns the configuration as plain values for a report."""
-        return inputs.settings(self) | {"stages": [str(stage) for stage in self.stages]}
+    def settings(self) -> dict[str, Any]:
+        """Returns the configuration as plain values for a report, with the names of the stages."""
+        return super().settings() | {"stages": [str(stage) for stage in self.stages]}
 
     @property
-    def passes(self):
-        """Forward passes that an example costs at most; a gradient counts as two."""
-        return sum(stage.passes for stage in self.stages)
+    def max_forward_passes(self) -> int:
+        """Forward passes of one example at most. A gradient counts as two."""
+        return sum(stage.max_forward_passes for stage in self.stages)
 
     @property
-    def stages(self):
-        """The attacks, in their order."""
+    def stages(self) -> list[Attack]:
+        """The attacks in their order."""
         restarts = 5 if self.version == "plus" else 1
         eot = 20 if self.version == "rand" else 1
-        gradient = {"ball": self.ball, "steps": self.steps, "survivors": self.survivors}
-        ce = apgd.APGD(**gradient, restarts=restarts, eot=eot)
+        ce = APGD(self.ball, self.steps, restarts, eot=eot)
         dlr = dataclasses.replace(ce, loss=losses.dlr)
         if self.version == "rand":
             return [ce, dlr]
-        apgd_t, fab_t = apgd.APGD(**gradient, targets=9), fab.FAB(**gradient, targets=9)
-        black_box = square.Square(self.ball, self.queries, survivors=self.survivors)
+        apgd_t, fab_t = APGD(self.ball, self.steps, targets=9), FAB(self.ball, self.steps, targets=9)
+        black_box = Square(self.ball, self.queries)
         if self.version == "plus":
-            return [ce, dlr, fab.FAB(**gradient, targets=0, restarts=restarts), black_box, apgd_t, fab_t]
+            return [ce, dlr, FAB(self.ball, self.steps, restarts, targets=0), black_box, apgd_t, fab_t]
         return [ce, apgd_t, fab_t, black_box]
 
-    def __call__(self, logits_fn, images, labels, seed=0):
-        """Returns adversarial images: as `PGD`, which see. Where none was found, what the last attack came to."""
-        return inputs.run(self, logits_fn, images, labels, seed)
-
-    def perturb(self, logits_fn, images, labels, seed):
-        """The attack itself, on float32 images, int labels and a seed of shape [2] or [batch, 2] that were checked."""
+    def perturb(
+        self,
+        logits_fn: LogitsFunction,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        seed: tf.Tensor,
+        start: tf.Tensor | None = None,
+        *,
+        static_shapes: bool = False,
+    ) -> tf.Tensor:
+        """Runs the algorithm. See `Attack.perturb`."""
 
         def run(number, stage, state):
             seeds = randomness.fold(state["seeds"], number)
-            result = stage.perturb(logits_fn, state["images"], state["labels"], seeds)
+            result = stage.perturb(logits_fn, state["images"], state["labels"], seeds, static_shapes=static_shapes)
             broken = losses.is_broken(state["labels"], gradients.logits(logits_fn, result))
             return {**state, "result": result, "broken": broken}
 
@@ -87,5 +95,5 @@ class AutoAttack:
             branches = [lambda n=n, stage=stage: run(n, stage, state) for n, stage in enumerate(self.stages)]
             return tf.switch_case(number, branches)
 
-        state = inputs.initial_state(images, labels, seed)
-        return survivors.loop(step, state, len(self.stages), self.survivors)[0]
+        state = survivors.initial_state(images, labels, seed)
+        return survivors.loop(step, state, len(self.stages), static_shapes)[0]

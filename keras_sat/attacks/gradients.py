@@ -1,12 +1,16 @@
-"""The only place that opens a tape: for the gradient of an input, and of a training step."""
+"""The only module that opens a gradient tape: for gradients of inputs, and of a training step."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
 from keras_sat import losses
+from keras_sat.typing import LogitsFunction, LossFunction
 
 
-def logits(logits_fn, images):
-    """Returns logits_fn(images) as float32 [batch, classes]; one logit z, of a network for two classes, as [-z, z].
+def logits(logits_fn: LogitsFunction, images: tf.Tensor) -> tf.Tensor:
+    """Returns logits_fn(images) as float32 [batch, classes]. A network with one logit z per image returns [-z, z].
 
     Raises:
         ValueError: for outputs that are not one tensor of shape [batch, classes].
@@ -18,11 +22,13 @@ def logits(logits_fn, images):
     return losses.two_classes(tf.cast(outputs, tf.float32))
 
 
-def value_and_gradient(logits_fn, loss, images, labels):
+def value_and_gradient(
+    logits_fn: LogitsFunction, loss: LossFunction, images: tf.Tensor, labels: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Differentiates the loss of each example by its own image.
 
-    The losses are added up, not averaged: an example's gradient does not depend on the batch it is in, and does not
-    underflow in float16. Nothing but the images is watched, so no gradient of a weight is computed.
+    The losses are added, not averaged: the gradient of an example does not depend on the rest of the batch, and does
+    not underflow in float16. The tape watches only the images, so no gradient of a weight is computed.
 
     Args:
         logits_fn: maps images to logits [batch, classes].
@@ -50,10 +56,13 @@ def value_and_gradient(logits_fn, loss, images, labels):
     return losses, outputs, gradients
 
 
-def averaged(logits_fn, loss, images, labels, count):
-    """Returns what `value_and_gradient` does, losses and gradients being means over `count` evaluations.
+def averaged(
+    logits_fn: LogitsFunction, loss: LossFunction, images: tf.Tensor, labels: tf.Tensor, count: int
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Does the same as `value_and_gradient`, and averages losses and gradients over `count` evaluations.
 
-    For networks whose output is random (expectation over transformation, arXiv:1707.07397). The logits are the last.
+    For networks with random output (expectation over transformation, arXiv:1707.07397). The logits are those of the
+    last evaluation.
     """
     first = value_and_gradient(logits_fn, loss, images, labels)
     if count == 1:
@@ -69,7 +78,7 @@ def averaged(logits_fn, loss, images, labels, count):
     return losses / count, outputs, gradients / count
 
 
-def jacobian(logits_fn, images):
+def jacobian(logits_fn: LogitsFunction, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns the logits [batch, classes] and their gradients [batch, classes, height, width, channels]."""
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(images)
@@ -77,16 +86,20 @@ def jacobian(logits_fn, images):
     return outputs, tape.batch_jacobian(outputs, images)
 
 
-def of_training(forward, sources, scale=tf.identity):
-    """Differentiates the loss of a training step: by weights, and by images where an attack wants them too.
+def training_gradient(
+    forward: Callable[[], tuple[tf.Tensor, tf.Tensor]],
+    sources: Sequence[Any],
+    scale: Callable[[tf.Tensor], tf.Tensor] = tf.identity,
+) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor | None]]:
+    """Differentiates the loss of a training step by weights, and by images if they are among the sources.
 
     Args:
-        forward: a function without arguments that returns a scalar loss and the logits it is of.
-        sources: variables, and tensors that `forward` computes with.
-        scale: is applied to the loss before it is differentiated (the optimizer's loss scaling).
+        forward: a function without arguments that returns a scalar loss and the logits.
+        sources: variables, and tensors that `forward` uses.
+        scale: function applied to the loss before it is differentiated: the loss scaling of the optimizer.
 
     Returns:
-        loss, logits, gradients of `scale(loss)`, as many as `sources`.
+        The loss, the logits, and the gradients of `scale(loss)`, one for each source.
     """
     with tf.GradientTape() as tape:
         tape.watch([source for source in sources if tf.is_tensor(source) and not hasattr(source, "assign")])

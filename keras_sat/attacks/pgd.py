@@ -2,48 +2,44 @@
 
 import dataclasses
 import numbers
-from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
 from keras_sat import losses
-from keras_sat.attacks import gradients, inputs, randomness, survivors, threats
+from keras_sat.attacks import gradients, randomness, survivors, threats, validation
+from keras_sat.attacks.attack import Attack
+from keras_sat.typing import LogitsFunction, LossFunction
 
 
 @dataclasses.dataclass(frozen=True)
-class PGD:
+class PGD(Attack):
     """Projected gradient ascent of a loss in a ball (Madry et al., arXiv:1706.06083), as the SAT release runs it.
 
         x_0 = x + noise,    x_{t+1} = project(x_t + step_size * steepest(gradient of loss at x_t))
 
-    `PGD(LinfBall(4), steps=10)(model, images, labels, seed=0)` returns the adversarial images. An attack is a frozen
-    configuration: it keeps no state, and `dataclasses.replace` varies it. It runs eagerly (as one compiled loop), in
-    a tf.function, under XLA and in a replica of a tf.distribute strategy.
+    `PGD(LinfBall(4), steps=10)(model, images, labels, seed=0)` returns the adversarial images. See `Attack.__call__`.
 
     Args:
         ball: `LinfBall` or `L2Ball`: epsilon, norm and bounds.
         steps: number of gradient steps, >= 1.
         step_size: length of a step in the images' unit; None takes the ball's rule: max(1 pixel, epsilon / steps) for
             `LinfBall`, 2.5 epsilon / steps for `L2Ball`.
-        random_start: starts at a uniform point of the ball; False starts at the image.
-        clean_start: probability with which a batch (one coin for all of it) starts at the images all the same. The
-            release trains with 0.2 and evaluates with 0.
-        restarts: number of independent starts; an example keeps its worst result over them.
-        targeted: the labels given are the classes to reach, not the classes to leave.
-        keep: "last" returns the last iterate, as the paper evaluates; "worst" the worst of all iterates, for each
-            example. Worst is the largest margin of a wrong class (of the target, when targeted), so that a
-            misclassified image is never given up for one that is classified correctly. "first" is as strong as
-            "worst" and costs less: an example is done with its first misclassified iterate (its first that is
-            classified as the target), and the others are tried to the end, of all restarts.
-        loss: what is ascended (descended, when targeted): a function of labels and logits from `keras_sat.losses`.
-        survivors: of `keep="first"`: "compact" takes examples that are done out of the batch; "mask" keeps the
-            shapes, for XLA and TPU.
+        random_start: True starts at a uniform random point of the ball, False at the image.
+        clean_start: probability, 0..1, that the whole batch starts from the clean images instead of a random point.
+            (With a seed per example, each example draws for itself.) The release trains with 0.2 and evaluates with 0.
+        restarts: number of independent starts, >= 1. An example keeps its worst result.
+        targeted: whether the labels are the classes to reach. Otherwise they are the classes to leave.
+        keep: "last" returns the last iterate, as the paper evaluates. "worst" returns the iterate with the largest
+            margin of a wrong class (of the target class, if targeted): a misclassified iterate is never replaced by
+            one that is classified correctly. "first" is as strong as "worst" and costs less: an example is finished at
+            its first misclassified iterate (or the first that reaches the target), the others continue to the end.
+        loss: function of labels and logits that the attack ascends (descends, if targeted), see `keras_sat.losses`.
 
     Raises:
         ValueError: for a configuration that cannot be run.
     """
 
-    ball: threats.Ball
     steps: int = 10
     step_size: float | None = None
     random_start: bool = True
@@ -51,151 +47,179 @@ class PGD:
     restarts: int = 1
     targeted: bool = False
     keep: str = "last"
-    loss: Callable = losses.cross_entropy
-    survivors: str = "compact"
+    loss: LossFunction = losses.cross_entropy
 
-    def __post_init__(self):
-        inputs.check_fields(self, positive=("steps", "restarts"))
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        validation.check_integers(self, positive=("steps", "restarts"))
         if self.step_size is not None and not (isinstance(self.step_size, numbers.Real) and self.step_size > 0):
             raise ValueError(f"step_size must be positive, or None for the default. Received: {self.step_size!r}")
         if self.step_size is not None:
-            object.__setattr__(self, "step_size", float(self.step_size))  # NumPy's are not written as JSON
+            object.__setattr__(self, "step_size", float(self.step_size))  # JSON cannot represent NumPy numbers
         if not 0 <= self.clean_start <= 1:
             raise ValueError(f"clean_start is a probability, 0..1. Received: {self.clean_start!r}")
         if self.keep not in ("last", "worst", "first"):
             raise ValueError(f'keep must be "last", "worst" or "first". Received: {self.keep!r}')
 
     @property
-    def resolved_step_size(self):
-        """The length of a step, in the images' unit."""
+    def resolved_step_size(self) -> float:
+        """The length of a step in the images' unit."""
         return self.ball.default_step_size(self.steps) if self.step_size is None else self.step_size
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"PGD-{self.steps}"
 
-    def settings(self):
-        """Returns the configuration as plain values for a report: what another tool needs to run the same attack."""
-        return inputs.settings(self) | {"step_size": self.resolved_step_size}
+    def settings(self) -> dict[str, Any]:
+        """Returns the configuration as plain values for a report, with the step size that is really used."""
+        return super().settings() | {"step_size": self.resolved_step_size}
 
     @property
-    def passes(self):
-        """Forward passes that an example costs at most; a gradient counts as two."""
+    def max_forward_passes(self) -> int:
+        """Forward passes of one example at most. A gradient counts as two."""
         return 2 * self.steps * self.restarts
 
-    def __call__(self, logits_fn, images, labels, seed=0, start=None):
-        """Returns adversarial images.
+    @property
+    def accepts_start(self) -> bool:
+        """Whether the attack starts at a random point, so that `start=` may replace it."""
+        return self.random_start
 
-        Args:
-            logits_fn: a Keras model or a function, maps images to logits [batch, classes]. Pass the same object for
-                every batch, not a lambda or a bound method made anew: the loop is compiled once for each object.
-            images: [batch, height, width, channels], uint8 or float, within the ball's bounds.
-            labels: int [batch], in 0..classes-1.
-            seed: an int, or an int tensor of shape [2]: the same seed gives the same images. Of shape [batch, 2], one
-                seed for each image: what becomes of it does then not depend on the batch it is in.
-            start: images like `images` to begin from, such as the result for a smaller epsilon; None for the configured
-                start. Further restarts begin as configured.
+    @property
+    def accepts_scale(self) -> bool:
+        """Whether a call may scale epsilon and step size: yes."""
+        return True
 
-        Returns:
-            float32, of the shape of `images`; within the ball and the bounds to 1e-5.
+    def for_evaluation(self) -> "PGD":
+        """Returns the attack without a clean start."""
+        return dataclasses.replace(self, clean_start=0.0)
 
-        Raises:
-            ValueError: for images outside the bounds or not finite, labels outside the classes, or a `logits_fn` that
-                returns probabilities. (Inside a tf.function, images outside the bounds raise InvalidArgumentError.)
-        """
-        return inputs.run(self, logits_fn, images, labels, seed, start)
+    def for_transfer(self) -> "PGD":
+        """Returns the attack with `keep="worst"`: it continues after its first success."""
+        return dataclasses.replace(self, keep="worst")
 
-    def perturb(self, logits_fn, images, labels, seed, start=None):
-        """The attack itself, on float32 images, int labels and a seed of shape [2] that were checked."""
+    def perturb(
+        self,
+        logits_fn: LogitsFunction,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        seed: tf.Tensor,
+        start: tf.Tensor | None = None,
+        *,
+        static_shapes: bool = False,
+        epsilon_scale: threats.Scale = 1.0,
+        step_size_scale: threats.Scale = 1.0,
+    ) -> tf.Tensor:
+        """Runs the algorithm. See `Attack.perturb`, and `Attack.__call__` for the scales."""
+        search = _Search(self, logits_fn, epsilon_scale, self.resolved_step_size * step_size_scale)
         if self.keep == "first":
-            return self._until_broken(logits_fn, images, labels, seed, start)
+            return search.until_broken(images, labels, seed, start, static_shapes)
         worst, worst_score = None, None
         for restart in range(self.restarts):
-            begin = self._start(images, randomness.fold(seed, restart)) if restart or start is None else start
-            points, score = self._one_start(logits_fn, images, labels, begin)
+            begin = search.start(images, randomness.fold(seed, restart)) if restart or start is None else start
+            points, score = search.one_start(images, labels, begin)
             if self.restarts == 1:
                 return points
-            score = self._score(labels, gradients.logits(logits_fn, points)) if score is None else score
+            score = search.score_of(points, labels) if score is None else score
             if worst is not None:
                 points, score = _larger(score, points, worst_score, worst)
             worst, worst_score = points, score
         return worst
 
-    def _until_broken(self, logits_fn, images, labels, seed, start):
-        """Returns the first iterates that reach the aim, or else the last ones."""
+
+@dataclasses.dataclass(frozen=True)
+class _Search:
+    """A PGD attack with what only a call knows: the network, and values that may be tensors in a graph."""
+
+    attack: PGD
+    logits_fn: LogitsFunction
+    epsilon_scale: threats.Scale
+    step_size: threats.Scale
+
+    def until_broken(self, images, labels, seed, start, static_shapes):
+        """Returns, for each example, the first iterate that succeeds, or else the last one."""
 
         def attempt(number, state):
-            points = self._start(state["images"], randomness.fold(state["seeds"], number))
+            points = self.start(state["images"], randomness.fold(state["seeds"], number))
             if start is not None:
                 points = tf.where(number == 0, state["start"], points)
-            points = self.ball.project(points, state["images"])  # as others do: the start is a candidate too
+            points = self._project(points, state["images"])  # the start is a candidate too, so it must be valid
             begin = {**state, "points": points, "result": points}
-            result, broken = survivors.loop(step, begin, self.steps + 1, self.survivors)
+            result, broken = survivors.loop(step, begin, self.attack.steps + 1, static_shapes)
             return {**state, "result": result, "broken": broken}
 
         def step(_, state):
             points, labels = state["points"], state["labels"]
-            _, outputs, ascent = gradients.value_and_gradient(logits_fn, self.loss, points, labels)
+            _, outputs, ascent = gradients.value_and_gradient(self.logits_fn, self.attack.loss, points, labels)
             moved = self._move(points, ascent, state["images"])
             return {**state, "points": moved, "result": points, "broken": self._score(labels, outputs) > 0}
 
-        state = inputs.initial_state(images, labels, seed, start)
-        return survivors.loop(attempt, state, self.restarts, self.survivors)[0]
+        state = survivors.initial_state(images, labels, seed, start)
+        return survivors.loop(attempt, state, self.attack.restarts, static_shapes)[0]
 
-    def _one_start(self, logits_fn, images, labels, start):
-        """Returns the images kept from one start, and their scores where they were needed ("worst") or None."""
+    def one_start(self, images, labels, start):
+        """Returns the images that one start keeps, and their scores for `keep="worst"`, otherwise None."""
 
         def step(points, worst, worst_score):
-            _, outputs, ascent = gradients.value_and_gradient(logits_fn, self.loss, points, labels)
-            if self.keep == "worst":  # the start itself may lie outside the bounds, and is then no candidate
-                valid = tf.reduce_all(points == self.ball.clip(points), axis=(1, 2, 3))
+            _, outputs, ascent = gradients.value_and_gradient(self.logits_fn, self.attack.loss, points, labels)
+            if keeps_worst:  # a start outside the bounds is no candidate
+                valid = tf.reduce_all(points == self.attack.ball.clip(points), axis=(1, 2, 3))
                 score = tf.where(valid, self._score(labels, outputs), tf.float32.min)
                 worst, worst_score = _larger(score, points, worst_score, worst)
             return self._move(points, ascent, images), worst, worst_score
 
+        keeps_worst = self.attack.keep == "worst"
         lowest = tf.fill(tf.shape(labels), tf.float32.min)
-        carried = (start, start, lowest) if self.keep == "worst" else (start, (), ())
+        carried = (start, start, lowest) if keeps_worst else (start, (), ())
         points, worst, worst_score = tf.while_loop(
-            lambda *_: True, step, carried, maximum_iterations=self.steps, parallel_iterations=1
+            lambda *_: True, step, carried, maximum_iterations=self.attack.steps, parallel_iterations=1
         )
-        if self.keep == "last":
+        if not keeps_worst:
             return points, None
-        score = self._score(labels, gradients.logits(logits_fn, points))
+        score = self.score_of(points, labels)
         return _larger(score, points, worst_score, worst)
 
-    def _start(self, images, seed):
-        if not self.random_start:
+    def start(self, images, seed):
+        """Returns the points at which a start begins."""
+        if not self.attack.random_start:
             return images
-        noisy = self.ball.sample(randomness.fold(seed, 0), images)
-        if self.clean_start == 0:
+        noisy = self.attack.ball.sample(randomness.fold(seed, 0), images, self.epsilon_scale)
+        if self.attack.clean_start == 0:
             return noisy
         coin_seed = randomness.fold(seed, 1)
         coins = randomness.uniform(coin_seed, [1 if seed.shape.rank == 1 else tf.shape(images)[0], 1, 1, 1])
-        return tf.where(coins < self.clean_start, images, noisy)
+        return tf.where(coins < self.attack.clean_start, images, noisy)
+
+    def score_of(self, points, labels):
+        """Returns how close the points are to success, float32 [batch]; positive if they succeed."""
+        return self._score(labels, gradients.logits(self.logits_fn, points))
 
     def _move(self, points, ascent, images):
-        sign = -1.0 if self.targeted else 1.0
-        return self.ball.project(points + sign * self.resolved_step_size * self.ball.steepest(ascent), images)
+        sign = -1.0 if self.attack.targeted else 1.0
+        return self._project(points + sign * self.step_size * self.attack.ball.steepest(ascent), images)
+
+    def _project(self, points, images):
+        return self.attack.ball.project(points, images, self.epsilon_scale)
 
     def _score(self, labels, outputs):
         margin = losses.margin(labels, outputs)
-        if self.targeted:
+        if self.attack.targeted:
             return tf.where(losses.is_finite(outputs), -margin, tf.float32.min)
-        return tf.where(losses.is_finite(outputs), margin, tf.float32.max)  # no answer is the worst answer
+        return tf.where(losses.is_finite(outputs), margin, tf.float32.max)  # not finite: misclassified
 
 
 def _larger(score, points, other_score, other_points):
-    """Returns, for each example, the points with the larger score, and that score."""
+    """Returns the points with the larger score and that score, for each example."""
     take = score > other_score
     return tf.where(take[:, None, None, None], points, other_points), tf.where(take, score, other_score)
 
 
-def FGSM(ball, **options):  # noqa: N802 - the attack's name
+def FGSM(ball: threats.Ball, **options: Any) -> PGD:  # noqa: N802 - the name of the attack
     """Returns the fast gradient sign method (arXiv:1412.6572): one step of length epsilon from the image itself.
 
-    With `random_start=True` it is the single step of "fast" adversarial training.
+    With `random_start=True` it is the step of "fast" adversarial training (arXiv:2001.03994).
 
     Args:
         ball: `LinfBall` or `L2Ball`.
         **options: further fields of `PGD`.
     """
-    return PGD(ball, **{"steps": 1, "step_size": ball.radius or None, "random_start": False, **options})
+    fields: dict[str, Any] = {"steps": 1, "step_size": ball.radius or None, "random_start": False}
+    return PGD(ball, **(fields | options))

@@ -1,4 +1,4 @@
-"""Square: a random search that sees the logits alone."""
+"""Square: a random search that uses only the logits."""
 
 import dataclasses
 import math
@@ -7,64 +7,71 @@ import numpy as np
 import tensorflow as tf
 
 from keras_sat import losses
-from keras_sat.attacks import gradients, inputs, randomness, survivors, threats
+from keras_sat.attacks import gradients, randomness, survivors, threats, validation
+from keras_sat.attacks.attack import Attack
+from keras_sat.typing import LogitsFunction
 
-_CHUNK = 100  # queries for which random numbers are drawn at once
+_CHUNK = 100  # number of queries for which random numbers are drawn at once
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the squares' area is halved
 
 
 @dataclasses.dataclass(frozen=True)
-class Square:
+class Square(Attack):
     """Square attack (Andriushchenko et al. 2020, arXiv:1912.00049), with the settings of AutoAttack.
 
-    Proposes a square at a random place of each image, of a colour at the border of the ball (L-inf), or moves the
-    perturbation of one window into another (L2); and keeps what raises the margin of the best wrong class. It uses no
-    gradient: where it breaks what gradient-based attacks do not, their gradients are masked.
+    Each query proposes a square at a random place of each image, with a colour at the border of the ball (L-inf), or
+    moves the perturbation of one window into another (L2). A proposal is kept if it raises the margin of the best wrong
+    class. Square uses no gradients: if it breaks images that gradient-based attacks do not, the gradients are masked.
+    An example for which no misclassified image is found returns the image of the largest margin.
 
     Args:
         ball: `LinfBall` or `L2Ball`.
-        queries: forward passes of a start after its first, >= 1.
-        restarts: number of independent starts, for those that still stand.
-        p_init: share of the image that the first squares cover, above 0, at most 1.
-        survivors: "compact" takes examples that are done out of the batch; "mask" keeps the shapes, for XLA and TPU.
+        queries: forward passes of a start after its first one, >= 1.
+        restarts: number of independent starts, >= 1, for examples that are still robust.
+        p_init: share of the image that the first squares cover, in (0, 1].
 
     Raises:
-        ValueError: for a configuration that cannot be run, or images whose size is not known.
+        ValueError: for a configuration that cannot be run. A call also raises it for images of unknown size.
     """
 
-    ball: threats.Ball
     queries: int = 5000
     restarts: int = 1
     p_init: float = 0.8
-    survivors: str = "compact"
 
-    def __post_init__(self):
-        inputs.check_fields(self, positive=("queries", "restarts"))
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        validation.check_integers(self, positive=("queries", "restarts"))
         if not 0 < self.p_init <= 1:
             raise ValueError(f"p_init is a share of the image, above 0, at most 1. Received: {self.p_init!r}")
 
-    def __str__(self):
+    def __str__(self) -> str:
         return "Square"
 
-    def settings(self):
-        """Returns the configuration as plain values for a report."""
-        return inputs.settings(self)
-
     @property
-    def passes(self):
-        """Forward passes that an example costs at most."""
+    def max_forward_passes(self) -> int:
+        """Forward passes of one example at most."""
         return (self.queries + 1) * self.restarts
 
-    def __call__(self, logits_fn, images, labels, seed=0):
-        """Returns adversarial images: as `PGD`, which see. Where none was found, the image of the largest margin."""
-        return inputs.run(self, logits_fn, images, labels, seed)
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether the attack uses gradients of the network: no."""
+        return False
 
-    def perturb(self, logits_fn, images, labels, seed):
-        """The attack itself, on float32 images, int labels and a seed of shape [2] or [batch, 2] that were checked."""
+    def perturb(
+        self,
+        logits_fn: LogitsFunction,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        seed: tf.Tensor,
+        start: tf.Tensor | None = None,
+        *,
+        static_shapes: bool = False,
+    ) -> tf.Tensor:
+        """Runs the algorithm. See `Attack.perturb`."""
         if None in images.shape[1:]:
             raise ValueError(f"Square must know the size of the images. Received shape: {images.shape}")
         start, propose = (_stripes, _recolour) if self.ball.norm == "linf" else (_tiles, _move_window)
-        sizes = tf.constant(square_sizes(self.queries, self.p_init, *images.shape[1:3], self.ball.norm))
+        sizes = tf.constant(square_sizes(self.queries, self.p_init, images.shape[1], images.shape[2], self.ball.norm))
 
         def attempt(number, state):
             seeds = randomness.fold(state["seeds"], number)
@@ -72,14 +79,14 @@ class Square:
             search = {**state, "seeds": seeds, "margin": tf.fill([batch], tf.float32.min)}
             search["result"] = start(self.ball, state["images"], randomness.fold(seeds, 0))
             search["draws"] = tf.zeros([batch, _CHUNK, _PLACES + images.shape[3]])
-            result, broken = survivors.loop(query, search, self.queries + 1, self.survivors)
+            result, broken = survivors.loop(query, search, self.queries + 1, static_shapes)
             return {**state, "result": result, "broken": broken}
 
         def query(number, state):
             draws = _draws(number, state)
             draw, size = tf.gather(draws, number % _CHUNK, axis=1), tf.gather(sizes, number)
             proposal = propose(self.ball, state["images"], state["result"], size, draw)
-            points = tf.where(number > 0, proposal, state["result"])  # the first query asks for the start
+            points = tf.where(number > 0, proposal, state["result"])  # the first query is the start itself
             logits = gradients.logits(logits_fn, points)
             margin, broken = losses.margin(state["labels"], logits), losses.is_broken(state["labels"], logits)
             better = broken | (margin > state["margin"])
@@ -87,14 +94,15 @@ class Square:
             best = tf.where(better, margin, state["margin"])
             return {**state, "draws": draws, "result": result, "margin": best, "broken": broken}
 
-        state = inputs.initial_state(images, labels, seed)
-        return survivors.loop(attempt, state, self.restarts, self.survivors)[0]
+        state = survivors.initial_state(images, labels, seed)
+        return survivors.loop(attempt, state, self.restarts, static_shapes)[0]
 
 
-def square_sizes(queries, p_init, height, width, norm):
-    """Returns the side of the square of each query; the first, which asks for the start, has none (0).
+def square_sizes(queries: int, p_init: float, height: int, width: int, norm: str) -> list[int]:
+    """Returns the side length of the square of each query, in pixels; 0 for the first query, which is the start.
 
-    It covers a share p of the image, p_init at first; p is halved after 10, 50, 200, 500, 1000, 2000, ... queries.
+    A square covers a share p of the image, `p_init` at first; p is halved after 10, 50, 200, 500, 1000, 2000, ...
+    queries. See `Square` for the arguments; height and width are those of the images, `norm` is "linf" or "l2".
     """
     sizes = [0]
     for query in range(queries):
@@ -105,11 +113,11 @@ def square_sizes(queries, p_init, height, width, norm):
     return sizes
 
 
-_PLACES = 5  # the first random numbers of a query: two corners of windows, and an orientation; signs follow
+_PLACES = 5  # random numbers of a query before the signs: the corners of two windows, and an orientation
 
 
 def _draws(number, state):
-    """Returns uniform numbers [batch, chunk, ...]: those of the state, or new ones at the beginning of a chunk."""
+    """Returns uniform numbers [batch, chunk, ...]: new ones at the beginning of a chunk, otherwise the state's."""
 
     def draw():
         return randomness.uniform(randomness.fold(state["seeds"], 1 + number // _CHUNK), tf.shape(state["draws"]))
@@ -125,25 +133,25 @@ def _stripes(ball, images, seeds):
     """Returns the start for L-inf: vertical stripes of epsilon."""
     shape = tf.shape(images)
     signs = _sign(randomness.uniform(seeds, [shape[0], 1, shape[2], shape[3]]))
-    return ball.project(images + ball.widened(ball.radius * signs), images)
+    return ball.project(images + ball.to_channels(ball.radius * signs), images)
 
 
 def _recolour(ball, images, best, size, draw):
-    """Returns the best points with a square of +-epsilon, one sign for each channel."""
+    """Returns the best points with a square of +-epsilon added, one sign per channel."""
     inside = _window(images.shape, draw[:, 0:2], size)
     signs = _sign(draw[:, _PLACES:])[:, None, None, :]
-    return ball.project(best + ball.widened(tf.where(inside, 2 * ball.radius * signs, 0.0)), images)
+    return ball.project(best + ball.to_channels(tf.where(inside, 2 * ball.radius * signs, 0.0)), images)
 
 
 def _corner(shape, draw, size):
-    """Returns the top and the left of a window within the image, int [batch] each, from uniform numbers [batch, 2]."""
+    """Returns top and left of a window within the image, int [batch] each, from uniform numbers [batch, 2]."""
     room = tf.constant(shape[1:3].as_list()) - size
     corner = tf.cast(draw * tf.cast(room + 1, tf.float32), tf.int32)
     return tf.unstack(tf.minimum(corner, room), axis=1)
 
 
 def _window(shape, draw, size):
-    """Returns where the window is, bool [batch, height, width, 1]."""
+    """Returns a mask of the window, bool [batch, height, width, 1]."""
     inside = []
     for corner, length in zip(_corner(shape, draw, size), shape[1:3]):
         place = tf.range(length) - corner[:, None]
@@ -152,7 +160,7 @@ def _window(shape, draw, size):
 
 
 def _tiles(ball, images, seeds):
-    """Returns the start for L2: tiles of bumps, each of a random sign for each channel and a random orientation."""
+    """Returns the start for L2: tiles of bumps with a random sign per channel and a random orientation."""
     height, width, channels = images.shape[1:]
     size = max(1, min(height, width) // 5)
     rows, columns = height // size, width // size
@@ -163,33 +171,33 @@ def _tiles(ball, images, seeds):
     delta = tf.where(draw[..., :1] < 0.5, tiled, turned) * _sign(draw[..., 1:])
     top, left = (height - rows * size) // 2, (width - columns * size) // 2
     delta = tf.image.pad_to_bounding_box(delta, top, left, height, width)
-    return ball.clip(images + ball.widened(ball.radius * threats.normalized(ball.without_still(delta))))
+    return ball.clip(images + ball.to_channels(ball.radius * threats.normalized(ball.without_fixed_channels(delta))))
 
 
 def _move_window(ball, images, best, size, draw):
-    """Returns the points with the perturbation of one window moved into another, and all of epsilon used.
+    """Returns the points with the perturbation of one window moved into another, so that all of epsilon is used.
 
-    As algorithm 3 of the paper: the window gets a bump, plus the direction it had, of a norm that uses up epsilon; the
-    other window is emptied.
+    Algorithm 3 of the paper: one window gets a bump plus its former direction, with a norm that uses up epsilon. The
+    perturbation of the other window becomes 0.
     """
     channels = images.shape[3] if ball.shares is None else tf.reduce_sum(tf.cast(ball.shares > 0, tf.float32))
-    delta = ball.narrowed(best - images)
+    delta = ball.from_channels(best - images)
     here, there = _window(images.shape, draw[:, 0:2], size), _window(images.shape, draw[:, 2:4], size)
     shape = _placed_bump(images.shape, draw[:, 0:2], size, turned=draw[:, 4] < 0.5)
     new = shape * _sign(draw[:, _PLACES:])[:, None, None, :] + _unit(tf.where(here, delta, 0.0))
     unused = tf.maximum(ball.radius**2 - tf.reduce_sum(delta**2, axis=(1, 2, 3), keepdims=True), 0.0) / channels
     freed = tf.reduce_sum(tf.where(here | there, delta, 0.0) ** 2, axis=(1, 2), keepdims=True)
     moved = tf.where(here, tf.sqrt(unused + freed) * _unit(new), tf.where(there, 0.0, delta))
-    return ball.clip(images + ball.widened(ball.radius * threats.normalized(ball.without_still(moved))))
+    return ball.clip(images + ball.to_channels(ball.radius * threats.normalized(ball.without_fixed_channels(moved))))
 
 
 def _unit(x):
-    """Returns x scaled to norm 1 in each channel; 0 stays 0."""
+    """Returns x scaled to norm 1 in each channel; zeros stay 0."""
     return x / (1e-12 + tf.sqrt(tf.reduce_sum(x**2, axis=(1, 2), keepdims=True)))
 
 
 def _placed_bump(shape, draw, size, turned):
-    """Returns the bump of that size within its window, and 0 around it, [batch, height, width, 1]."""
+    """Returns a bump of this size in its window, and 0 elsewhere, [batch, height, width, 1]."""
     largest = min(shape[1:3])
     bumps = tf.constant(np.stack([np.pad(bump(n), (0, largest - n)) for n in range(largest + 1)]))
     pattern = tf.gather(bumps, size)
@@ -203,11 +211,11 @@ def _placed_bump(shape, draw, size, turned):
     return tf.where(_window(shape, draw, size), placed, 0.0)
 
 
-def bump(size):
-    """Returns two opposite bumps, the upper half positive, the lower negative; norm 1, float32 [size, size].
+def bump(size: int) -> np.ndarray:
+    """Returns two opposite bumps of norm 1, the upper half positive, the lower half negative, float32 [size, size].
 
-    A bump is largest in its middle: at distance d (the larger of rows and columns) it is the sum of 1 / (k + 1)^2 over
-    d <= k < its extent; section 3.3 of the paper.
+    At distance d from the middle of a bump (the larger of rows and columns), its value is the sum of 1 / (k + 1)^2
+    over d <= k < extent; section 3.3 of the paper.
     """
     if size == 0:
         return np.zeros((0, 0), np.float32)

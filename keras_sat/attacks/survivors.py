@@ -1,32 +1,48 @@
-"""Runs a loop on the examples that still stand: one that broke is done, and costs nothing more."""
+"""A loop that drops an example from the batch as soon as the example is misclassified."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import tensorflow as tf
 
-MODES = ("compact", "mask")
+from keras_sat.attacks import randomness
 
-# The share of standing examples below which a batch is compacted. Each new size costs the convolutions a set-up, so
-# that a batch is not cut at the loss of every single example.
+State: TypeAlias = dict[str, tf.Tensor]
+
+# The batch is compacted when fewer than this share of its examples is still robust. Convolutions need a set-up for each
+# new batch size, so the batch does not shrink with every single example.
 _CROWDED = 0.9
 
 
-def loop(step, state, iterations, mode):
-    """Repeats a step until it was done `iterations` times or no example stands.
+def initial_state(
+    images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, start: tf.Tensor | None = None, **more: tf.Tensor
+) -> State:
+    """Returns the state with which a loop over starts begins: no example is broken. See `loop`."""
+    if start is not None:
+        more["start"] = start
+    seeds = randomness.per_example(seed, tf.shape(labels)[0])
+    broken = tf.zeros_like(labels, tf.bool)
+    return {"images": images, "labels": labels, "seeds": seeds, "result": images, "broken": broken, **more}
+
+
+def loop(
+    step: Callable[[Any, State], State], state: State, iterations: int, static_shapes: bool = False
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Repeats a step until all examples are broken, or until it was done `iterations` times.
 
     Args:
-        step: maps the iteration's number, a scalar, and the state to the next state. What it does to an example must
-            depend on that example's part of the state alone.
-        state: dict of tensors, their first axis the example. It holds "result", the images to return, and "broken"
-            [batch]; both of an example stay as they are from the step on that sets its "broken".
-        iterations: how many times at most, >= 1.
-        mode: "compact" takes the broken ones out of the batch, and needs shapes that may change; "mask" keeps all
-            shapes, for XLA and TPU. Both return the same.
+        step: maps the number of the iteration, a scalar, and the state to the next state. The result for an example
+            must depend only on the part of the state that belongs to this example.
+        state: dict of tensors whose first axis is the example. It holds "result", the images to return, and "broken",
+            bool [batch]. Both are final for an example once its "broken" is True.
+        iterations: largest number of iterations, >= 1.
+        static_shapes: False drops broken examples from the batch. True keeps all shapes, as XLA and TPUs require. Both
+            return the same.
 
     Returns:
         "result" and "broken" of all examples.
     """
-    if mode == "mask":
-        return _masked(step, state, iterations)
-    return _compacted(step, state, iterations)
+    return _masked(step, state, iterations) if static_shapes else _compacted(step, state, iterations)
 
 
 def _advance(step, number, state):
@@ -51,8 +67,8 @@ def _masked(step, state, iterations):
 def _compacted(step, state, iterations):
     def body(number, rows, state, done):
         state = _advance(step, number, state)
-        standing = tf.reduce_sum(tf.cast(~state["broken"], tf.float32))
-        crowded = standing > _CROWDED * tf.cast(tf.size(rows), tf.float32)
+        robust = tf.reduce_sum(tf.cast(~state["broken"], tf.float32))
+        crowded = robust > _CROWDED * tf.cast(tf.size(rows), tf.float32)
         rows, state, done = tf.cond(
             crowded, lambda: (rows, state, done), lambda: _shrink(rows, state, _scatter(rows, state, done))
         )
@@ -60,7 +76,7 @@ def _compacted(step, state, iterations):
 
     done = {name: state[name] for name in ("result", "broken")}
     carried = (tf.constant(0), tf.range(tf.size(state["broken"])), state, done)
-    # What is there per example changes its number; what was there of all, `done`, does not.
+    # The tensors of the remaining examples change their first dimension; `done` has all examples and keeps its own.
     invariants = (tf.TensorShape([]), *tf.nest.map_structure(_any_number, carried[1:]))
     _, rows, state, done = tf.while_loop(
         lambda number, rows, state, done: tf.size(rows) > 0,
@@ -75,8 +91,8 @@ def _compacted(step, state, iterations):
 
 
 def _shrink(rows, state, done):
-    standing = tf.where(~state["broken"])[:, 0]
-    return *tf.nest.map_structure(lambda values: tf.gather(values, standing), (rows, state)), done
+    robust = tf.where(~state["broken"])[:, 0]
+    return *tf.nest.map_structure(lambda values: tf.gather(values, robust), (rows, state)), done
 
 
 def _scatter(rows, state, done):

@@ -1,9 +1,10 @@
-"""Threat models: what an attacker may do to an image. The norm is a value, not a class of attacks."""
+"""Threat models: what an attacker may do to an image. The norm belongs to the threat model, not to the attack."""
 
 import abc
-import copy
 import dataclasses
+import typing
 import warnings
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -11,79 +12,97 @@ import tensorflow as tf
 from keras_sat.attacks import randomness
 
 PIXELS = (0.0, 255.0)
+Scale: typing.TypeAlias = float | tf.Tensor
 
 
 @dataclasses.dataclass(frozen=True)
 class Ball(abc.ABC):
-    """What balls have in common: `LinfBall` and `L2Ball`, which see.
+    """Base class of `LinfBall` and `L2Ball`: all images within a distance of epsilon from an image.
 
-    With an epsilon for each channel, the ball is that of one epsilon after each channel was divided by its share of the
-    largest. Lengths, step sizes and `radius` are in this unit: that of the channel with the largest epsilon.
+    Points and images are float32 tensors [batch, height, width, channels].
+
+    With an epsilon per channel, each channel is divided by its share of the largest epsilon. In these units the ball
+    has one radius, and all algorithms treat it as such. Lengths, step sizes and `radius` are in the unit of the channel
+    with the largest epsilon.
     """
 
     epsilon: float | tuple
     bounds: tuple = PIXELS
 
-    def __post_init__(self):
+    norm: typing.ClassVar[str]
+
+    def __post_init__(self) -> None:
         _check(self)
 
     @abc.abstractmethod
-    def length(self, delta):
-        """Returns the norm of each perturbation, [batch]; in the ball it is at most `radius`."""
+    def default_step_size(self, steps: int) -> float:
+        """Returns the step size of an attack of `steps` steps that is not given one, in the images' unit."""
 
-    def distance(self, points, images):
-        """Returns the distance of each example, [batch]; in the ball it is at most `radius`."""
+    @abc.abstractmethod
+    def sample(self, seed: tf.Tensor, images: tf.Tensor, scale: Scale = 1.0) -> tf.Tensor:
+        """Returns images plus noise that is uniform in the ball. The result is not clipped to the bounds.
+
+        Args:
+            seed: int32 [2], or [batch, 2].
+            images: float32 [batch, height, width, channels].
+            scale: factor of epsilon: a number, or a scalar tensor in a graph.
+        """
+
+    @abc.abstractmethod
+    def steepest(self, gradients: tf.Tensor) -> tf.Tensor:
+        """Returns the direction of steepest ascent, of unit norm in the ball's norm."""
+
+    @abc.abstractmethod
+    def project(self, points: tf.Tensor, images: tf.Tensor, scale: Scale = 1.0) -> tf.Tensor:
+        """Returns the points moved into the ball around `images` and into the bounds. For `scale`: see `sample`."""
+
+    @abc.abstractmethod
+    def length(self, delta: tf.Tensor) -> tf.Tensor:
+        """Returns the norm of each perturbation, float32 [batch]; at most `radius` in the ball."""
+
+    def distance(self, points: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
+        """Returns the distance of each point from its image, float32 [batch]; at most `radius` in the ball."""
         return self.length(points - images)
 
-    def clip(self, points):
-        """Returns the points nearest to `points` in the bounds."""
+    def clip(self, points: tf.Tensor) -> tf.Tensor:
+        """Returns the points clipped to the bounds."""
         return tf.clip_by_value(points, *self.bounds)
 
     @property
-    def radius(self):
-        """Epsilon; of several channels the largest."""
-        return _split(self.epsilon)[0]
+    def radius(self) -> float:
+        """Epsilon; the largest of several channels."""
+        return max(self.epsilon) if isinstance(self.epsilon, tuple) else self.epsilon
 
     @property
-    def shares(self):
-        """Epsilon of each channel as a share of the largest, [channels]; None where all have the same."""
-        return _split(self.epsilon)[1]
+    def shares(self) -> np.ndarray | None:
+        """Epsilon of each channel as a share of the largest, float32 [channels]; None if all channels are equal."""
+        return np.array(self.epsilon, np.float32) / (self.radius or 1.0) if isinstance(self.epsilon, tuple) else None
 
     @property
-    def channels(self):
-        """The number of channels that images must have, or None for any."""
+    def channels(self) -> int | None:
+        """The number of channels that images must have; None for any."""
         return max((len(value) for value in (self.epsilon, *self.bounds) if isinstance(value, tuple)), default=None)
 
-    def scaled(self, factor):
-        """Returns the ball of factor * epsilon; the factor may be a tensor in a graph."""
-        if tf.is_tensor(factor) and not tf.executing_eagerly():  # there is no value yet that could be checked
-            changed = copy.copy(self)
-            object.__setattr__(changed, "epsilon", tf.convert_to_tensor(self.epsilon) * factor)
-            return changed
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # a schedule begins with a small epsilon
-            return dataclasses.replace(self, epsilon=np.asarray(self.epsilon) * float(factor))
-
-    def with_radius(self, radius):
-        """Returns the ball of another radius, in which each channel keeps its share.
+    def with_radius(self, radius: float) -> "Ball":
+        """Returns the ball of another radius. Each channel keeps its share.
 
         Raises:
-            ValueError: if all channels have an epsilon of 0, and so no share.
+            ValueError: if an epsilon of 0 is given for each channel: it has no shares.
         """
         if self.shares is not None and not self.radius:
             raise ValueError(f"An epsilon of 0 for each channel cannot be scaled. Received: {self!r}")
         return dataclasses.replace(self, epsilon=_times(self.shares, radius))
 
-    def without_still(self, delta):
-        """Returns a perturbation without that of channels whose epsilon is 0."""
+    def without_fixed_channels(self, delta: tf.Tensor) -> tf.Tensor:
+        """Returns a perturbation that is 0 in the channels whose epsilon is 0."""
         return delta if self.shares is None else delta * tf.cast(self.shares > 0, delta.dtype)
 
-    def widened(self, delta):
-        """Returns a perturbation within the ball from one of the same length that treats all channels alike."""
+    def to_channels(self, delta: tf.Tensor) -> tf.Tensor:
+        """Scales a perturbation from the ball with one radius for all channels to the channels' own radii."""
         return _times(self.shares, delta)
 
-    def narrowed(self, delta):
-        """Returns what `widened` was given. What moves a channel whose epsilon is 0 is lost."""
+    def from_channels(self, delta: tf.Tensor) -> tf.Tensor:
+        """Reverses `to_channels`. Channels whose epsilon is 0 become 0."""
         return delta if self.shares is None else tf.math.divide_no_nan(delta, self.shares)
 
 
@@ -94,40 +113,42 @@ class LinfBall(Ball):
     Args:
         epsilon: radius, >= 0, in the unit of the images: `LinfBall(4)` for pixels in 0..255. A sequence of numbers
             gives each channel its own.
-        bounds: smallest and largest valid value of a pixel; each is a number, or one for each channel. Another range is
-            explicit: `LinfBall(4 / 255, bounds=(0, 1))`. For images standardised by the mean and the deviation of each
-            channel, two arrays [channels] for images in 0..1:
+        bounds: smallest and largest valid value of a pixel; each is a number, or a sequence with one per channel. For
+            images in 0..1: `LinfBall(4 / 255, bounds=(0, 1))`. For images in 0..1 that were standardised by the mean
+            and the standard deviation of each channel, two arrays [channels]:
             `LinfBall(4 / 255 / deviation, bounds=(-mean / deviation, (1 - mean) / deviation))`.
 
     Raises:
-        ValueError: for an epsilon or bounds that no ball can have.
+        ValueError: for an epsilon or bounds that are not valid.
     """
 
     norm = "linf"
 
-    def default_step_size(self, steps):
-        """Returns max(1 pixel, epsilon / steps), the rule of the SAT release. A pixel is 1 / 255 of the bounds."""
+    def default_step_size(self, steps: int) -> float:
+        """Returns max(1 level, epsilon / steps), the rule of the SAT release. A level is 1 / 255 of the bounds."""
         low, high = map(np.asarray, self.bounds)
-        pixels = (high - low) / 255
+        levels = (high - low) / 255
         if self.shares is not None and self.radius:
-            pixels = (pixels / np.where(self.shares > 0, self.shares, np.nan)).ravel()  # NaN: a channel that stays
-        return max(float(np.nanmin(pixels)), self.radius / steps)
+            levels = (levels / np.where(self.shares > 0, self.shares, np.nan)).ravel()  # NaN: a fixed channel
+        return max(float(np.nanmin(levels)), self.radius / steps)
 
-    def sample(self, seed, images):
-        """Returns images + noise, uniform in the ball; like the release's, not clipped to the bounds."""
-        return images + self.widened(randomness.uniform(seed, tf.shape(images), -self.radius, self.radius))
+    def sample(self, seed: tf.Tensor, images: tf.Tensor, scale: Scale = 1.0) -> tf.Tensor:
+        """Returns images plus noise that is uniform in the ball. Like the release, it does not clip to the bounds."""
+        radius = self.radius * scale
+        return images + self.to_channels(randomness.uniform(seed, tf.shape(images), -radius, radius))
 
-    def steepest(self, gradients):
-        """Returns the direction of steepest ascent of unit norm: sign(g)."""
-        return self.widened(tf.sign(_finite(gradients)))
+    def steepest(self, gradients: tf.Tensor) -> tf.Tensor:
+        """Returns sign(g)."""
+        return self.to_channels(tf.sign(_finite(gradients)))
 
-    def project(self, points, images):
-        """Returns the points nearest to `points` in the ball around `images` and in the bounds."""
-        return self.clip(tf.clip_by_value(points, images - self.epsilon, images + self.epsilon))
+    def project(self, points: tf.Tensor, images: tf.Tensor, scale: Scale = 1.0) -> tf.Tensor:
+        """Returns the nearest points in the ball around `images` and in the bounds."""
+        epsilon = (np.array(self.epsilon) if isinstance(self.epsilon, tuple) else self.epsilon) * scale
+        return self.clip(tf.clip_by_value(points, images - epsilon, images + epsilon))
 
-    def length(self, delta):
-        """Returns the largest change of a pixel, [batch]."""
-        return tf.reduce_max(tf.abs(self.narrowed(delta)), axis=(1, 2, 3))
+    def length(self, delta: tf.Tensor) -> tf.Tensor:
+        """Returns the largest change of a pixel value, float32 [batch]."""
+        return tf.reduce_max(tf.abs(self.from_channels(delta)), axis=(1, 2, 3))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,42 +157,48 @@ class L2Ball(Ball):
 
     With an epsilon for each channel, `||(x' - x) / epsilon||_2 <= 1`.
 
-    Args: as of `LinfBall`. In pixels of 0..255, 0.5 of the usual [0, 1] scale is `L2Ball(127.5)`.
+    Args:
+        epsilon: See `LinfBall`. In pixels of 0..255, 0.5 of the usual [0, 1] scale is `L2Ball(127.5)`.
+        bounds: See `LinfBall`.
+
+    Raises:
+        ValueError: for an epsilon or bounds that are not valid.
     """
 
     norm = "l2"
 
-    def default_step_size(self, steps):
-        """Returns 2.5 epsilon / steps, so that the border is reached from anywhere (Madry et al., arXiv:1706.06083)."""
+    def default_step_size(self, steps: int) -> float:
+        """Returns 2.5 epsilon / steps: from any start, the border can be reached (Madry et al., arXiv:1706.06083)."""
         return 2.5 * self.radius / steps
 
-    def sample(self, seed, images):
-        """Returns images + noise, uniform in the ball, not clipped to the bounds."""
+    def sample(self, seed: tf.Tensor, images: tf.Tensor, scale: Scale = 1.0) -> tf.Tensor:
+        """Returns images plus noise that is uniform in the ball. The result is not clipped to the bounds."""
         noise = randomness.normal(randomness.fold(seed, 0), tf.shape(images))
-        direction = normalized(self.without_still(noise))
+        direction = normalized(self.without_fixed_channels(noise))
         size = tf.cast(tf.reduce_prod(tf.shape(images)[1:]), images.dtype)
         length = randomness.uniform(randomness.fold(seed, 1), [tf.shape(images)[0], 1, 1, 1]) ** (1 / size)
-        return images + self.widened(self.radius * length * direction)
+        return images + self.to_channels(self.radius * scale * length * direction)
 
-    def steepest(self, gradients):
-        """Returns the direction of steepest ascent of unit norm: g / ||g||, and 0 for g = 0."""
-        return self.widened(normalized(self.widened(gradients)))
+    def steepest(self, gradients: tf.Tensor) -> tf.Tensor:
+        """Returns g / ||g||, and 0 for g = 0."""
+        return self.to_channels(normalized(self.to_channels(gradients)))
 
-    def project(self, points, images):
-        """Returns `points` moved radially into the ball around `images`, then clipped to the bounds."""
-        # Clipping moves a point no farther from an image within the bounds, so it stays in the ball.
-        delta = self.narrowed(points - images)
+    def project(self, points: tf.Tensor, images: tf.Tensor, scale: Scale = 1.0) -> tf.Tensor:
+        """Returns the points moved radially into the ball around `images`, then clipped to the bounds."""
+        # Clipping moves no point away from an image within the bounds, so the point stays in the ball.
+        radius = self.radius * scale
+        delta = self.from_channels(points - images)
         norm = _norm(delta)
-        shrink = tf.where(norm > self.radius, tf.math.divide_no_nan(self.radius, norm), 1.0)
-        return self.clip(images + self.widened(shrink * delta))
+        shrink = tf.where(norm > radius, tf.math.divide_no_nan(radius, norm), 1.0)
+        return self.clip(images + self.to_channels(shrink * delta))
 
-    def length(self, delta):
-        """Returns the Euclidean norm of each perturbation, [batch]."""
-        return _norm(self.narrowed(delta))[:, 0, 0, 0]
+    def length(self, delta: tf.Tensor) -> tf.Tensor:
+        """Returns the Euclidean norm of each perturbation, float32 [batch]."""
+        return _norm(self.from_channels(delta))[:, 0, 0, 0]
 
 
-def normalized(x):
-    """Returns each example of x divided by its Euclidean norm; 0 for 0, and for a number that is not finite."""
+def normalized(x: tf.Tensor) -> tf.Tensor:
+    """Returns each example of x divided by its Euclidean norm. Zeros stay 0; values that are not finite become 0."""
     # Scaled by the largest element first, so that the squares of tiny gradients do not underflow.
     x = _finite(x)
     scaled = tf.math.divide_no_nan(x, tf.reduce_max(tf.abs(x), axis=(1, 2, 3), keepdims=True))
@@ -179,7 +206,7 @@ def normalized(x):
 
 
 def _finite(gradients):
-    """Returns gradients with 0 for what is not finite: a step by NaN would leave the ball."""
+    """Returns the gradients with 0 in place of values that are not finite: a step by NaN would leave the ball."""
     return tf.where(tf.math.is_finite(gradients), gradients, 0.0)
 
 
@@ -191,19 +218,8 @@ def _times(shares, x):
     return x if shares is None else shares * x
 
 
-def _split(epsilon):
-    """Returns the radius, and each channel's share of it; None where all channels have the same epsilon."""
-    if isinstance(epsilon, tuple):
-        radius = max(epsilon)
-        return radius, np.array(epsilon, np.float32) / (radius or 1.0)
-    if tf.is_tensor(epsilon) and epsilon.shape.rank == 1:
-        radius = tf.reduce_max(epsilon)
-        return radius, tf.math.divide_no_nan(epsilon, radius)
-    return epsilon, None
-
-
 def _check(ball):
-    # NumPy's numbers and lists become plain floats and tuples: an attack is hashed, compared and written as JSON.
+    # Converts NumPy numbers and lists to floats and tuples: attacks are hashed, compared and written as JSON.
     name, epsilon, bounds = type(ball).__name__, _plain(ball.epsilon), plain_bounds(ball.bounds)
     if epsilon is None or not (np.isfinite(epsilon).all() and np.min(epsilon) >= 0):
         raise ValueError(
@@ -230,7 +246,7 @@ def _check(ball):
 
 
 def _plain(value):
-    """Returns a float, or a tuple of floats for a sequence of numbers; None for anything else."""
+    """Returns a float; a tuple of floats for a sequence of numbers; None for anything else."""
     if value is None or isinstance(value, (str, bytes)):
         return None
     try:
@@ -242,14 +258,14 @@ def _plain(value):
     return tuple(array.tolist()) if array.ndim == 1 and array.size else None
 
 
-def plain_bounds(bounds):
-    """Returns (low, high), each a float or a tuple of one for each channel; None for what are no bounds."""
+def plain_bounds(bounds: Any) -> tuple | None:
+    """Returns (low, high), each a float or a tuple with one per channel; None if `bounds` are not valid."""
     try:
         low, high = map(_plain, bounds)
         if low is None or high is None:
             return None
         in_order = np.all(np.asarray(low, np.float64) < np.asarray(high, np.float64))
-    except (TypeError, ValueError):  # of another number, or of other channels
+    except (TypeError, ValueError):  # not two values, or of different numbers of channels
         return None
     is_finite = all(np.isfinite(value).all() for value in (low, high))
     return (low, high) if in_order and is_finite else None

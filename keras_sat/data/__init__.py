@@ -1,4 +1,7 @@
-"""Datasets: TFDS, the embedded one, or a folder of images -> tf.data of (images, labels), pixels 0..255, NHWC."""
+"""Loads datasets of TFDS, the embedded dataset, or a folder of images as a tf.data.Dataset of (images, labels).
+
+Images are NHWC, uint8 pixels 0..255.
+"""
 
 from keras_sat.data.batches import batches
 from keras_sat.data.check import Findings, check

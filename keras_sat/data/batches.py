@@ -1,19 +1,23 @@
-"""What evaluation and callbacks take as a dataset: anything that holds batches of images and labels."""
+"""Batches of the datasets that evaluation and callbacks accept: a tf.data.Dataset, a list of batches, or arrays."""
+
+from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
 
+from keras_sat.typing import Array, Dataset
 
-def batches(dataset, batch_size):
-    """Yields batches (images, labels) of what holds them; sample weights are left out.
+
+def batches(dataset: Dataset, batch_size: int) -> Iterator[tuple[Array, Array]]:
+    """Yields the batches (images, labels) of a dataset. Sample weights are dropped.
 
     Args:
-        dataset: a finite tf.data.Dataset of batches (images, labels) or (images, labels, weights), a list of such
-            batches, or a pair of arrays of all images and labels.
-        batch_size: of the batches that arrays are cut into.
+        dataset: a finite tf.data.Dataset of batches (images, labels) or (images, labels, weights); a list of such
+            batches; or a pair of arrays, all images [n, height, width, channels] and all labels.
+        batch_size: number of images in a batch, if `dataset` is a pair of arrays. Other datasets keep their batches.
 
     Raises:
-        ValueError: for a dataset that never ends, arrays of different lengths, or anything else.
+        ValueError: for an infinite dataset, arrays of different lengths, or any other object.
     """
     if isinstance(dataset, tf.data.Dataset):
         if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
@@ -46,7 +50,7 @@ def _slices(arrays, batch_size):
 
 
 def _outline(batch):
-    """Returns in a line what a batch is."""
+    """Returns a short description of an object that should be a batch, for an error message."""
     if isinstance(batch, dict):
         return f"a dict of {', '.join(map(str, batch))}"
     if isinstance(batch, (tuple, list)):

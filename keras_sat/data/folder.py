@@ -1,4 +1,4 @@
-"""A folder of images, SPLIT/CLASS/*.jpg, as a dataset."""
+"""A folder of images, SPLIT/CLASS/*.jpg, as a source of stored images and labels."""
 
 import collections
 import dataclasses
@@ -8,44 +8,54 @@ import itertools
 import os
 import unicodedata
 import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from keras_sat import preprocessing
 from keras_sat.data import reading, slices
+from keras_sat.typing import Path
 
 SPLITS = ("train", "test", "validation", "val", "valid")
 AUTOTUNE = tf.data.AUTOTUNE
-_CHUNK = 16  # images that share the cost of catching an error
-_DIGESTED = 1000  # files of a split whose beginnings are part of its fingerprint
+_CHUNK = 16  # images that are decoded by one inner dataset, which names those that fail
+_DIGESTED = 1000  # the fingerprint of a split includes the first bytes of this many files
 DAMAGED = "This image cannot be read:"
 
 
 class Folder:
     """A folder of images: `PATH/train/cat/1.jpg`, `PATH/test/dog/7.png`.
 
-    The splits are `train`, and `test`, `validation`, `val` or `valid`. The classes are the folders of `train`, sorted
-    by name. Hidden files and folders (".x", "._x.jpg", "__MACOSX") are left out. Files of other kinds than JPEG, PNG,
-    GIF, BMP and WebP are left out, counted and named in a warning.
+    Splits are folders named `train`, `test`, `validation`, `val` or `valid`. The classes are the folders in `train`,
+    sorted by name. Hidden files and folders (".x", "._x.jpg", "__MACOSX") are ignored. Files that are not JPEG, PNG,
+    GIF, BMP or WebP are skipped; a warning gives their numbers and an example.
 
-    A split's order is fixed and mixed: each part of it, such as `test[:500]`, holds all classes in proportion.
+    The order of a split is fixed, and mixes the classes: each slice of it, such as `test[:500]`, has all classes in
+    proportion.
 
     Args:
-        path: of the folder.
-        classes: names of the classes that a network knows, in its order; the folders are matched with them by name.
-            Default: the folders' own.
-        skip_damaged: reads all files first, and leaves out those that cannot be read; a warning names them.
+        path: path of the folder.
+        classes: names of the classes that a network knows, in the order of its outputs. The folders are matched with
+            them by name. Default: the folders in `train`.
+        skip_damaged: whether to read all files first and skip those that cannot be decoded. A warning names them.
+
+    Attributes:
+        path: the absolute path of the folder.
+        name: the same.
+        classes: names of the classes, in the order of the labels.
+        splits: {split: number of images}.
 
     Raises:
-        ValueError: for another layout, fewer than two classes, a class or a split without images, a class that `train`
-            (or `classes`) does not have, or names that differ in their Unicode form alone.
+        ValueError: for another layout, fewer than two classes, a class or a split without images, a class that is not
+            in `train` (or in `classes`), or two folders whose names differ only in their Unicode form.
     """
 
-    def __init__(self, path: str | os.PathLike, classes: list[str] | None = None, skip_damaged: bool = False):
+    def __init__(self, path: Path, classes: list[str] | None = None, skip_damaged: bool = False) -> None:
         self.path = self.name = os.path.abspath(os.path.expanduser(os.fspath(path)))
-        self._orders = {}
-        self._left_out = collections.defaultdict(list)
+        self._orders: dict[str, list[tuple[str, int]]] = {}
+        self._left_out: dict[str, list[str]] = collections.defaultdict(list)
         self._files = {name: self._split(name) for name in _split_names(self.path)}
         self._warn_of_others()
         if skip_damaged:
@@ -54,21 +64,22 @@ class Folder:
         self.splits = {name: sum(map(len, files.values())) for name, files in self._files.items()}
 
     def _split(self, split):
-        """Returns {class: paths} of a split."""
-        found, folder = {}, os.path.join(self.path, split)
+        """Returns the files of a split: {class: paths}."""
+        files, folder = {}, os.path.join(self.path, split)
         outside = [name for name in os.listdir(folder) if _is_image(name)]
         if outside:
             self._left_out["images in no class"] += [os.path.join(folder, name) for name in outside]
         for entry in _folders(folder):
             name = _normal(entry.name)
-            if name in found:
+            if name in files:
                 raise ValueError(
                     f"{self.path}/{split} holds two folders named {name!r}, in two forms of Unicode: rename one."
                 )
-            found[name] = self._images(entry.path)
-        return found
+            files[name] = self._images(entry.path)
+        return files
 
     def _images(self, folder):
+        """Returns the sorted paths of a class's images, and notes the files that are skipped."""
         paths = []
         for entry in os.scandir(folder):
             if reading.is_hidden(entry.name):
@@ -91,7 +102,7 @@ class Folder:
             )
 
     def _classes(self, known):
-        """Returns the names of the classes; refuses folders without images, or that are not among the classes."""
+        """Returns the names of the classes; raises ValueError for splits or classes without images, or unknown ones."""
         for split, files in self._files.items():
             if not any(files.values()):
                 raise ValueError(f"{self.path}/{split} has no images. {_expected(self.path)}")
@@ -111,7 +122,10 @@ class Folder:
         return names
 
     def _check_known(self, split, files, names, whose):
-        """Refuses classes of a split that are not among `names`, those of `whose`; warns of those that it lacks."""
+        """Raises ValueError for classes of a split that are not in `names`; warns of classes without images.
+
+        The error says that `whose`, such as "the network", does not know the class.
+        """
         unknown = [f"{name!r} ({len(paths)} images)" for name, paths in files.items() if name not in names]
         lacking = [name for name in names if not files.get(name)]
         if unknown:
@@ -124,16 +138,16 @@ class Folder:
             warnings.warn(f"{self.path}/{split} has no images of {_names(lacking)}.", stacklevel=5)
 
     def _kinds_of(self, split, names):
-        """Returns what files there are in place of images."""
+        """Returns which files the folders of these classes hold in place of images, for an error message."""
         folders = {os.path.join(self.path, split, name) for name in names}
         kinds = [kind for kind, paths in self._left_out.items() if folders & {os.path.dirname(path) for path in paths}]
         return f": {', '.join(sorted(kinds))} cannot be read, {reading.READABLE} can" if kinds else ""
 
     def _skip_damaged(self):
-        paths = [path for files in self._files.values() for found in files.values() for path in found]
-        damaged = {found.path: found.fault for found in reading.read_all(paths) if found.fault}
+        everything = [path for files in self._files.values() for paths in files.values() for path in paths]
+        damaged = {image.path: image.fault for image in reading.read_all(everything) if image.fault}
         for files in self._files.values():
-            files.update({name: [path for path in found if path not in damaged] for name, found in files.items()})
+            files.update({name: [path for path in paths if path not in damaged] for name, paths in files.items()})
         if damaged:
             named = [f"{os.path.relpath(path, self.path)} ({fault})" for path, fault in damaged.items()]
             warnings.warn(
@@ -144,21 +158,23 @@ class Folder:
         """Returns the paths of all images of all splits."""
         return [path for split in self._files for path, _ in self._ordered(split)]
 
-    def readings(self):
-        """Yields the `Reading` of each image, by its path in the folder."""
-        for found in reading.read_all(self.paths()):
-            place = os.path.relpath(found.path, self.path)
-            yield dataclasses.replace(found, path=_normal(place))
+    def readings(self) -> Iterator[reading.Reading]:
+        """Decodes all images; yields the `Reading` of each, with its path relative to the folder."""
+        for image in reading.read_all(self.paths()):
+            place = os.path.relpath(image.path, self.path)
+            yield dataclasses.replace(image, path=_normal(place))
 
     def examples(self, split: str) -> list[tuple[str, int]]:
-        """Returns [(path, number of the class)] of a split or of a slice of it, in its order."""
-        found = []
-        for name, begin, end in slices.absolute(self.path, split, self.splits):
-            found += self._ordered(name)[begin:end]
-        return found
+        """Returns the images of a split or slice, in order: [(path, label), ...].
+
+        Args:
+            split: such as "test" or "test[:500]".
+        """
+        ranges = slices.absolute(self.path, split, self.splits)
+        return [example for name, begin, end in ranges for example in self._ordered(name)[begin:end]]
 
     def _ordered(self, split):
-        """Returns the examples of a whole split, mixed: any part of it holds all classes in proportion."""
+        """Returns the examples of a whole split, in an order in which any slice has all classes in proportion."""
         if split in self._orders:
             return self._orders[split]
         numbers = {_normal(name): number for number, name in enumerate(self.classes)}
@@ -170,30 +186,32 @@ class Folder:
         return self._orders[split]
 
     @functools.cached_property
-    def looked(self) -> tuple[tuple[int, int] | None, int]:
-        """(height, width) of all images, or None where they differ; and channels, 1 if all images are grey.
+    def size_and_channels(self) -> tuple[tuple[int, int] | None, int]:
+        """((height, width) of the images, or None if they differ in size; channels, 1 if all images are grey, else 3).
 
-        The headers of the files are read, until they differ.
+        The headers of the files are read, until the size and the channels are certain.
 
         Raises:
-            ValueError: for a file that is no image; the message names it.
+            ValueError: for a file that cannot be decoded. The message names it.
         """
         sizes, are_grey = set(), True
         for path in self.paths():
-            found = reading.header(path)
-            if found is None and reading.read(path).fault:
+            header = reading.header(path)
+            if header is None and reading.read(path).fault:
                 raise ValueError(damaged(path))
-            size, is_grey = found or (None, False)
+            size, is_grey = header or (None, False)
             sizes.add(size)
             are_grey &= is_grey
             if len(sizes) > 1 and not are_grey:
                 break
         return sizes.pop() if len(sizes) == 1 else None, 1 if are_grey else 3
 
-    def fingerprint(self, split: str) -> dict:
-        """Returns what tells a whole split from a changed one: images, images of each class, a digest.
+    def fingerprint(self, split: str) -> dict[str, Any]:
+        """Returns values that change if the images of a whole split change.
 
-        The digest is of the names and sizes of all files, and of what some of them hold, of all classes.
+        Returns:
+            A dict of "images" (their number), "classes" ({class: number of images}), and "sha256": a digest of the
+            names and sizes of all files, and of the first bytes of up to 1000 files of all classes.
         """
         digest, files = hashlib.sha256(), self._files[split]
         for path in itertools.chain(*files.values()):
@@ -205,29 +223,48 @@ class Folder:
         return {"images": self.splits[split], "classes": counts, "sha256": digest.hexdigest()}
 
     def number_of_images(self, split: str) -> int:
-        """Returns how many images a split, or a slice of it, has."""
+        """Returns the number of images in a split or slice, such as "test[:500]"."""
         return len(self.examples(split))
 
     def sample(self, split: str, number: int, seed: int) -> np.ndarray:
-        """Returns the places of `number` images of a split, of all classes: at least one, then in proportion."""
+        """Returns the sorted indices of a stratified random sample of a split. See `slices.stratified`.
+
+        Args:
+            split: a split or slice, such as "train".
+            number: size of the sample. If the split has fewer images, all are returned.
+            seed: seed of the sample.
+        """
         labels = np.array([label for _, label in self.examples(split)])
         return slices.stratified(labels, min(number, len(labels)), np.random.default_rng(seed))
 
-    def read(self, split: str, input_context=None, key=None) -> tf.data.Dataset:
-        """Returns a dataset of paths and labels, shuffled by an int64 `key` if there is one."""
-        paths, labels = zip(*self.examples(split))
-        paths = list(map(os.fsencode, paths))  # a name need not be UTF-8
-        dataset = tf.data.Dataset.from_tensor_slices((paths, tf.constant(labels, tf.int64)))
-        if input_context:
-            dataset = dataset.shard(input_context.num_input_pipelines, input_context.input_pipeline_id)
-        return dataset if key is None else dataset.shuffle(len(paths), key, reshuffle_each_iteration=False)
-
-    def mapped(self, dataset: tf.data.Dataset, function, shape) -> tf.data.Dataset:
-        """Returns a dataset of (path, label, ...) as (function(bytes, ...), label, ...); an error names the file.
+    def read(
+        self, split: str, input_context: tf.distribute.InputContext | None = None, key: tf.Tensor | None = None
+    ) -> tf.data.Dataset:
+        """Returns a dataset of (path, int64 label).
 
         Args:
-            dataset: as `read` returns it, perhaps with more tensors in each element.
-            function: makes uint8 pixels of `shape` of a file's bytes and these tensors.
+            split: a split or slice, such as "train[:500]".
+            input_context: if given, the dataset is the share of this worker.
+            key: int64 seed of a shuffle. Default: no shuffle.
+        """
+        paths, labels = zip(*self.examples(split))
+        encoded = list(map(os.fsencode, paths))  # a file name need not be valid UTF-8
+        dataset = tf.data.Dataset.from_tensor_slices((encoded, tf.constant(labels, tf.int64)))
+        if input_context:
+            dataset = dataset.shard(input_context.num_input_pipelines, input_context.input_pipeline_id)
+        return dataset if key is None else dataset.shuffle(len(encoded), key, reshuffle_each_iteration=False)
+
+    def map_images(
+        self, dataset: tf.data.Dataset, function: Callable[..., tf.Tensor], shape: tuple[int, int, int]
+    ) -> tf.data.Dataset:
+        """Applies a function to the content of each file: (path, label, ...) -> (function(bytes, ...), label, ...).
+
+        If the function fails, the error names the file.
+
+        Args:
+            dataset: a dataset from `read`, which may have additional tensors in each element.
+            function: called with a file's bytes and the additional tensors, returns uint8 pixels of `shape`.
+            shape: (height, width, channels).
         """
 
         def chunk(paths, labels, *more):
@@ -238,22 +275,22 @@ class Folder:
             with tf.control_dependencies([tf.debugging.Assert(is_whole, [DAMAGED, tf.gather(paths, failed[:1])])]):
                 return tf.identity(pixels), labels, *more
 
-        made = dataset.batch(_CHUNK).map(tf.autograph.experimental.do_not_convert(chunk), AUTOTUNE).unbatch()
+        images = dataset.batch(_CHUNK).map(tf.autograph.experimental.do_not_convert(chunk), AUTOTUNE).unbatch()
         number = dataset.cardinality()
-        return made if number < 0 else made.apply(tf.data.experimental.assert_cardinality(number))
+        return images if number < 0 else images.apply(tf.data.experimental.assert_cardinality(number))
 
-    def check_range(self):
-        """Does nothing: the pixels of an image file are 0..255."""
+    def check_range(self) -> None:
+        """Does nothing: the pixels of an image file are always 0..255. See `Prepared.check_range`."""
 
 
 def damaged(path: str) -> str:
-    """Returns in a line what is wrong with a file, and what to do."""
+    """Returns an error message: what is wrong with a file, and what to do."""
     fault = reading.read(path).fault or "damaged"
     return f"{DAMAGED} {path} ({fault}). `keras-sat check` lists all such files; --skip_damaged leaves them out."
 
 
 def _split_names(path):
-    """Returns the names of the folders of splits; raises ValueError where there are none."""
+    """Returns the names of the splits in a folder; raises ValueError if there are none."""
     folders = [entry.name for entry in _folders(path)]
     splits = [name for name in SPLITS if name in folders and any(_folders(os.path.join(path, name)))]
     if not splits:
@@ -270,7 +307,7 @@ def _expected(path):
 
 
 def _normal(name):
-    """Returns a name in one of the forms that Unicode has for it."""
+    """Returns a name in Unicode's normal form C, so that equal names compare equal."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -304,5 +341,5 @@ def _names(names):
 
 
 def _some(texts, most=5):
-    """Returns the first of many texts in a line."""
+    """Returns the first texts, separated by commas, and the number of the others."""
     return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")

@@ -1,8 +1,9 @@
-"""A dataset's images -> batches for training and evaluation."""
+"""Opens datasets, describes them, and loads them as batches for training and evaluation."""
 
 import dataclasses
 import functools
 import os
+from typing import Any, TypeAlias
 
 import keras
 import numpy as np
@@ -12,64 +13,73 @@ from keras_sat import preprocessing
 from keras_sat.data.folder import SPLITS, Folder
 from keras_sat.data.prepared import Prepared, names
 from keras_sat.preprocessing import Preprocessing
+from keras_sat.typing import Path
 
-# A mirror image of these is another class, or none.
+Source: TypeAlias = Folder | Prepared  # an opened dataset
+
+# Datasets whose images must not be mirrored: a mirrored digit, say, may be another digit or none.
 WITHOUT_FLIP = ("mnist", "emnist", "kmnist", "svhn_cropped", "gtsrb", "mnist_corrupted")
-LARGEST_SMALL_IMAGE = 64  # pixels
+LARGEST_SMALL_IMAGE = 64  # pixels: up to this size, augmentation shifts an image; of larger ones it takes a random part
 AUTOTUNE = tf.data.AUTOTUNE
 
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What a network is trained on: what `keras-sat train` records, and evaluation and export go by.
+    """Describes the data that a network is trained on. A run records it, and evaluation and export use it.
 
     Attributes:
         dataset: TFDS' name, or the absolute path of a folder.
-        classes: their names, in order.
-        preprocessing: how images become pixels.
-        splits: {split: {"images": how many, "sha256": of how they are stored, "classes": how many of each}}; the last
-            of a folder alone.
+        classes: names of the classes, in the order of the labels.
+        preprocessing: how images are converted to pixels.
+        splits: {split: fingerprint}. A fingerprint is a dict of "images" (their number), "sha256" (a digest of how they
+            are stored) and, for a folder, "classes" ({class: number of images}).
     """
 
     dataset: str
     classes: list[str]
     preprocessing: Preprocessing
-    splits: dict
+    splits: dict[str, dict[str, Any]]
 
-    def settings(self) -> dict:
-        """Returns plain values for a JSON file; `Description.of(settings)` reads them."""
+    def settings(self) -> dict[str, Any]:
+        """Returns the attributes as a dict for a JSON file. `Description.of` reads it."""
         return {**self.__dict__, "preprocessing": self.preprocessing.settings()}
 
     def line(self) -> str:
-        """Returns in a line what is trained on."""
+        """Returns a summary in one line: the dataset, its splits, the number of classes and the shape of the images."""
         how = self.preprocessing
         sizes = ", ".join(f"{about['images']} images of {split}" for split, about in self.splits.items())
         crop = f", crop {how.crop}" if how.crop != "stretch" else ""
         return f"{self.dataset}: {sizes}, {len(self.classes)} classes, {' x '.join(map(str, how.shape))}{crop}."
 
     @classmethod
-    def of(cls, settings: dict) -> "Description":
-        """Returns what `settings` described."""
+    def of(cls, settings: dict[str, Any]) -> "Description":
+        """Returns the `Description` that has these settings. See `Description.settings`."""
         values = {field.name: settings[field.name] for field in dataclasses.fields(cls)}
         return cls(**{**values, "preprocessing": Preprocessing.of(settings["preprocessing"])})
 
     def differences(self, other: "Description") -> list[str]:
-        """Returns in a line each what another description says otherwise; [] if the data are the same, wherever."""
-        found = []
+        """Returns the differences to another description, as a list of lines; [] if the data are the same.
+
+        The name of the dataset, or the path of the folder, may differ.
+
+        Args:
+            other: the newer description.
+        """
+        lines = []
         if self.preprocessing != other.preprocessing:
-            found.append(f"preprocessing: {self.preprocessing} then, {other.preprocessing} now")
+            lines.append(f"preprocessing: {self.preprocessing} then, {other.preprocessing} now")
         gone = [name for name in self.classes if name not in other.classes]
         new = [name for name in other.classes if name not in self.classes]
-        found += [f"classes: {what} {', '.join(names[:5])}" for what, names in (("gone", gone), ("new", new)) if names]
+        lines += [f"classes: {what} {', '.join(names[:5])}" for what, names in (("gone", gone), ("new", new)) if names]
         if not (gone or new) and self.classes != other.classes:
-            found.append("classes: in another order")
+            lines.append("classes: in another order")
         for split in sorted({*self.splits, *other.splits}):
-            found += _differences(split, self.splits.get(split, {}), other.splits.get(split, {}))
-        return found
+            lines += _differences(split, self.splits.get(split, {}), other.splits.get(split, {}))
+        return lines
 
 
 def _differences(split, then, now):
-    """Returns what is different in a split."""
+    """Returns the differences between two fingerprints of a split, as a list of lines."""
     if then == now:
         return []
     if then.get("images") != now.get("images"):
@@ -84,25 +94,29 @@ def _differences(split, then, now):
 
 
 def source(
-    dataset: str | os.PathLike | Folder | Prepared,
-    data_dir: str | os.PathLike | None = None,
+    dataset: Path | Source,
+    data_dir: Path | None = None,
     *,
     classes: list[str] | None = None,
     skip_damaged: bool = False,
-) -> Folder | Prepared:
-    """Returns a dataset opened: `.classes`, `.splits`, and what `load` reads.
+) -> Source:
+    """Opens a dataset.
 
     Args:
-        dataset: "fashion_mnist_mini", which is embedded; another name of TFDS; the path of a folder of images; or a
-            source, which is returned as it is.
-        data_dir: TFDS' folder of prepared datasets; None is TFDS' own.
-        classes: names of the classes that a network knows, in its order. Labels then are numbers in this order.
-        skip_damaged: of a folder, reads all files first, and leaves out those that cannot be read.
+        dataset: "fashion_mnist_mini", which is embedded; another name of TFDS; the path of a folder of images; or an
+            opened dataset, which is returned unchanged.
+        data_dir: TFDS' folder of prepared datasets. Default: TFDS' own default.
+        classes: names of the classes that a network knows, in the order of its outputs. The labels of the dataset then
+            follow this order. Default: the dataset's classes.
+        skip_damaged: for a folder, whether to read all files first and skip those that cannot be decoded.
+
+    Returns:
+        A `Folder` or a `Prepared`: both have the attributes `classes` and `splits`, and `load` accepts both.
 
     Raises:
-        ValueError: for a dataset that cannot be had, or has classes that the network does not know.
+        ValueError: if the dataset cannot be opened, or has a class that is not in `classes`.
     """
-    if isinstance(dataset, (Folder, Prepared)):
+    if isinstance(dataset, Source):
         return dataset
     name = os.path.expanduser(os.fspath(dataset))
     if is_folder(name):
@@ -115,9 +129,13 @@ def source(
 
 
 def is_folder(name: str) -> bool:
-    """Returns whether a dataset's name means a folder: not where TFDS knows the name, and the folder has no splits.
+    """Returns whether the name of a dataset is taken for the path of a folder.
 
-    A run in a folder that is named like its dataset must not become the dataset.
+    A name that TFDS knows means a folder only if that folder has splits. Otherwise a run's folder that is named like
+    its dataset would be taken for the dataset.
+
+    Args:
+        name: name of a dataset, or a path.
     """
     path = os.path.expanduser(name)
     if not os.path.isdir(path) or name in names():
@@ -131,40 +149,53 @@ def is_folder(name: str) -> bool:
 
 
 def describe(
-    dataset: str | os.PathLike | Folder | Prepared,
+    dataset: Path | Source,
     image_size: int | None = None,
-    data_dir: str | os.PathLike | None = None,
+    data_dir: Path | None = None,
     *,
     crop: str | None = None,
     channels: int | None = None,
 ) -> Description:
-    """Returns what a network is to be trained on; `load` explains the arguments."""
+    """Returns the `Description` of a dataset that a network is to be trained on. See `load` for the arguments."""
     opened = source(dataset, data_dir)
     how = preprocessing_of(opened, image_size, crop, channels)
     splits = {split: opened.fingerprint(split) for split in opened.splits}
     return Description(opened.name, list(opened.classes), how, splits)
 
 
-def preprocessing_of(opened, image_size=None, crop=None, channels=None):
-    """Returns the `Preprocessing` of a source's images, where it does not follow from what is given by looking."""
+def preprocessing_of(
+    opened: Source, image_size: int | None = None, crop: str | None = None, channels: int | None = None
+) -> Preprocessing:
+    """Returns the `Preprocessing` of an opened dataset. What is not given is determined from its images.
+
+    Args:
+        opened: a dataset that `source` has opened.
+        image_size: See `load`.
+        crop: See `load`.
+        channels: See `load`.
+
+    Raises:
+        ValueError: for an unknown crop, or images of several sizes without an `image_size`.
+    """
     if crop not in (None, *preprocessing.CROPS):
         raise ValueError(f"crop must be one of {', '.join(preprocessing.CROPS)}. Received: {crop!r}")
-    if None not in (image_size, crop, channels):
+    if image_size is not None and crop is not None and channels is not None:
         return Preprocessing(image_size, image_size, channels, crop)
-    size, own_channels = opened.looked
-    if image_size is None and size is None:
+    size, own_channels = opened.size_and_channels
+    output_size = (image_size, image_size) if image_size else size
+    if output_size is None:
         raise ValueError(f"The images of {opened.name} differ in size: say image_size, such as image_size=224.")
-    height, width = (image_size, image_size) if image_size else size
+    height, width = output_size
     return Preprocessing(height, width, channels or own_channels, crop or ("stretch" if size else "padded"))
 
 
 def load(
-    name: str | os.PathLike | Folder | Prepared,
+    name: Path | Source,
     split: str,
     batch_size: int,
     image_size: int | None = None,
     training: bool = False,
-    data_dir: str | os.PathLike | None = None,
+    data_dir: Path | None = None,
     seed: int = 0,
     augment: bool = True,
     *,
@@ -181,47 +212,51 @@ def load(
 ) -> tf.data.Dataset:
     """Returns batches of (images, labels) of a classification dataset.
 
-    `fashion_mnist_mini` is embedded: 10,000 training and 2,000 test images, 28 x 28 x 1, of Fashion-MNIST (Zalando SE,
-    MIT licence), equally many of each of its 10 classes. Any other name is TFDS' ("cifar10", "imagenet2012"), or the
-    path of a folder of images, `SPLIT/CLASS/*.jpg` (`Folder` says more).
+    `fashion_mnist_mini` is embedded in the package: 10,000 training and 2,000 test images, 28 x 28 x 1, of
+    Fashion-MNIST (Zalando SE, MIT licence), with the same number of images in each of its 10 classes. Any other name is
+    the name of a TFDS dataset ("cifar10", "imagenet2012"), or the path of a folder of images, `SPLIT/CLASS/*.jpg` (see
+    `Folder`).
 
-    All that is random follows from the seed, the epoch and the place in it, not from what was drawn before: the same
-    arguments give the same batches, and training can begin anywhere, without decoding what is left out.
+    Shuffling and augmentation depend only on the seed, the epoch and the position in the epoch. So the same arguments
+    give the same batches, and training can begin at any step (`first_step`) without decoding the images before it.
 
     Args:
-        name: of the dataset, or what `source` returned.
-        split: "train", "test", or any slice in TFDS' language, such as "test[:500]". Of a folder, each slice holds
-            all classes in proportion.
-        batch_size: images in a batch, over all devices and workers.
-        image_size: height and width to bring the images to, or None to keep them as they are.
-        training: shuffles, anew each epoch, and augments; the last, partial batch is dropped.
-        data_dir: TFDS' folder of prepared datasets; None is TFDS' own.
-        seed: of shuffling, augmentation and the sample.
-        augment: in training, images of up to 64 pixels are padded by an eighth and cropped at random; of larger ones
-            Inception's random part is taken (`preprocessing.random_part`). And where a mirror image is of the same
-            class, half are mirrored.
-        crop: what `image_size` takes of an image: "stretch", "padded" or "shortest_edge", as
-            `preprocessing.Preprocessing` says. Default: "stretch" for images of one size, "padded" for others.
-        channels: 1 or 3. Default: 1 if all images are grey.
-        preprocessing: in place of image_size, crop and channels: all that evaluation does to an image.
-        sample: reads this many images of the split alone, drawn by the seed: at least one of each class, then in
+        name: name or path of the dataset, or a dataset that `source` has opened.
+        split: "train", "test", or a slice in TFDS' syntax, such as "test[:500]". A slice of a folder has all classes in
             proportion.
-        epochs: in training, the batches of all these epochs, one after the other, for `fit(steps_per_epoch=...)`.
-            Default: those of one epoch, another at each iteration.
-        first_step: with `epochs`, number of the batch to begin with, counted over all epochs.
-        rand_augment: in training, factor 0..1 of Keras' RandAugment, of each image.
-        mixup, cutmix: in training, alpha of Keras' MixUp and factor of its CutMix; with both, a batch gets either.
-            Labels are then float32 [batch, classes].
-        input_context: a tf.distribute.InputContext; reads this worker's share of the files, and gives batches for one
-            replica, as `strategy.distribute_datasets_from_function` wants them.
+        batch_size: number of images in a batch, over all devices and workers together.
+        image_size: height and width of the returned images, in pixels. Default: the size of the images.
+        training: whether to shuffle (differently in each epoch), to augment, and to drop the last, partial batch.
+            Default: False.
+        data_dir: TFDS' folder of prepared datasets. Default: TFDS' own default.
+        seed: seed of shuffling, augmentation and `sample`. Default: 0.
+        augment: in training, whether to augment. Default: True. Images of up to 64 pixels are shifted at random by up
+            to an eighth of their size; of larger images a random part is taken (`preprocessing.random_part`). Half of
+            the images are mirrored, unless this would change their class.
+        crop: which part of an image is used: "stretch", "padded" or "shortest_edge". See
+            `preprocessing.Preprocessing`. Default: "stretch" if the images have one size, otherwise "padded".
+        channels: 1 (grey) or 3 (RGB). Default: 1 if all images are grey, otherwise 3.
+        preprocessing: a `preprocessing.Preprocessing`, in place of `image_size`, `crop` and `channels`.
+        sample: for evaluation, number of images to draw at random from the split: at least one of each class, then in
+            proportion. Default: all images.
+        epochs: in training, number of epochs in the dataset, one after the other, for `fit(steps_per_epoch=...)`.
+            Default: one epoch, a different one in each iteration.
+        first_step: with `epochs`, index of the first batch, counted over all epochs. Default: 0.
+        rand_augment: in training, factor 0..1 of Keras' RandAugment. Default: it is not used.
+        mixup: in training, alpha of Keras' MixUp. Default: it is not used. With `mixup` or `cutmix`, labels are float32
+            [batch, classes].
+        cutmix: in training, factor of Keras' CutMix. Default: it is not used. With `mixup` and `cutmix`, each batch
+            gets one of them, chosen at random.
+        input_context: for `strategy.distribute_datasets_from_function`: the dataset is this worker's share of the
+            images, in batches for one replica.
 
     Returns:
-        A tf.data.Dataset of images [batch, height, width, channels], uint8 in 0..255, and int64 labels [batch].
+        A tf.data.Dataset of images, uint8 [batch, height, width, channels] in 0..255, and int64 labels [batch].
 
     Raises:
-        ValueError: for an unknown dataset or split, or one that has no (image, label) pairs, or images of several
-            sizes and no `image_size`; the message says which command prepares a dataset that is not there.
-        tf.errors.InvalidArgumentError: when a damaged image is reached; the message names the file of a folder.
+        ValueError: for an unknown dataset or split, a dataset without (image, label) pairs, or images of several sizes
+            without an `image_size`. If a dataset is not prepared, the message has the command that prepares it.
+        tf.errors.InvalidArgumentError: during iteration, for a damaged image. For a folder, the message names the file.
     """
     if not (isinstance(batch_size, int) and batch_size >= 1):
         raise ValueError(f"batch_size must be an integer >= 1. Received: {batch_size!r}")
@@ -233,62 +268,75 @@ def load(
     read = functools.partial(opened.read, split, input_context)
     if not training:
         dataset = read() if sample is None else _sampled(read(), number, opened.sample(split, sample, seed))
-        dataset = opened.mapped(dataset, how, how.shape)
+        dataset = opened.map_images(dataset, how, how.shape)
         return dataset.batch(share, num_parallel_calls=AUTOTUNE).prefetch(AUTOTUNE)
     if number < batch_size:
         raise ValueError(f"{opened.name} {split} has fewer images ({number}) than a batch of {batch_size}.")
     augmented = _augmentation(opened, how, augment, rand_augment)
     dataset = _epochs(read, seed, number, batch_size, epochs, first_step, input_context)
-    dataset = opened.mapped(dataset, augmented, how.shape)
+    dataset = opened.map_images(dataset, augmented, how.shape)
     dataset = dataset.batch(share, drop_remainder=True, num_parallel_calls=AUTOTUNE)
     dataset = dataset.map(_mixing(len(opened.classes), mixup, cutmix), AUTOTUNE)
-    if not epochs and not input_context:  # of all epochs fit(steps_per_epoch) must not know: it counts what was skipped
+    # With `epochs`, Keras must not know the number of batches: fit(steps_per_epoch=...) would also expect the batches
+    # that `first_step` skips.
+    if not epochs and not input_context:
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(number // batch_size))
     return dataset.prefetch(AUTOTUNE)
 
 
-def class_names(name: str | os.PathLike, data_dir: str | os.PathLike | None = None) -> list[str]:
-    """Returns the names of a dataset's classes, in order."""
+def class_names(name: Path | Source, data_dir: Path | None = None) -> list[str]:
+    """Returns the names of a dataset's classes, in the order of the labels. See `source` for the arguments."""
     return list(source(name, data_dir).classes)
 
 
-def evaluation_split(name, data_dir=None) -> str:
-    """Returns the name of the split to evaluate on: "test", or "validation", "val" or "valid" where there is none."""
+def evaluation_split(name: Path | Source, data_dir: Path | None = None) -> str:
+    """Returns the name of the split to evaluate on: the first of "test", "validation", "val" and "valid" that exists.
+
+    See `source` for the arguments.
+    """
     splits = source(name, data_dir).splits
     return next((split for split in SPLITS[1:] if split in splits), "test")
 
 
-def shape_and_classes(name, image_size=None, data_dir=None) -> tuple[tuple, int]:
-    """Returns the shape (height, width, channels) of the images that `load` gives, and the number of classes.
+def shape_and_classes(
+    name: Path | Source, image_size: int | None = None, data_dir: Path | None = None
+) -> tuple[tuple[int | None, int | None, int], int]:
+    """Returns the shape (height, width, channels) of the images that `load` returns, and the number of classes.
 
-    Height and width are None where the images differ in size, and `image_size` does not say one.
+    Height and width are None if the images differ in size and `image_size` is not given. See `load` for the arguments.
     """
     opened = source(name, data_dir)
-    size, channels = opened.looked
-    size = (image_size, image_size) if image_size else size or (None, None)
-    return (*size, channels), len(opened.classes)
+    size, channels = opened.size_and_channels
+    height, width = (image_size, image_size) if image_size else size or (None, None)
+    return (height, width, channels), len(opened.classes)
 
 
 def _sampled(dataset, total, places):
-    """Returns the examples at some places of a dataset."""
+    """Returns the examples of a dataset at these indices.
+
+    Args:
+        dataset: a tf.data.Dataset of `total` examples.
+        total: number of examples.
+        places: int array, sorted.
+    """
     is_chosen = np.zeros(total, bool)
     is_chosen[places] = True
     dataset = dataset.enumerate().filter(lambda place, _: tf.gather(tf.constant(is_chosen), place))
-    dataset = dataset.take(len(places)).map(lambda _, example: example)  # what comes after the last is not read
+    dataset = dataset.take(len(places)).map(lambda _, example: example)  # stops after the last
     return dataset.apply(tf.data.experimental.assert_cardinality(len(places)))
 
 
 def _epochs(read, seed, number, batch_size, epochs, first_step, input_context):
-    """Returns encoded images, labels and a seed for each, in the order of training."""
+    """Returns a dataset of (stored image, label, seed) in the order of training. See `load` for the arguments."""
     steps = number // batch_size
     workers = input_context.num_input_pipelines if input_context else 1
 
     def one(epoch):
-        tf.random.set_seed(1)  # of this graph: the order is the seed's alone, not also that of the program's seed
+        tf.random.set_seed(1)  # the seed of this graph: the order must not depend on the program's seed
         key = tf.cast(seed, tf.int64) * 1_000_003 + epoch
         examples = read(key)
         if workers > 1:
-            examples = examples.repeat()  # a worker's files may hold a few images less than its share
+            examples = examples.repeat()  # a worker's files may hold slightly fewer images than its share
         done = tf.where(epoch == first_step // steps, first_step % steps, 0) if epochs else 0
         examples = (
             examples.take(steps * batch_size // workers)
@@ -306,7 +354,7 @@ def _epochs(read, seed, number, batch_size, epochs, first_step, input_context):
 
 
 def _augmentation(opened, how, augment, rand_augment):
-    """Returns the function from an image and a seed to the uint8 pixels that are trained on."""
+    """Returns a function from a stored image and a seed to augmented uint8 pixels."""
     layer = None if rand_augment is None else keras.layers.RandAugment(factor=rand_augment)
     is_small = max(how.shape[:2]) <= LARGEST_SMALL_IMAGE
     is_flipped = augment and opened.name.split("/")[0].split(":")[0] not in WITHOUT_FLIP
@@ -328,7 +376,7 @@ def _augmentation(opened, how, augment, rand_augment):
 
 
 def _mixing(classes, mixup, cutmix):
-    """Returns the function from images, labels and seeds of a batch to what is trained on."""
+    """Returns a function from a batch of images, labels and seeds to images and labels, mixed by MixUp or CutMix."""
     layers = [] if mixup is None else [keras.layers.MixUp(alpha=mixup)]
     layers += [] if cutmix is None else [keras.layers.CutMix(factor=cutmix)]
 

@@ -1,21 +1,24 @@
-"""Datasets that TFDS prepared, and the embedded one."""
+"""Datasets that TFDS has prepared, and the embedded dataset, as sources of stored images and labels."""
 
 import functools
 import hashlib
 import json
 import os
 import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from keras_sat import preprocessing
 from keras_sat.data import reading, slices
+from keras_sat.typing import Path
 
 EMBEDDED = os.path.join(os.path.dirname(os.path.dirname(__file__)), "datasets")
-SHUFFLE_BYTES = 2**29
-LOOKED_AT = 100  # images, where the range of the pixels is not that of bytes
-STRATIFIED_BYTES = 2**30  # of a split whose labels are read for a sample
+SHUFFLE_BYTES = 2**29  # limit of the shuffle buffer
+LOOKED_AT = 100  # number of images that determine the range of pixels that are not uint8
+STRATIFIED_BYTES = 2**30  # of larger splits, labels are not read for a stratified sample
 AUTOTUNE = tf.data.AUTOTUNE
 
 
@@ -24,28 +27,43 @@ def names() -> list[str]:
     return sorted(entry.name for entry in os.scandir(EMBEDDED) if entry.is_dir())
 
 
-def info(name: str, data_dir: str | os.PathLike | None = None):
-    """Returns TFDS' DatasetInfo of a dataset: `.features["label"].names`, `.splits["test"].num_examples`, ..."""
+def info(name: str, data_dir: Path | None = None) -> Any:
+    """Returns TFDS' DatasetInfo of a dataset: `.features["label"].names`, `.splits["test"].num_examples`, ...
+
+    Args:
+        name: name of a dataset of TFDS, or of an embedded one.
+        data_dir: TFDS' folder of prepared datasets. Default: TFDS' own default.
+
+    Raises:
+        ValueError: if the dataset is unknown or not prepared. See `Prepared`.
+    """
     return Prepared(name, data_dir).info
 
 
 class Prepared:
     """A classification dataset of TFDS.
 
-    Images of bytes are pixels 0..255. Of 16 bits, 0..65535 become 0..255; of floats, 0..1 do; a warning says it.
+    Pixels of uint8 are used as they are. Pixels of uint16 in 0..65535 and of floats in 0..1 are scaled to 0..255, with
+    a warning.
 
     Args:
-        name: TFDS' or an embedded one.
-        data_dir: TFDS' folder of prepared datasets; None is TFDS' own.
-        classes: names of the classes that a network knows, in its order; the dataset's are matched with them by name.
-            Default: the dataset's own.
+        name: name of a dataset of TFDS, or of an embedded one.
+        data_dir: TFDS' folder of prepared datasets. Default: TFDS' own default.
+        classes: names of the classes that a network knows, in the order of its outputs. The dataset's classes are
+            matched with them by name. Default: the dataset's classes.
+
+    Attributes:
+        name: name of the dataset.
+        info: TFDS' DatasetInfo.
+        classes: names of the classes, in the order of the labels.
+        splits: {split: number of images}.
 
     Raises:
-        ValueError: for a dataset that is not there, which names the command that prepares it; one without (image,
-            label) pairs; or of other classes.
+        ValueError: for an unknown dataset; one that is not prepared (the message has the command that prepares it); one
+            without (image, label) pairs; or one with a class that is not in `classes`.
     """
 
-    def __init__(self, name: str, data_dir: str | os.PathLike | None = None, classes: list[str] | None = None):
+    def __init__(self, name: str, data_dir: Path | None = None, classes: list[str] | None = None) -> None:
         data_dir = None if data_dir is None else os.path.expanduser(os.fspath(data_dir))
         self._builder = _builder(name, data_dir)
         self.name, self.info = name, self._builder.info
@@ -62,44 +80,55 @@ class Prepared:
         self.splits = {split: about.num_examples for split, about in self.info.splits.items()}
 
     @property
-    def feature(self):
-        """TFDS' feature of the images."""
+    def feature(self) -> Any:
+        """TFDS' feature connector of the images."""
         return self.info.features[self._image]
 
     @property
-    def looked(self) -> tuple[tuple[int, int] | None, int]:
-        """(height, width) of all images, or None where they may differ; and channels, 1 or 3.
+    def size_and_channels(self) -> tuple[tuple[int, int] | None, int]:
+        """((height, width) of the images, or None if they may differ in size; channels, 1 or 3).
 
         Raises:
-            ValueError: for images that are neither grey nor RGB.
+            ValueError: if the images are neither grey nor RGB.
         """
         shape = (*self.feature.shape, 1) if len(self.feature.shape) == 2 else self.feature.shape
         if len(shape) != 3 or (not self._is_file and shape[-1] not in (1, 3)):
             raise ValueError(f"The images of {self.name} must be grey or RGB. Their shape is {self.feature.shape}")
         return None if None in shape[:2] else tuple(shape[:2]), 1 if shape[-1] == 1 else 3
 
-    def readings(self):
-        """Yields the `reading.Reading` of each image, by its split, its class and its number."""
+    def readings(self) -> Iterator[reading.Reading]:
+        """Decodes all images; yields the `Reading` of each. Its path is SPLIT/CLASS/NUMBER."""
         for split in self.splits:
-            images = self.mapped(self.read(split), lambda image: preprocessing.pixels(image, 3), None)
+            images = self.map_images(self.read(split), lambda image: preprocessing.pixels(image, 3), None)
             for number, (pixels, label) in enumerate(images.as_numpy_iterator()):
                 path = os.path.join(split, self.classes[label].replace(os.sep, "_"), str(number))
                 yield reading.Reading(path, pixels.shape, reading.digest(pixels))
 
-    def fingerprint(self, split: str) -> dict:
-        """Returns what tells a whole split from a changed one: images, a digest of how they are stored."""
+    def fingerprint(self, split: str) -> dict[str, Any]:
+        """Returns values that change if the images of a whole split change.
+
+        Returns:
+            A dict of "images" (their number) and "sha256": a digest of the version and of the sizes of the stored
+            split.
+        """
         about = self.info.splits[split]
         stored = [str(self.info.version), about.num_bytes, list(about.shard_lengths)]
         return {"images": about.num_examples, "sha256": hashlib.sha256(json.dumps(stored).encode()).hexdigest()}
 
     def number_of_images(self, split: str) -> int:
-        """Returns how many images a split, or a slice of it, has."""
+        """Returns the number of images in a split or slice, such as "test[:500]"."""
         return sum(end - begin for _, begin, end in slices.absolute(self.name, split, self.splits))
 
     def sample(self, split: str, number: int, seed: int) -> np.ndarray:
-        """Returns the places of `number` images of a split, of all classes in proportion.
+        """Returns the sorted indices of a stratified random sample of a split. See `slices.stratified`.
 
-        Of a very large split, whose labels would take minutes to read, places are drawn without looking at classes.
+        If the split is larger than `STRATIFIED_BYTES`, it takes minutes to read its labels. The sample is then drawn
+        without regard to the classes.
+
+        Args:
+            split: a split or slice, such as "train".
+            number: size of the sample. If the split has fewer images, all are returned.
+            seed: seed of the sample.
         """
         total = self.number_of_images(split)
         random = np.random.default_rng(seed)
@@ -113,8 +142,16 @@ class Prepared:
     def _bytes_of_an_image(self):
         return max(1, self.info.dataset_size // max(1, sum(self.splits.values())))
 
-    def read(self, split: str, input_context=None, key=None) -> tf.data.Dataset:
-        """Returns a dataset of images as they are stored and labels, shuffled by an int64 `key` if there is one."""
+    def read(
+        self, split: str, input_context: tf.distribute.InputContext | None = None, key: tf.Tensor | None = None
+    ) -> tf.data.Dataset:
+        """Returns a dataset of (stored image, int64 label).
+
+        Args:
+            split: a split or slice, such as "train[:500]".
+            input_context: if given, the dataset is the share of this worker.
+            key: int64 seed of a shuffle. Default: no shuffle.
+        """
         import tensorflow_datasets as tfds
 
         number = self.number_of_images(split)
@@ -128,21 +165,25 @@ class Prepared:
                 shuffle_seed=key, try_autocache=False, input_context=input_context if by_files else None
             ),
         )
-        if not by_files:
+        if input_context and not by_files:
             dataset = dataset.shard(workers, input_context.input_pipeline_id)
         dataset = dataset.map(lambda example: (example[self._image], self._numbered(example[self._label])), AUTOTUNE)
-        buffer = max(1, min(number, SHUFFLE_BYTES // self._bytes_of_an_image()))  # all images, where they fit
+        buffer = max(1, min(number, SHUFFLE_BYTES // self._bytes_of_an_image()))  # all images, if they fit
         return dataset if key is None else dataset.shuffle(buffer, key, reshuffle_each_iteration=False)
 
     def _numbered(self, label):
         return label if self._numbers is None else tf.gather(tf.constant(self._numbers, tf.int64), label)
 
-    def mapped(self, dataset: tf.data.Dataset, function, shape) -> tf.data.Dataset:
-        """Returns a dataset of (stored image, label, ...) as (function(image, ...), label, ...).
+    def map_images(
+        self, dataset: tf.data.Dataset, function: Callable[..., tf.Tensor], shape: tuple[int, int, int] | None
+    ) -> tf.data.Dataset:
+        """Applies a function to each image: (stored image, label, ...) -> (function(image, ...), label, ...).
 
         Args:
-            dataset: as `read` returns it, perhaps with more tensors in each element.
-            function: makes uint8 pixels of `shape` of a file's bytes, or of uint8 pixels, and these tensors.
+            dataset: a dataset from `read`, which may have additional tensors in each element.
+            function: called with an image and the additional tensors, returns uint8 pixels. The image is the bytes of a
+                file as a string tensor, or uint8 pixels, whichever the dataset stores.
+            shape: not used. See `Folder.map_images`.
         """
 
         def one(stored, label, *more):
@@ -151,10 +192,12 @@ class Prepared:
         return dataset.map(tf.autograph.experimental.do_not_convert(one), AUTOTUNE)
 
     def _given(self, stored):
+        """Returns what a function of `map_images` is called with."""
         return stored if self._is_file else self._bytes(self._decoded(stored))
 
     @functools.cached_property
     def _is_file(self):
+        """Whether the dataset stores encoded images that `preprocessing.pixels` decodes."""
         import tensorflow_datasets as tfds
 
         return isinstance(self.feature, tfds.features.Image) and tf.as_dtype(self.feature.np_dtype).is_integer
@@ -164,22 +207,23 @@ class Prepared:
         return image[..., None] if len(self.feature.shape) == 2 else image
 
     def _bytes(self, image):
+        """Returns decoded pixels as uint8 0..255."""
         if image.dtype == tf.uint8:
             return image
         scaled = tf.cast(image, tf.float32) * self._factor
         is_in_range = (tf.reduce_min(scaled) >= 0) & (tf.reduce_max(scaled) <= 255)
-        said = [f"The pixels of {self.name} must all be in the range of its first {LOOKED_AT} images: one is not."]
-        with tf.control_dependencies([tf.debugging.Assert(is_in_range, said)]):
+        message = [f"The pixels of {self.name} must all be in the range of its first {LOOKED_AT} images: one is not."]
+        with tf.control_dependencies([tf.debugging.Assert(is_in_range, message)]):
             return preprocessing.to_uint8(scaled)
 
     @functools.cached_property
     def _factor(self):
-        """What the pixels are multiplied by, to be 0..255."""
+        """The factor that scales the pixels to 0..255. It is computed once, and a warning is given if it is not 1."""
         dtype = tf.as_dtype(self.feature.np_dtype)
         if dtype == tf.uint16:
-            return self._said(255 / 65535, "0..65535 (uint16)")
+            return self._warned(255 / 65535, "0..65535 (uint16)")
         if dtype == tf.bool:
-            return self._said(255, "False and True")
+            return self._warned(255, "False and True")
         with tf.init_scope():
             stored = self.read(next(iter(self.splits))).take(LOOKED_AT)
             images = [self._decoded(image).numpy() for image, _ in stored]
@@ -188,20 +232,21 @@ class Prepared:
             raise ValueError(
                 f"The pixels of {self.name} are in {least:g}..{most:g}: 0..255, or 0..1 for floats, was expected."
             )
-        return self._said(255, "0..1") if 0 < most <= 1 else 1
+        return self._warned(255, "0..1") if 0 < most <= 1 else 1
 
-    def _said(self, factor, what):
+    def _warned(self, factor, what):
+        """Returns the factor, and warns that the pixels are scaled."""
         warnings.warn(f"The pixels of {self.name}, {what}, are scaled to 0..255.", stacklevel=6)
         return factor
 
-    def check_range(self):
-        """Looks at the range of the pixels, which `mapped` needs; warns where they are scaled to 0..255.
+    def check_range(self) -> None:
+        """Determines the range of the pixels, before `map_images` needs it. Warns if they are scaled to 0..255.
 
         Raises:
-            ValueError: for pixels of another range than 0..255 and 0..1.
+            ValueError: if the pixels are neither in 0..255 nor in 0..1.
         """
         if tf.as_dtype(self.feature.np_dtype) != tf.uint8:
-            self._factor  # noqa: B018 (it is computed once, here)
+            self._factor  # noqa: B018 (a cached property: it is computed here)
 
 
 def _builder(name, data_dir):
@@ -223,7 +268,7 @@ def _builder(name, data_dir):
 
 
 def _keys(info):
-    """Returns the names of the image and of the label among a dataset's features."""
+    """Returns the keys of the image and of the label in a dataset's features."""
     keys = info.supervised_keys or ("image", "label")
     if len(keys) != 2 or not set(keys) <= set(info.features) or not hasattr(info.features[keys[1]], "names"):
         raise ValueError(

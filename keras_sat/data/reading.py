@@ -1,4 +1,4 @@
-"""Files of images: which kinds can be read, what their headers say, and whether they can be read to their ends."""
+"""Image files: which formats can be read, what a header says, and whether a file can be decoded."""
 
 import concurrent.futures
 import dataclasses
@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_sat import preprocessing
+from keras_sat.typing import Path
 
 KINDS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp")
 READABLE = "JPEG, PNG, GIF, BMP and WebP"
@@ -20,7 +21,14 @@ _ORIENTATION = 0x0112
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What was found in a file: its shape and a digest of its pixels; or what is wrong with it."""
+    """The result of decoding an image.
+
+    Attributes:
+        path: path of the image file.
+        shape: (height, width, channels), or None if the image cannot be decoded.
+        digest: a digest of the pixels, or None if the image cannot be decoded.
+        fault: why the image cannot be decoded, or None if it can.
+    """
 
     path: str
     shape: tuple[int, int, int] | None = None
@@ -29,13 +37,13 @@ class Reading:
 
 
 def is_hidden(name: str) -> bool:
-    """Returns whether a file or folder is one that systems make, not a user's."""
+    """Returns whether a name is that of a hidden or system file or folder, such as ".x" or "Thumbs.db"."""
     return name.startswith((".", "__MACOSX")) or name in ("Thumbs.db", "desktop.ini")
 
 
-def header(path: str) -> tuple[tuple[int, int], bool] | None:
-    """Returns (height, width) and whether an image is grey, from the header of a file; None if it cannot be read."""
-    from PIL import Image, UnidentifiedImageError  # not needed where no folder is read
+def header(path: Path) -> tuple[tuple[int, int], bool] | None:
+    """Reads the header of an image file; returns ((height, width), is_grey), or None if it cannot be read."""
+    from PIL import Image, UnidentifiedImageError  # needed only for folders of images
 
     try:
         with Image.open(path) as image:
@@ -48,7 +56,7 @@ def header(path: str) -> tuple[tuple[int, int], bool] | None:
 
 
 def _orientation(image):
-    """Returns the EXIF orientation of an opened image; Pillow's own getexif reads XMP data too, which we do not."""
+    """Returns the EXIF orientation of an image. (Pillow's getexif would read XMP data too, which decoding ignores.)"""
     from PIL import Image
 
     exif = Image.Exif()
@@ -61,18 +69,18 @@ def _is_grey(palette):
 
 
 def read(path: str) -> Reading:
-    """Returns the `Reading` of a file, decoded as training decodes it."""
+    """Decodes an image file in the same way as training does."""
     try:
         size = os.path.getsize(path)
     except OSError as error:
-        return Reading(path, fault="a dangling link" if os.path.islink(path) else error.strerror.lower())
+        return Reading(path, fault="a dangling link" if os.path.islink(path) else _reason(error))
     if size == 0:
         return Reading(path, fault="empty")
     try:
         with open(path, "rb") as file:
             encoded = file.read()
     except OSError as error:
-        return Reading(path, fault=error.strerror.lower())
+        return Reading(path, fault=_reason(error))
     try:
         pixels = _decode(encoded).numpy()
     except tf.errors.OpError:
@@ -80,13 +88,17 @@ def read(path: str) -> Reading:
     return Reading(path, pixels.shape, digest(pixels))
 
 
+def _reason(error):
+    return error.strerror.lower()
+
+
 def digest(pixels: np.ndarray) -> str:
-    """Returns a text that tells these pixels from others."""
+    """Returns a digest of the pixels, as hexadecimal digits."""
     return hashlib.blake2b(pixels.tobytes(), digest_size=16).hexdigest()
 
 
 def _fault(path, encoded):
-    """Returns why a file cannot be decoded."""
+    """Returns the reason why TensorFlow cannot decode a file."""
     from PIL import Image
 
     kind = None
@@ -96,7 +108,7 @@ def _fault(path, encoded):
         with Image.open(path) as image:
             kind = f"an animated {image.format}" if getattr(image, "is_animated", False) else image.format
             image.load()
-    except Exception:  # Pillow's readers raise many kinds
+    except Exception:  # Pillow's decoders raise exceptions of many types
         return "cut short or damaged" if kind else "not an image"
     return f"{kind}, of a kind that TensorFlow does not read"
 
@@ -107,7 +119,7 @@ def _decode(encoded):
 
 
 def read_all(paths: list[str]) -> Iterator[Reading]:
-    """Yields the `Reading` of each path, in order; several are read at a time."""
+    """Yields the `Reading` of each path, in order. Several threads read the files."""
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(paths), 1024):  # so that an interruption is heeded soon
+        for start in range(0, len(paths), 1024):  # in blocks, so that Ctrl-C ends it soon
             yield from pool.map(read, paths[start : start + 1024])

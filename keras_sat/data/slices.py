@@ -1,18 +1,18 @@
-"""Parts of splits: in TFDS' language, "test[:500]", "train[10%:]", "train+test"; and samples of all classes."""
+"""Parts of splits, such as "test[:500]", "train[10%:]" or "train+test" (TFDS' syntax), and stratified samples."""
 
 import numpy as np
 
 
 def absolute(name: str, split: str, sizes: dict[str, int]) -> list[tuple[str, int, int]]:
-    """Returns [(split, begin, end)] of a specification.
+    """Converts a split specification to a list of ranges: [(split, begin, end), ...], as numbers of images.
 
     Args:
-        name: of the dataset, for messages.
-        split: such as "test", "test[:500]" or "train[10%:90%]".
+        name: name of the dataset, for error messages.
+        split: TFDS' specification, such as "test", "test[:500]" or "train[10%:90%]".
         sizes: {split: number of images}.
 
     Raises:
-        ValueError: for a split that is not there, or a part that is empty or goes beyond its end.
+        ValueError: for an unknown split, an empty part, or a part that goes beyond the end of the split.
     """
     import tensorflow_datasets as tfds  # takes a second to import
 
@@ -27,23 +27,26 @@ def absolute(name: str, split: str, sizes: dict[str, int]) -> list[tuple[str, in
         raise ValueError(
             f"{name} has no split {split!r}; it has {known}, and slices such as test[:10%]. ({reason})"
         ) from error
-    found = [(part.splitname, part.from_ or 0, sizes[part.splitname] if part.to is None else part.to) for part in parts]
-    if not sum(end - begin for _, begin, end in found):
+    ranges = [(p.splitname, p.from_ or 0, sizes[p.splitname] if p.to is None else p.to) for p in parts]
+    if not sum(end - begin for _, begin, end in ranges):
         raise ValueError(f"The split {split!r} of {name} is empty; it has {known}.")
-    return found
+    return ranges
 
 
 def stratified(labels: np.ndarray, number: int, random: np.random.Generator) -> np.ndarray:
-    """Returns the sorted places of `number` labels: at least one of each class, if there is room, then in proportion.
+    """Returns the sorted indices of a stratified random sample: int array [number].
+
+    The sample has at least one example of each class, if `number` allows it. The others are drawn in proportion to the
+    sizes of the classes.
 
     Args:
         labels: int array [n].
-        number: of places to return, < n.
-        random: a numpy Generator.
+        number: size of the sample, at most n.
+        random: the source of random numbers.
     """
     shares = np.zeros(len(labels))
     order = random.permutation(len(labels))
     for label in np.unique(labels):
         places = order[labels[order] == label]
-        shares[places] = np.arange(len(places)) / len(places)  # the first of each class comes first
+        shares[places] = np.arange(len(places)) / len(places)  # 0, the smallest, for one example of each class
     return np.sort(np.argsort(shares, kind="stable")[:number])

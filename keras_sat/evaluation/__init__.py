@@ -1,10 +1,10 @@
-"""Robust accuracy, the audit of it, and the reports."""
+"""Clean and robust accuracy, the audit of its attacks, and reports."""
 
-from keras_sat.evaluation import corruptions, deployed
-from keras_sat.evaluation.audit import AuditReport, audit
-from keras_sat.evaluation.compare import Comparison, compare
+from keras_sat.evaluation import corruptions
+from keras_sat.evaluation._audit import AuditReport, audit
+from keras_sat.evaluation._compare import Comparison, compare
+from keras_sat.evaluation._evaluate import evaluate, sweep
 from keras_sat.evaluation.corruptions import Corruption
-from keras_sat.evaluation.evaluate import evaluate, sweep
 from keras_sat.evaluation.report import AttackResult, RobustnessReport, from_json, merge
 
 __all__ = [
@@ -16,7 +16,6 @@ __all__ = [
     "audit",
     "compare",
     "corruptions",
-    "deployed",
     "evaluate",
     "from_json",
     "merge",

@@ -1,18 +1,21 @@
-"""Common corruptions, computed on the fly: what an image meets without an attacker."""
+"""Common corruptions of images (noise, blur, ...), computed on the fly: accuracy without an attacker."""
 
 import dataclasses
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow as tf
 
-from keras_sat.attacks import inputs, randomness
+from keras_sat.attacks import randomness
+from keras_sat.attacks.attack import Attack
 from keras_sat.attacks.threats import PIXELS, plain_bounds
+from keras_sat.typing import LogitsFunction
 
 # Severities 1..5 of ImageNet-C, for images in 0..1 (Hendrycks and Dietterich 2019, arXiv:1903.12261, and its code).
 SEVERITIES = {
     "gaussian_noise": (0.08, 0.12, 0.18, 0.26, 0.38),  # standard deviation
     "impulse_noise": (0.03, 0.06, 0.09, 0.17, 0.27),  # share of the values that become black or white
-    "gaussian_blur": (1, 2, 3, 4, 6),  # standard deviation in pixels of an image of 224; scaled for other sizes
+    "gaussian_blur": (1, 2, 3, 4, 6),  # standard deviation in pixels, of an image of 224; scaled for other sizes
     "brightness": (0.1, 0.2, 0.3, 0.4, 0.5),  # added to the value of HSV
     "contrast": (0.4, 0.3, 0.2, 0.1, 0.05),  # factor of the distance to the mean
     "pixelate": (0.6, 0.5, 0.4, 0.3, 0.25),  # factor of the size
@@ -21,27 +24,27 @@ SEVERITIES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Corruption:
-    """A corruption of ImageNet-C in place of an attack: `evaluate(model, data, Corruption("contrast", 3))`.
+class Corruption(Attack):
+    """A corruption of ImageNet-C, in place of an attack: `evaluate(model, data, Corruption("contrast", 3))`.
 
-    It is not an attack: it knows no model, and its accuracy is that on all images, those misclassified clean included.
+    It does not depend on the model. Its accuracy counts all images, also those that are misclassified without it.
 
     Args:
         name: one of `SEVERITIES`.
-        severity: 1..5.
-        bounds: smallest and largest valid value of a pixel; each a number, or one for each channel.
+        severity: 1..5, as in ImageNet-C.
+        bounds: (low, high), the smallest and largest valid value of a pixel; each a number, or one for each channel.
 
     Raises:
         ValueError: for another name or severity, or invalid bounds.
     """
 
+    ball: ClassVar[None] = None  # type: ignore[misc]  # replaces the field of the base class
+
     name: str
     severity: int = 3
     bounds: tuple = PIXELS
-    ball = None
-    passes = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.name not in SEVERITIES:
             raise ValueError(f"A corruption is one of {', '.join(SEVERITIES)}. Received: {self.name!r}")
         if self.severity not in (1, 2, 3, 4, 5):
@@ -53,24 +56,38 @@ class Corruption:
             )
         object.__setattr__(self, "bounds", bounds)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.name}-{self.severity}"
 
-    def settings(self):
-        """Returns the configuration as plain values for a report."""
+    def settings(self) -> dict[str, Any]:
+        """Returns the configuration as plain values, for a report."""
         return {"corruption": self.name, "severity": self.severity, "bounds": self.bounds}
 
-    def __call__(self, logits_fn, images, labels, seed=0):
-        """Returns the corrupted images, float32; the model and the labels are not looked at."""
-        return _corrupt(self, tf.cast(images, tf.float32), inputs.as_seed(seed, images.shape[0]))
+    @property
+    def max_forward_passes(self) -> int:
+        """Forward passes of one example: none."""
+        return 0
 
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether the corruption uses gradients of the network: no."""
+        return False
 
-@tf.function(autograph=False, reduce_retracing=True)
-def _corrupt(corruption, images, seed):
-    low, high = map(np.float32, corruption.bounds)
-    amount = SEVERITIES[corruption.name][corruption.severity - 1]
-    corrupted = FUNCTIONS[corruption.name]((images - low) / (high - low), amount, seed)
-    return low + (high - low) * tf.clip_by_value(corrupted, 0.0, 1.0)
+    def perturb(
+        self,
+        logits_fn: LogitsFunction,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        seed: tf.Tensor,
+        start: tf.Tensor | None = None,
+        *,
+        static_shapes: bool = False,
+    ) -> tf.Tensor:
+        """Returns the corrupted images. Uses neither the network nor the labels. See `Attack.perturb`."""
+        low, high = map(np.float32, self.bounds)
+        amount = SEVERITIES[self.name][self.severity - 1]
+        corrupted = FUNCTIONS[self.name]((images - low) / (high - low), amount, seed)
+        return low + (high - low) * tf.clip_by_value(corrupted, 0.0, 1.0)
 
 
 def _gaussian_noise(images, deviation, seed):

@@ -1,22 +1,31 @@
-"""What an evaluation found, with all that is needed to run it again."""
+"""The results of an evaluation, with all that is needed to repeat it."""
 
 import dataclasses
-import glob
-import hashlib
 import json
 import math
-import os
-import platform
+from collections.abc import Sequence
+from typing import Any
 
-import keras
 import numpy as np
-import tensorflow as tf
 
-from keras_sat import files
-from keras_sat.evaluation import deployed
-from keras_sat.version import __version__
+from keras_sat import files, provenance, tables
+from keras_sat.evaluation import html_report, intervals
+from keras_sat.evaluation._audit import AuditReport
+from keras_sat.evaluation.state import State
+from keras_sat.typing import Path
 
-QUANTILE = 1.959963984540054  # of the normal distribution, for 95 %
+# The entries of a report's context that are measured, or derived from the settings; a caller cannot give them.
+MEASURED = (
+    "model",
+    "weights_sha256",
+    "seed",
+    "batch_norm",
+    "versions",
+    "attack_precision",
+    "sweep",
+    "step_size",
+    "attacks",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,34 +33,51 @@ class AttackResult:
     """One row of a report.
 
     Attributes:
-        name: "clean", or the attack's.
-        n: examples evaluated.
-        correct: of them, classified correctly (under the attack, and clean).
+        name: "clean", or the attack's name.
+        n: number of examples evaluated.
+        correct: how many of them are classified correctly, both clean and under the attack.
         accuracy: correct / n, 0..1.
         interval: (low, high), Wilson's 95 % interval of the accuracy.
         seconds: wall-clock time, compilation included.
         settings: the attack's configuration: norm, epsilon, steps, step_size, ...; empty for "clean".
-        broken_by: for each stage of the attack, how many examples it broke.
-        not_finite: examples, clean or attacked, for which a logit is NaN or infinite; they count as misclassified.
-        reached: of a targeted attack, how many examples came to be classified as their target; else None.
+        broken_by: {stage of the attack: how many examples it broke}.
+        not_finite: number of examples, clean or attacked, for which a logit is NaN or infinite; they count as
+            misclassified.
+        reached: for a targeted attack, how many examples were classified as their target; else None.
     """
 
     name: str
     n: int
     correct: int
     accuracy: float
-    interval: tuple
+    interval: tuple[float, float]
     seconds: float
-    settings: dict
-    broken_by: dict = dataclasses.field(default_factory=dict)
+    settings: dict[str, Any]
+    broken_by: dict[str, int] = dataclasses.field(default_factory=dict)
     not_finite: int = 0
     reached: int | None = None
 
     @classmethod
-    def of(cls, name, n, correct, seconds, settings, broken_by=None, **more):
-        """Returns the row of these counts."""
-        interval = wilson(correct, n)
-        return cls(name, n, correct, correct / n, interval, round(seconds, 2), settings, broken_by or {}, **more)
+    def of(
+        cls,
+        name: str,
+        n: int,
+        correct: int,
+        seconds: float,
+        settings: dict[str, Any],
+        broken_by: dict[str, int] | None = None,
+        not_finite: int = 0,
+        reached: int | None = None,
+    ) -> "AttackResult":
+        """Returns the row with these counts; computes the accuracy and its interval. See the attributes."""
+        interval = intervals.wilson(correct, n)
+        counts = (broken_by or {}, not_finite, reached)
+        return cls(name, n, correct, correct / n, interval, round(seconds, 2), settings, *counts)
+
+    def epsilon_text(self) -> str:
+        """Returns the attack's epsilon as text: "8", "8/4/4" for one of each channel, "-" for no epsilon."""
+        epsilon = self.settings.get("epsilon")
+        return "-" if epsilon is None else "/".join(f"{one:g}" for one in np.atleast_1d(epsilon))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,53 +86,59 @@ class RobustnessReport:
 
     Attributes:
         results: a list of `AttackResult`; the first is "clean".
-        context: what else is needed to run it again: model, seed, batch-norm mode, versions.
-        examples: what became of each example, as columns: "index" in the dataset, "label", "clean" (classified
-            correctly as it is), "margin" (the largest logit of a wrong class over that of the label; None where a
-            logit is not finite), and "attacks": for each, "broken_by" (the stage, "" where it stands, "clean" where it
-            was not attacked) and "margin".
-        pictures: some adversarial examples of each attack: (index, image, adversarial image, predicted class). They
-            are not written to JSON.
+        context: what else is needed to repeat the evaluation: model, weights_sha256, seed, batch_norm ("frozen":
+            inference mode), versions, and what the caller gave as `context=`.
+        examples: the result of each example, as columns: "index" in the dataset, "label", "clean" (classified correctly
+            without an attack), "margin" (the largest logit of a wrong class minus that of the label; None if a logit
+            is not finite), and "attacks": for each attack "broken_by" (the stage; "" if robust; "clean" if it was
+            misclassified without an attack) and "margin".
+        pictures: {attack: some adversarial examples, as (index, image, adversarial image, predicted class)}. They are
+            not written to JSON.
     """
 
-    results: list
-    context: dict
-    examples: dict = dataclasses.field(default_factory=dict)
-    pictures: dict = dataclasses.field(default_factory=dict)
+    results: list[AttackResult]
+    context: dict[str, Any]
+    examples: dict[str, Any] = dataclasses.field(default_factory=dict)
+    pictures: dict[str, list] = dataclasses.field(default_factory=dict)
 
-    def __getitem__(self, name):
+    def __getitem__(self, name: str) -> AttackResult:
+        """Returns the row of this name.
+
+        Raises:
+            KeyError: if there is none.
+        """
         for result in self.results:
             if result.name == name:
                 return result
         raise KeyError(f"The report has no row {name!r}; it has {[result.name for result in self.results]}")
 
-    def table(self):
-        """Returns the report as a plain-text table, and below it what is to be known of its figures."""
+    def table(self) -> str:
+        """Returns the report as a plain-text table, followed by its remarks."""
         header = ("attack", "norm", "epsilon", "images", "accuracy", "95 % interval", "seconds")
-        rows = [header, *map(_cells, self.results)]
-        widths = [max(map(len, column)) for column in zip(*rows)]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-        return "\n".join([*lines, *self.remarks()])
+        return "\n".join([tables.text(header, map(_cells, self.results)), *self.remarks()])
 
-    def remarks(self):
+    def remarks(self) -> list[str]:
         """Returns sentences on logits that are not finite, targets that were reached, and a scaled step size."""
-        found = [
+        sentences = [
             f"Warning: {row.name}: for {row.not_finite} of {row.n} images a logit is NaN or infinite; these count as "
             "misclassified."
             for row in self.results
             if row.not_finite
         ]
-        reached = [row for row in self.results if row.reached is not None]
-        found += [f"{row.name}: {row.reached} of {row.n} images came to their target class." for row in reached]
-        return found + (
-            [f"In each row the step size is {self.context['step_size']}."] if "step_size" in self.context else []
-        )
+        sentences += [
+            f"{row.name}: {row.reached} of {row.n} images came to their target class."
+            for row in self.results
+            if row.reached is not None
+        ]
+        if "step_size" in self.context:
+            sentences.append(f"In each row the step size is {self.context['step_size']}.")
+        return sentences
 
-    def to_json(self, path=None):
-        """Returns the report as JSON text; with `path`, also writes it to that file."""
+    def to_json(self, path: Path | None = None) -> str:
+        """Returns the report as JSON text. With `path`, also writes it to that file."""
         fields = {"results": [dataclasses.asdict(result) for result in self.results], "context": self.context}
         text = json.dumps(fields, indent=2)
-        # A line for each column: an example is a place in it, not a page.
+        # One line for each column: with a line for each example the file would be too long to read.
         columns = {name: column for name, column in self.examples.items() if name != "attacks"}
         lines = [f'    "{name}": {json.dumps(column)}' for name, column in columns.items()]
         lines += [f'    "attacks": {json.dumps(self.examples["attacks"])}'] if self.examples else []
@@ -115,27 +147,25 @@ class RobustnessReport:
             files.write_text(path, text)
         return text
 
-    def to_html(self, path, audit=None, command=None):
-        """Writes the report as one page that needs no network, and its plots beside it as SVG and PNG files.
+    def to_html(self, path: Path, audit: AuditReport | None = None, command: str | None = None) -> None:
+        """Writes the report as one HTML page that needs no network, and its plots beside it as SVG and PNG files.
 
         Args:
-            path: of the page, "report.html"; the plots are "report-accuracy.svg", ...
-            audit: an `AuditReport`, to include.
+            path: the file to write, "report.html"; the plots are "report-accuracy.svg", ...
+            audit: an `AuditReport` to include.
             command: the command that repeats the evaluation, to show.
 
         Raises:
             ValueError: if matplotlib, which draws the plots, is not installed.
         """
-        from keras_sat.evaluation import page
-
-        page.write(self, path, audit, command)
+        html_report.write(self, path, audit, command)
 
 
-def from_json(path):
+def from_json(path: Path) -> RobustnessReport:
     """Returns the report that `to_json` wrote to a file (without pictures).
 
     Raises:
-        ValueError: for a file that holds none.
+        ValueError: for a file that holds no report.
     """
     try:
         with open(files.expanded(path), encoding="utf-8") as file:
@@ -146,11 +176,11 @@ def from_json(path):
         raise ValueError(f"{path} does not hold a report: {error}") from error
 
 
-def merge(reports):
-    """Returns the report of a whole dataset from those of its shards.
+def merge(reports: Sequence[RobustnessReport]) -> RobustnessReport:
+    """Returns the report of a whole dataset from the reports of its shards.
 
     Raises:
-        ValueError: for reports of other attacks or seeds, or shards that share examples.
+        ValueError: for reports of other attacks, models or seeds, or shards that share examples.
     """
     if not reports:
         raise ValueError("There is no report to merge.")
@@ -167,109 +197,97 @@ def merge(reports):
 
 
 def _sum(rows):
-    """Returns the row of a whole from those of its parts."""
+    """Returns the row of a whole from the rows of its parts."""
     broken_by = {stage: sum(row.broken_by[stage] for row in rows) for stage in rows[0].broken_by}
-    counts = [sum(getattr(row, name) for row in rows) for name in ("n", "correct", "seconds")]
-    more = {"not_finite": sum(row.not_finite for row in rows)}
-    more["reached"] = None if rows[0].reached is None else sum(row.reached for row in rows)
-    return AttackResult.of(rows[0].name, *counts, rows[0].settings, broken_by, **more)
+    n, correct, seconds, not_finite = (
+        sum(getattr(row, name) for row in rows) for name in ("n", "correct", "seconds", "not_finite")
+    )
+    reached = None if rows[0].reached is None else sum(row.reached for row in rows)
+    return AttackResult.of(rows[0].name, n, correct, seconds, rows[0].settings, broken_by, not_finite, reached)
 
 
 def _join(parts, order):
-    """Returns the columns of all parts, one after the other, in the given order."""
+    """Returns the columns of all parts joined, with their values in the given order."""
     if isinstance(parts[0], dict):
         return {name: _join([part[name] for part in parts], order) for name in parts[0]}
     joined = [value for part in parts for value in part]
     return [joined[place] for place in order]
 
 
-def of_state(state, rows, settings, context):
+def of_state(
+    state: State, stages: dict[str, list[str]], settings: dict[str, dict[str, Any]], context: dict[str, Any]
+) -> RobustnessReport:
     """Returns the report of a finished evaluation.
 
     Args:
-        state: a `State`.
-        rows: {name of an attack: [names of its stages]}.
-        settings: {name: settings}.
+        state: the results of each example.
+        stages: {name of an attack: names of its stages}.
+        settings: {name of an attack: its settings}.
         context: of the report.
     """
-    n = len(state.index)
-    not_finite = int(np.isnan(state.margin).sum())
-    results = [AttackResult.of("clean", n, int(state.clean.sum()), state.seconds, {}, not_finite=not_finite)]
+    results = [_clean_result(state)]
     examples = {name: getattr(state, name).tolist() for name in ("index", "label", "clean")}
     examples |= {"margin": _rounded(state.margin), "attacks": {}}
-    for name, stages in rows.items():
+    for name, names in stages.items():
         row = state.rows[name]
-        broken_by = {stage: int(np.sum(row.broken_by == number)) for number, stage in enumerate(stages, 1)}
-        standing = int(row.standing().sum())
-        more = {"not_finite": int(np.isnan(row.margin).sum())}
-        more["reached"] = row.reached if settings[name].get("targeted") else None
-        results.append(AttackResult.of(name, n, standing, row.seconds, settings[name], broken_by, **more))
-        words = ["", *stages, "clean"]  # MISCLASSIFIED, -1, is the last
+        results.append(_attack_result(name, row, names, settings[name]))
+        words = ["", *names, "clean"]  # by the numbers in broken_by: 0 is ROBUST, -1, the last one, is MISCLASSIFIED
         examples["attacks"][name] = {
             "broken_by": [words[number] for number in row.broken_by],
             "margin": _rounded(row.margin),
         }
-    return RobustnessReport(results, context, examples, {name: state.rows[name].pictures for name in rows})
+    return RobustnessReport(results, context, examples, {name: state.rows[name].pictures for name in stages})
+
+
+def _clean_result(state):
+    not_finite = int(np.isnan(state.margin).sum())
+    return AttackResult.of("clean", len(state.index), int(state.clean.sum()), state.seconds, {}, not_finite=not_finite)
+
+
+def _attack_result(name, row, stages, settings):
+    broken_by = {stage: int(np.sum(row.broken_by == number)) for number, stage in enumerate(stages, 1)}
+    return AttackResult.of(
+        name,
+        len(row.broken_by),
+        int(row.robust().sum()),
+        row.seconds,
+        settings,
+        broken_by,
+        not_finite=int(np.isnan(row.margin).sum()),
+        reached=row.reached if settings.get("targeted") else None,
+    )
 
 
 def _rounded(margins):
-    """Returns margins as JSON knows numbers: six digits, and None for what is not finite."""
+    """Returns margins for JSON: six digits, and None for NaN and infinity, which JSON has not."""
     return [float(f"{margin:.6g}") if math.isfinite(margin) else None for margin in margins]
 
 
 def _cells(result):
-    low, high = (f"{100 * bound:.1f}" for bound in result.interval)
-    norm, epsilon = result.settings.get("norm", "-"), epsilon_of(result)
-    accuracy = f"{100 * result.accuracy:.1f} %"
-    return (result.name, norm, epsilon, str(result.n), accuracy, f"{low} .. {high}", f"{result.seconds:.1f}")
+    norm, accuracy = result.settings.get("norm", "-"), intervals.percent(result.accuracy)
+    numbers = (str(result.n), accuracy, intervals.text(result.interval), f"{result.seconds:.1f}")
+    return (result.name, norm, result.epsilon_text(), *numbers)
 
 
-def epsilon_of(result):
-    """Returns the epsilon of a row as text; those of several channels with a stroke between them."""
-    epsilon = result.settings.get("epsilon")
-    return "-" if epsilon is None else "/".join(f"{one:g}" for one in np.atleast_1d(epsilon))
+def context(model: Any, seed: int) -> dict[str, Any]:
+    """Returns the part of a report that all its rows share: what computed the figures, and with which weights."""
+    facts = provenance.facts(model)
+    versions = facts.pop("versions")
+    return {**facts, "seed": seed, "batch_norm": "frozen", "versions": versions}
 
 
-def wilson(correct, n):
-    """Returns Wilson's 95 % interval (low, high) of a proportion (Wilson 1927, JASA 22:209)."""
-    p, z2 = correct / n, QUANTILE**2
-    center = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = QUANTILE / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return max(0.0, center - half), min(1.0, center + half)
+def check_given(context: dict[str, Any] | None) -> dict[str, Any]:
+    """Returns what a caller adds to a report's context, such as {"dataset": "cifar10", "split": "test"}.
 
-
-def context(model, seed):
-    """Returns the part of a report that is common to its rows."""
-    return {
-        "model": getattr(model, "name", getattr(model, "__name__", type(model).__name__)),
-        "weights_sha256": weights_sha256(model),
-        "seed": seed,
-        "batch_norm": "frozen",
-        "versions": versions(),
-    }
-
-
-def weights_sha256(model):
-    """Returns the sha256 of a Keras model's weights, or of a SavedModel's files; None for a function."""
-    digest = hashlib.sha256()
-    if isinstance(model, keras.Model):
-        for weight in model.weights:
-            digest.update(keras.ops.convert_to_numpy(weight).tobytes())
-    elif isinstance(model, deployed.Deployed):
-        for path in sorted(glob.glob(os.path.join(model.path, "**"), recursive=True)):
-            if os.path.isfile(path):
-                with open(path, "rb") as file:
-                    digest.update(file.read())
-    else:
-        return None
-    return digest.hexdigest()
-
-
-def versions():
-    """Returns the versions of what computes."""
-    return {
-        "keras_sat": __version__,
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "python": platform.python_version(),
-    }
+    Raises:
+        ValueError: if it is no dict of plain values, or would replace a measured fact.
+    """
+    context = context or {}
+    replaced = sorted(context.keys() & set(MEASURED))
+    if replaced:
+        raise ValueError(f"context must not contain {', '.join(map(repr, replaced))}: the evaluation measures these.")
+    try:
+        json.dumps(context)
+    except TypeError as error:
+        raise ValueError(f"context must be a dict of plain values, as JSON has them: {error}") from error
+    return context

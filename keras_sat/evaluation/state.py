@@ -1,65 +1,103 @@
-"""What an evaluation has found so far, for each example; and the file from which a killed one goes on."""
+"""The results of an evaluation so far, for each example, and the file from which a killed evaluation continues."""
 
 import dataclasses
 import json
 import os
+from typing import Any
 
 import numpy as np
 
 from keras_sat import files
+from keras_sat.typing import Path
 
-STANDS, MISCLASSIFIED = 0, -1  # in `broken_by`; n > 0 is the n-th stage
+ROBUST, MISCLASSIFIED = 0, -1  # in `Row.broken_by`; n > 0: broken by the n-th stage
 PICTURES = 8  # adversarial examples kept of each attack, to look at
 
 
 @dataclasses.dataclass
 class Row:
-    """One attack: which of its stages broke an example, and the margin of a wrong class that it came to."""
+    """The results of one attack.
+
+    Attributes:
+        broken_by: int8 [examples]: ROBUST, MISCLASSIFIED (without an attack), or the number of the stage, from 1, that
+            broke it.
+        margin: float32 [examples]: the largest margin of a wrong class so far; NaN if a logit is not finite.
+        stage: number of the stage that runs now, from 0.
+        done: examples that this stage has attacked.
+        seconds: wall-clock time so far.
+        reached: examples that a targeted attack moved to their target class.
+        pictures: some adversarial examples, as (index, image, adversarial image, predicted class).
+    """
 
     broken_by: np.ndarray
     margin: np.ndarray
-    stage: int = 0  # the stage at work
-    done: int = 0  # examples that it has attacked
+    stage: int = 0
+    done: int = 0
     seconds: float = 0.0
-    reached: int = 0  # examples that a targeted attack led to their targets
-    pictures: list = dataclasses.field(default_factory=list)  # (index, clean, adversarial, predicted class)
+    reached: int = 0
+    pictures: list = dataclasses.field(default_factory=list)
 
-    def standing(self):
-        return self.broken_by == STANDS
+    def robust(self) -> np.ndarray:
+        """Returns which examples are robust so far, bool [examples]."""
+        return self.broken_by == ROBUST
 
 
 class State:
-    """The examples of an evaluation (of its shard), in the dataset's order, and a `Row` for each attack.
+    """The examples of an evaluation (or of its shard), in the dataset's order, and a `Row` for each attack.
 
     Args:
-        path: of the file, or None to keep none.
-        configuration: dict of plain values; a file of another configuration is refused.
+        path: the file to keep; None keeps none. If it exists, the state is read from it.
+        configuration: dict of plain values that determine the results.
+
+    Raises:
+        ValueError: for a file of another configuration, or one that is not the state of an evaluation.
+
+    Attributes:
+        index, label, clean, margin: arrays [examples], see `add_examples`; None before the clean pass.
+        seconds: wall-clock time of the clean pass.
+        rows: {name of an attack: its `Row`}.
     """
 
-    def __init__(self, path, configuration):
+    def __init__(self, path: Path | None, configuration: dict[str, Any]) -> None:
         self.path, self.configuration = path and files.expanded(path), json.dumps(configuration, sort_keys=True)
-        self.index = self.label = self.clean = self.margin = None
-        self.seconds, self.rows = 0.0, {}
-        if path and os.path.exists(path):
+        self.index: Any = None
+        self.label: Any = None
+        self.clean: Any = None
+        self.margin: Any = None
+        self.seconds = 0.0
+        self.rows: dict[str, Row] = {}
+        if self.path and os.path.exists(self.path):
             self._load()
 
-    def add_examples(self, index, label, clean, margin):
-        """Takes the result of the clean pass."""
+    def add_examples(self, index: np.ndarray, label: np.ndarray, clean: np.ndarray, margin: np.ndarray) -> None:
+        """Stores the results of the clean pass, arrays [examples].
+
+        Args:
+            index: places in the dataset.
+            label: class numbers.
+            clean: whether the clean image is classified correctly.
+            margin: the largest logit of a wrong class over that of the label; NaN if a logit is not finite.
+        """
         self.index, self.label, self.clean, self.margin = index, label, clean, margin
 
-    def row(self, name, on_all=False):
-        """Returns the row of an attack, new if it has not begun: on the correctly classified examples, or on all."""
+    def row(self, name: str, on_all: bool = False) -> Row:
+        """Returns the row of an attack, which is new if the attack has not begun.
+
+        Args:
+            name: of the attack.
+            on_all: whether it runs on all examples, in place of the correctly classified ones.
+        """
         if name not in self.rows:
-            broken_by = np.where(self.clean | on_all, STANDS, MISCLASSIFIED).astype(np.int8)
+            broken_by = np.where(self.clean | on_all, ROBUST, MISCLASSIFIED).astype(np.int8)
             self.rows[name] = Row(broken_by, self.margin.copy())
         return self.rows[name]
 
-    def save(self):
-        """Writes the file, beside and renamed."""
+    def save(self) -> None:
+        """Writes the file, whole or not at all."""
         if not self.path:
             return
         arrays = {name: getattr(self, name) for name in ("index", "label", "clean", "margin")}
-        meta = {"configuration": self.configuration, "seconds": self.seconds, "rows": {}}
+        meta: dict[str, Any] = {"configuration": self.configuration, "seconds": self.seconds, "rows": {}}
         for number, (name, row) in enumerate(self.rows.items()):
             pictures = [(int(index), int(predicted)) for index, _, _, predicted in row.pictures]
             counts = {name: getattr(row, name) for name in ("stage", "done", "seconds", "reached")}

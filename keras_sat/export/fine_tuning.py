@@ -1,34 +1,40 @@
-"""SavedModels in again: as Keras models that train."""
+"""Loads an exported SavedModel as a Keras model that can be trained."""
 
 import os
+from typing import Any
 
 import keras
 
-from keras_sat import files
+from keras_sat import deployed, files
 from keras_sat.attacks import agreement
-from keras_sat.evaluation import deployed
 from keras_sat.export import saved_model
 from keras_sat.models import classifier
+from keras_sat.typing import Path
 
 FREEZE = (None, "backbone", "batch_norm")
 
 
-def load_for_fine_tuning(path, classes=None, freeze=None, custom_objects=None):
+def load_for_fine_tuning(
+    path: Path,
+    classes: int | None = None,
+    freeze: str | None = None,
+    custom_objects: dict[str, Any] | None = None,
+) -> keras.Model:
     """Returns the Keras model of a SavedModel that `export_saved_model` wrote.
 
-    It is an ordinary Keras model, made from the architecture and the variables of the SavedModel: it trains under
-    `fit` and `AdversarialModel`, is saved, attacked and exported again.
+    It is an ordinary Keras model, built from the architecture and the variables of the SavedModel. `fit` and
+    `AdversarialModel` can train it, and it can be saved, attacked and exported again.
 
     Args:
-        path: the folder.
-        classes: the number of new classes: a new last dense layer takes the place of the exported one; None keeps it.
-        freeze: what does not train: None, nothing, whatever was frozen when it was exported; "backbone", all but the
-            last layer; "batch_norm", the batch norms, which also keep their statistics.
-        custom_objects: {name: class or function} of layers that are registered neither by Keras nor by this package.
+        path: the folder of the SavedModel.
+        classes: the number of new classes: a new last dense layer replaces the exported one. None keeps it.
+        freeze: the layers that do not train. None: no layer, even if it was frozen in the export; "backbone": all but
+            the last layer; "batch_norm": the batch norms, which also keep their statistics.
+        custom_objects: {name: class or function} for layers that neither Keras nor this package registers.
 
     Raises:
-        ValueError: if the folder holds no such SavedModel, its layers are unknown, what is rebuilt does not compute
-            what the SavedModel does (they are compared), or it does not end in a dense layer that could be replaced.
+        ValueError: if the folder holds no such SavedModel; its layers are unknown; the rebuilt model does not compute
+            the same as the SavedModel (they are compared); or it has no last dense layer to replace.
     """
     if freeze not in FREEZE:
         raise ValueError(f"freeze must be one of {FREEZE}. Received: {freeze!r}")
@@ -47,7 +53,7 @@ def load_for_fine_tuning(path, classes=None, freeze=None, custom_objects=None):
 
 
 def _free(layer):
-    """Lets a layer train, and all in it. (Keras' own setter does not reach the layers of a model.)"""
+    """Makes a layer trainable, and all layers in it. (Keras' own setter does not reach the layers of a model.)"""
     layer.trainable = True
     for inner in getattr(layer, "layers", []):
         _free(inner)
@@ -76,7 +82,7 @@ def _rebuilt(path, custom_objects):
 
 
 def _check(path, model, loaded):
-    """Raises ValueError unless the rebuilt model computes what the SavedModel does."""
+    """Raises ValueError unless the rebuilt model computes the same as the SavedModel."""
     (images,) = loaded.signatures["serving_default"].structured_input_signature[1].values()
     inputs = classifier.some_inputs(model, images.shape[1:])
 
@@ -85,10 +91,10 @@ def _check(path, model, loaded):
 
     inputs = None if inputs is None else agreement.comparable(saved, inputs)
     tolerance = agreement.LOW if classifier.computes_low(model) else agreement.EXACT
-    found = None if inputs is None else agreement.difference(saved, model, inputs, tolerance)
-    if found:
+    difference = None if inputs is None else agreement.difference(saved, model, inputs, tolerance)
+    if difference:
         raise ValueError(
-            f"{path} cannot be rebuilt: the model made of its architecture and weights has {found}. Does the "
+            f"{path} cannot be rebuilt: the model made of its architecture and weights has {difference}. Does the "
             "get_config of a layer leave out an argument, or does a layer compute something when it is built?"
         )
 

@@ -1,4 +1,4 @@
-"""int8 for small devices: LiteRT (TensorFlow Lite)."""
+"""Converts an exported SavedModel to int8 for small devices: LiteRT (TensorFlow Lite)."""
 
 import json
 import os
@@ -8,41 +8,41 @@ import zipfile
 import numpy as np
 import tensorflow as tf
 
-from keras_sat import files
-from keras_sat.evaluation import deployed
+from keras_sat import deployed, files
 from keras_sat.export import saved_model
+from keras_sat.typing import Path
 
-_COMPARED = 32  # of the images for calibration
-_TOLERANCE = 0.5  # of the logits' deviation: for a network that always answers the same the difference is 1
+_COMPARED = 32  # images for calibration with which the networks are compared
+_TOLERANCE = 0.5  # of the logits' standard deviation; a network with constant logits would differ by 1
 
 
-def export_litert(path, to, images):
-    """Converts an exported SavedModel to a LiteRT file, weights and activations in int8 (post-training).
+def export_litert(path: Path, to: Path, images: np.ndarray) -> None:
+    """Converts an exported SavedModel to a LiteRT file with weights and activations in int8 (after training).
 
-    It takes what `serving_default` takes, float32 pixels, and returns the same outputs by the same names. labels.txt
-    and preprocessing.json lie at its end: `unzip FILE.tflite` reads them, and interpreters do not see them. An int8
-    network has no gradients to attack; `evaluation.compare` shows what of its robustness is left.
+    The file takes the inputs of `serving_default`, float32 pixels, and returns the same outputs with the same names.
+    labels.txt and preprocessing.json are appended to it: `unzip FILE.tflite` reads them, and interpreters ignore them.
+    An int8 network has no gradients to attack; `evaluation.compare` measures how much robustness it keeps.
 
     Args:
-        path: folder of the SavedModel, of a fixed image size.
+        path: the folder of the SavedModel, which must have a fixed image size.
         to: the file to write, FILE.tflite; must not exist.
-        images: some hundred typical images [n, height, width, channels], in the model's range, by which the ranges of
-            the activations are set.
+        images: some hundred typical images [n, height, width, channels], in the model's range, that determine the
+            ranges of the activations.
 
     Raises:
-        ValueError: if `to` exists or has another ending, the SavedModel or the images do not suit, or the int8 network
-            answers these images otherwise than the SavedModel.
+        ValueError: if `to` exists or does not end in .tflite, the SavedModel or the images cannot be converted, or the
+            int8 network's logits for these images differ too much from those of the SavedModel.
     """
     path, to = files.expanded(path), check_name(to)
     if not os.path.exists(os.path.join(path, "saved_model.pb")):
         raise ValueError(f"{path} is not a SavedModel: export_saved_model writes one.")
-    if _dtype(path) == "bfloat16":
+    if _precision(path) == "bfloat16":
         raise ValueError(f"{path} computes in bfloat16, which int8 cannot be made of: export it in float32.")
     images = np.asarray(images, np.float32)
     if images.ndim != 4 or not len(images):
         raise ValueError(f"images must have shape [n, height, width, channels]. Received shape: {images.shape}")
     with warnings.catch_warnings(), files.without_wildcards(path) as plain:
-        warnings.simplefilter("ignore", UserWarning)  # the converter's own interpreter says that it is deprecated
+        warnings.simplefilter("ignore", UserWarning)  # the converter uses an interpreter that TensorFlow has deprecated
         try:
             converted = _converted(plain, images)
         except (RuntimeError, ValueError) as error:
@@ -60,13 +60,13 @@ def export_litert(path, to, images):
         _append_assets(path, temporary)
 
 
-def _dtype(path):
-    """Returns what a SavedModel of `export_saved_model` computes in; None for others."""
+def _precision(path):
+    """Returns the precision of a SavedModel of `export_saved_model`; None for others."""
     card = os.path.join(path, saved_model.CARD)
     if not os.path.exists(card):
         return None
     with open(card, encoding="utf-8") as file:
-        return json.load(file)["dtype"]
+        return json.load(file)["precision"]
 
 
 def _converted(path, images):
@@ -77,11 +77,11 @@ def _converted(path, images):
     return converter.convert()
 
 
-def check_name(to: str | os.PathLike) -> str:
-    """Returns the path of a LiteRT file to write.
+def check_name(to: Path) -> str:
+    """Returns the path of a LiteRT file to write, as text.
 
     Raises:
-        ValueError: for another ending, or a file that exists.
+        ValueError: if it does not end in .tflite, or exists.
     """
     to = files.expanded(to)
     if not to.endswith(".tflite"):
@@ -92,7 +92,7 @@ def check_name(to: str | os.PathLike) -> str:
 
 
 def _append_assets(path, file):
-    """Appends what a SavedModel says of its classes and images: `unzip` reads it, and interpreters do not see it."""
+    """Appends the class names and the preprocessing of a SavedModel to a LiteRT file, as a zip archive."""
     with zipfile.ZipFile(file, "a") as archive:
         for name in (deployed.LABELS, deployed.PREPROCESSING):
             if os.path.exists(os.path.join(path, name)):
@@ -100,8 +100,8 @@ def _append_assets(path, file):
 
 
 def _apart(path, converted, images):
-    """Returns the root mean square of what the logits of both networks differ by, over their standard deviation."""
+    """Returns the root mean square of the difference of the networks' logits, over their standard deviation."""
     run = tf.lite.Interpreter(model_content=converted).get_signature_runner("serving_default")
-    found = np.concatenate([run(images=image[None])["logits"] for image in images])
+    logits = np.concatenate([run(images=image[None])["logits"] for image in images])
     expected = deployed.read(path).signatures["serving_default"](images=tf.constant(images))["logits"].numpy()
-    return float(np.sqrt(np.mean((found - expected) ** 2)) / max(np.std(expected), 1e-6))
+    return float(np.sqrt(np.mean((logits - expected) ** 2)) / max(np.std(expected), 1e-6))

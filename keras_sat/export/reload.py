@@ -1,25 +1,29 @@
-"""Calls the signatures of a SavedModel in a process of its own: python reload.py SAVED_MODEL INPUTS.npz OUTPUTS.npz.
+"""Calls the signatures of a SavedModel: python reload.py SAVED_MODEL INPUTS.npz OUTPUTS.npz.
 
-The arrays are named signature/input and signature/output. It is run as a script, by its path, so that nothing but
-TensorFlow and NumPy is imported.
+The names of the arrays are signature/input and signature/output. `verify` runs this file as a script, in a process of
+its own, so that only TensorFlow and NumPy are imported.
 """
 
 import sys
+from typing import Any
 
 
-def main(path, asked, answered):
-    sys.modules["keras"] = None  # TensorFlow would import it where it can
+def main(path: str, inputs_file: str, outputs_file: str) -> None:
+    """Calls each signature with its inputs, and writes its outputs."""
+    sys.modules["keras"] = None  # type: ignore[assignment]  # otherwise TensorFlow imports it if it is installed
     import numpy as np
     import tensorflow as tf
 
-    signatures, inputs, outputs = tf.saved_model.load(path).signatures, {}, {}
-    with np.load(asked, allow_pickle=True) as arrays:  # bytes are objects; the file is the caller's own
+    signatures = tf.saved_model.load(path).signatures
+    inputs: dict[str, dict] = {}
+    outputs: dict[str, Any] = {}
+    with np.load(inputs_file, allow_pickle=True) as arrays:  # for bytes, which are objects; the caller wrote the file
         for key in arrays.files:
             name, parameter = key.split("/")
             inputs.setdefault(name, {})[parameter] = tf.constant(arrays[key])
     for name, given in inputs.items():
         outputs |= {f"{name}/{output}": value.numpy() for output, value in signatures[name](**given).items()}
-    np.savez(answered, **outputs)
+    np.savez(outputs_file, **outputs)
 
 
 if __name__ == "__main__":

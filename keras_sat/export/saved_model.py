@@ -1,19 +1,24 @@
-"""SavedModels that serve, fine-tune and can be attacked wherever TensorFlow runs, without keras and this package."""
+"""Exports a classifier as a SavedModel, which TensorFlow alone can serve, fine-tune and attack."""
 
 import json
 import os
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
+import keras
+import numpy as np
 import tensorflow as tf
 
-from keras_sat import files, training
+from keras_sat import deployed, files, provenance
 from keras_sat.attacks import agreement
-from keras_sat.evaluation import deployed
-from keras_sat.evaluation import report as report_lib
+from keras_sat.evaluation import RobustnessReport
 from keras_sat.export import signatures as signatures_lib
 from keras_sat.export import warmup as warmup_lib
 from keras_sat.models import classifier
 from keras_sat.preprocessing import Preprocessing
+from keras_sat.training import AdversarialModel
+from keras_sat.typing import Path
 
 SIGNATURES = ("serving_default", "serving_uint8", "serving_bytes", "features", "input_gradient")
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
@@ -22,20 +27,23 @@ CARD = os.path.join("assets", "robustness_card.json")
 PREPROCESSING = deployed.PREPROCESSING
 ARCHITECTURE = os.path.join("assets", "keras_model.json")
 
+# Of a report's context: the card itself has the first three, and a run's folder is of one machine alone.
+_NOT_MEASURED = ("model", "weights_sha256", "versions", "run")
+
 
 def export_saved_model(
-    model,
-    path,
+    model: keras.Model,
+    path: Path,
     *,
-    image_size=None,
-    signatures=None,
-    labels=None,
-    preprocessing=None,
-    warmup=True,
-    dtype="float32",
-    report=None,
-    card=None,
-):
+    image_size: int | Sequence[int] | None = None,
+    signatures: Sequence[str] | None = None,
+    labels: Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
+    warmup: bool | np.ndarray = True,
+    precision: str = "float32",
+    report: RobustnessReport | None = None,
+    card: dict[str, Any] | None = None,
+) -> None:
     """Writes a classifier as a SavedModel folder (tag `serve`) for TF Serving or `tf.saved_model.load`.
 
     Signatures. `images` are [batch, height, width, channels], pixels in the model's range (0..255 for the models of
@@ -47,60 +55,62 @@ def export_saved_model(
     |                   |                                          | `classes` int64 [batch], the likeliest           |
     | `serving_uint8`   | `images` uint8: a quarter of the bytes   | the same                                         |
     | `serving_bytes`   | `image_bytes` string [batch]: JPEG, PNG, | the same; InvalidArgument that names the indices |
-    |                   | GIF, BMP, WebP, made to pixels as        | of what is no image                              |
-    |                   | `preprocessing` says                     |                                                  |
-    | `features`        | `images` float32                         | `features` [batch, n]: what the last dense layer |
-    |                   |                                          | takes                                            |
-    | `input_gradient`  | `images` float32, `labels` int64 [batch] | `loss` [batch] (cross entropy) and `gradient`,   |
-    |                   |                                          | of each by its image                             |
+    |                   | GIF, BMP, WebP, converted to pixels by   | of the files that are no images                  |
+    |                   | `preprocessing`                          |                                                  |
+    | `features`        | `images` float32                         | `features` [batch, n]: the input of the last     |
+    |                   |                                          | dense layer                                      |
+    | `input_gradient`  | `images` float32, `labels` int64 [batch] | `loss` [batch] (cross entropy) and `gradient` of |
+    |                   |                                          | each loss with respect to its image              |
 
     Loaded in Python it is a reusable SavedModel: `loaded(images, training=False)` returns logits; with
-    `training=True` batch norm and dropout are live; `loaded.variables` and `loaded.trainable_variables` can be trained.
-    (No signature trains: a server's clients must not move its batch statistics.)
+    `training=True` batch norm and dropout are in training mode; `loaded.variables` and `loaded.trainable_variables` can
+    be trained. (No signature trains the network: otherwise clients of a server could change its batch statistics.)
 
-    Beside the graph lie `assets/labels.txt` (a class name a line), `assets/preprocessing.json` (how images become
-    pixels), `assets/robustness_card.json` (what was measured, of
-    which weights, under which attack), `assets/keras_model.json` (what `load_for_fine_tuning` rebuilds) and
+    Other files in the folder: `assets/labels.txt` (one class name in each line), `assets/preprocessing.json` (how
+    images are converted to pixels), `assets/robustness_card.json` (the measured accuracies, the weights and attacks
+    that they belong to, and the training), `assets/keras_model.json` (the architecture, for `load_for_fine_tuning`) and
     `assets.extra/tf_serving_warmup_requests`.
 
     Args:
-        model: a built Keras classifier that returns logits, or an `AdversarialModel`, of which `.model` is exported.
+        model: a built Keras classifier that returns logits, or an `AdversarialModel`, whose `.classifier` is exported.
             Mixed precision and variables mirrored by a strategy become plain float32.
         path: the folder to write; must not exist.
-        image_size: height and width, or one integer for both, for a model that takes images of any size; without it
-            such a model is exported for any size, and without `serving_bytes`.
-        signatures: names of those to write; default: all that the model can have.
+        image_size: height and width in pixels, or one integer for both, for a model that takes images of any size.
+            Without it such a model is exported for any size, and without `serving_bytes`.
+        signatures: names of the signatures to write. Default: all that the model can have.
         labels: names of the classes, in order.
-        preprocessing: a `preprocessing.Preprocessing`: how `serving_bytes` makes pixels of an image's bytes; best what
-            the network was trained and evaluated with. Default: the whole image, resized.
+        preprocessing: a `preprocessing.Preprocessing`: how `serving_bytes` converts an image file to pixels. It should
+            be the one that the network was trained and evaluated with. Default: the whole image, resized.
         warmup: True: TF Serving sends one grey image to each signature before it takes requests, so that the first
-            is as fast as the others (of a model of any size: none is sent); an array of images: those; False: none.
-        dtype: "float32", or "bfloat16": computes in it; weights, inputs and outputs stay float32.
+            request is as fast as the others (not for a model of any image size); an array of images [n, height, width,
+            channels]: these in place of it; False: no warm-up. The file needs tensorflow-serving-api; without it a
+            warning says how to install it, and no file is written.
+        precision: "float32" or "bfloat16": the precision of the computation. Weights, inputs and outputs are float32.
         report: a `RobustnessReport` of these weights, for the card.
-        card: a dict of what else the card is to say.
+        card: a dict of further entries for the card.
 
     Raises:
         ValueError: if the model is not built or returns probabilities, `path` exists, or the model cannot have this
             image size, these signatures, labels or report. Nothing is written then.
     """
-    trained = {}
-    if isinstance(model, training.AdversarialModel):
-        trained = {"training": {"attack": model.attack.settings(), "attack_batch_norm": model.attack_batch_norm}}
-        model = model.model
+    training = {}
+    if isinstance(model, AdversarialModel):
+        training = {"training": _training(model)}
+        model = model.classifier
     classifier.check(model)
     path = files.expanded(path)
     if os.path.exists(path):
         raise ValueError(f"{path} exists: choose a new folder, or remove it first.")
-    if dtype not in PRECISIONS:
-        raise ValueError(f"dtype must be one of {', '.join(PRECISIONS)}. Received: {dtype!r}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}. Received: {precision!r}")
     shape = _image_shape(model, image_size)
-    network = _in_precision(model, PRECISIONS[dtype], shape)
+    network = _in_precision(model, PRECISIONS[precision], shape)
     how = _preprocessing(preprocessing, shape)
     root, functions = signatures_lib.trace(network, shape, _names(signatures, network, shape), how)
     classes = functions["serving_default"].structured_outputs["probabilities"].shape[-1]
     contents = {
         LABELS: _label_lines(labels, classes),
-        CARD: json.dumps(_card(model, shape, classes, dtype, report, trained | (card or {})), indent=2) + "\n",
+        CARD: json.dumps(_card(model, shape, classes, precision, report, training | (card or {})), indent=2) + "\n",
         PREPROCESSING: how and json.dumps(how.settings(), indent=2) + "\n",
         ARCHITECTURE: _architecture(network),
     }
@@ -115,21 +125,21 @@ def export_saved_model(
 
 
 def _in_precision(model, policy, shape):
-    """Returns the model in a precision; raises ValueError for a copy that computes something else than the model."""
+    """Returns the model in a precision; raises ValueError for a copy that does not compute the same."""
     network = classifier.in_precision(model, policy)
     images = None if network is model else classifier.some_inputs(model, shape)
     images = None if images is None else agreement.comparable(model, images)
-    found = None if images is None else agreement.difference(model, network, images, agreement.LOW)
-    if found:
+    difference = None if images is None else agreement.difference(model, network, images, agreement.LOW)
+    if difference:
         raise ValueError(
-            f"{model.name} cannot be exported in {policy.removeprefix('mixed_')}: its copy has {found}. Does the "
+            f"{model.name} cannot be exported in {policy.removeprefix('mixed_')}: its copy has {difference}. Does the "
             "get_config of a layer leave out an argument?"
         )
     return network
 
 
 def _image_shape(model, image_size):
-    """Returns (height, width, channels) of the images to take; None where any will do."""
+    """Returns (height, width, channels) of the images that the export takes; None for any number."""
     if not getattr(model, "inputs", None):
         raise ValueError(
             f"{model.name} does not say which images it takes: wrap it, as in "
@@ -150,7 +160,7 @@ def _image_shape(model, image_size):
 
 
 def _preprocessing(given, shape):
-    """Returns the Preprocessing of images of a shape; None where they may be of any size."""
+    """Returns the Preprocessing for images of a shape; None for images of any size, or that are no grey or RGB ones."""
     if given is not None and given.shape != shape:
         raise ValueError(f"The preprocessing gives images of {given.shape}; the network takes {shape}.")
     if None in shape or shape[-1] not in (1, 3):
@@ -160,7 +170,7 @@ def _preprocessing(given, shape):
 
 def _names(asked, network, shape):
     """Returns the names of the signatures to write."""
-    lacking = {}
+    lacking = {}  # {name: why the network cannot have it}
     if None in shape:
         lacking["serving_bytes"] = "it must be said to which image_size they are resized"
     elif shape[-1] not in (1, 3):
@@ -187,26 +197,47 @@ def _label_lines(labels, classes):
     return "\n".join(labels) + "\n"
 
 
-def _card(model, shape, classes, dtype, report, more):
-    """Returns what is known of the robustness of these weights."""
-    sha256 = report_lib.weights_sha256(model)
-    measured = {"batch_norm": None, "seed": None, "accuracy": []}
-    if report is not None:
-        if report.context.get("weights_sha256") != sha256:
-            raise ValueError("The report is of other weights than the model's: evaluate this model.")
-        measured = {name: report.context.get(name) for name in ("batch_norm", "seed", "dataset", "split")}
-        fields = ("name", "accuracy", "interval", "n", "settings")
-        measured["accuracy"] = [{name: getattr(row, name) for name in fields} for row in report.results]
-    images = dict(zip(("height", "width", "channels"), shape))
-    known = {"model": model.name, "weights_sha256": sha256, "dtype": dtype, "images": images, "classes": classes}
-    return {**known, "measured": measured, "versions": report_lib.versions(), **more}
+def _training(trainer):
+    """Returns the facts on the training for the card."""
+    return {
+        "objective": repr(trainer.objective),
+        "attack": trainer.attack.settings(),
+        "attack_batch_norm": trainer.attack_batch_norm,
+    }
+
+
+def _card(model, shape, classes, precision, report, more):
+    """Returns the contents of the robustness card."""
+    facts = provenance.facts(model)
+    return {
+        "model": facts["model"],
+        "weights_sha256": facts["weights_sha256"],
+        "precision": precision,
+        "images": dict(zip(("height", "width", "channels"), shape)),
+        "classes": classes,
+        "measured": _measured(report, facts["weights_sha256"]),
+        "versions": facts["versions"],
+        **more,
+    }
+
+
+def _measured(report, sha256):
+    """Returns the figures of a report with its context, for the card."""
+    if report is None:
+        return {"batch_norm": None, "seed": None, "accuracy": []}
+    if report.context.get("weights_sha256") != sha256:
+        raise ValueError("The report is of other weights than the model's: evaluate this model.")
+    context = {name: value for name, value in report.context.items() if name not in _NOT_MEASURED}
+    fields = ("name", "accuracy", "interval", "n", "settings")
+    accuracy = [{name: getattr(row, name) for name in fields} for row in report.results]
+    return {"batch_norm": None, "seed": None, "dataset": None, "split": None, **context, "accuracy": accuracy}
 
 
 def _architecture(network):
-    """Returns the network's configuration as JSON; None where it has none, as a subclassed model or a lambda may."""
+    """Returns the network's configuration as JSON; None if it has none, as with a subclassed model or a lambda."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # of a lambda, that it could not be loaded safely
+            warnings.simplefilter("error", UserWarning)  # Keras warns of a lambda, which is not loaded safely
             return network.to_json()
     except (NotImplementedError, TypeError, ValueError, UserWarning):
         return None

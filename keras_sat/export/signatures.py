@@ -1,21 +1,31 @@
-"""What an exported classifier can be asked, as TensorFlow functions."""
+"""The signatures of an exported classifier, as TensorFlow functions."""
 
+from collections.abc import Sequence
+from typing import Any
+
+import keras
 import tensorflow as tf
 
 from keras_sat import losses, preprocessing
 from keras_sat.attacks import gradients
 from keras_sat.models import classifier
+from keras_sat.preprocessing import Preprocessing
 
 NO_IMAGE = "image_bytes holds no JPEG, PNG, GIF, BMP or WebP image at index"
 
 
-def trace(network, shape, names, how=None):
-    """Returns the object to save, and the signatures: {name: concrete function}.
+def trace(
+    network: keras.Model,
+    shape: tuple[int | None, int | None, int],
+    names: Sequence[str],
+    how: Preprocessing | None = None,
+) -> tuple[tf.train.Checkpoint, dict[str, Any]]:
+    """Returns the object to save, and the signatures as {name: concrete function}.
 
     Args:
         network: the Keras classifier, in the precision to export.
-        shape: (height, width, channels) of its images; None for any.
-        names: of the signatures, out of `SIGNATURES`.
+        shape: (height, width, channels) of its images; None for any height or width.
+        names: the signatures to trace, names out of `SIGNATURES`.
         how: the `Preprocessing` of `serving_bytes`.
 
     Raises:
@@ -34,7 +44,7 @@ def trace(network, shape, names, how=None):
     except (ValueError, tf.errors.InvalidArgumentError) as error:
         size = " x ".join("any" if n is None else str(n) for n in shape)
         raise ValueError(f"{network.name} takes no images of {size}: {str(error).splitlines()[0]}") from error
-    root = tf.train.Checkpoint()  # the interface of a reusable SavedModel
+    root = tf.train.Checkpoint()  # with the attributes of a reusable SavedModel
     root.__call__ = call
     root.variables = [variable.value for variable in network.variables]
     root.trainable_variables = [variable.value for variable in network.trainable_variables]
@@ -42,17 +52,22 @@ def trace(network, shape, names, how=None):
     return root, traced
 
 
-def classified(logits):
-    """Returns the probabilities [batch, classes] and the likeliest classes int64 [batch] of logits.
+def classified(logits: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Returns {"probabilities": float32 [batch, classes], "classes": the likeliest class, int64 [batch]}.
 
-    One logit z, of a network for two classes, stands for the probabilities 1 - sigmoid(z) and sigmoid(z).
+    Args:
+        logits: [batch, classes], or one logit z [batch, 1] for two classes: the probabilities are 1 - sigmoid(z) and
+            sigmoid(z).
     """
     logits = tf.concat([tf.zeros_like(logits), logits], -1) if logits.shape[-1] == 1 else logits
     return {"probabilities": tf.nn.softmax(logits), "classes": tf.argmax(logits, -1)}
 
 
-def of_sigmoid(logits):
-    """Returns half of a single logit z: the softmax of [-z / 2, z / 2] is sigmoid(z). Others stay as they are."""
+def of_sigmoid(logits: tf.Tensor) -> tf.Tensor:
+    """Returns z / 2 for a single logit z, and other logits unchanged.
+
+    The attacks' losses take z for the logits [-z, z]. The softmax of [-z / 2, z / 2] is sigmoid(z), as in training.
+    """
     return logits / 2 if logits.shape[-1] == 1 else logits
 
 
@@ -61,7 +76,7 @@ def _logits(network, images, training=False):
 
 
 def _endpoints(network, shape, how):
-    """Yields (name, function, specs of what it takes)."""
+    """Yields (name, function, specs of its inputs)."""
 
     def classify(images):
         logits = _logits(network, images)
@@ -88,9 +103,9 @@ def _endpoints(network, shape, how):
 
 
 def _decode(image_bytes, how):
-    """Returns pixels [batch, height, width, channels] of encoded images; names the indices of those that are none.
+    """Returns the pixels [batch, height, width, channels] of encoded images, the same as evaluation computes.
 
-    They are those of evaluation: the `Preprocessing` makes them.
+    Raises InvalidArgumentError, with the indices of the files that are no images.
     """
     pixels, missing = preprocessing.apply_to_each(how, (image_bytes,), how.shape, tf.data.AUTOTUNE)
     with tf.control_dependencies([tf.debugging.Assert(tf.equal(tf.size(missing), 0), [NO_IMAGE, missing], 1000)]):

@@ -1,56 +1,72 @@
-"""Warm-up requests: what TF Serving sends to a model that it has just loaded, before its clients may."""
+"""Warm-up requests: TF Serving sends them to a model that it has just loaded, before it takes requests."""
 
 import os
+import warnings
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
+
+from keras_sat import extras
 
 FILE = os.path.join("assets.extra", "tf_serving_warmup_requests")
 GREY = 127
 
 
-def requests(functions, shape, images):
+def requests(
+    functions: dict[str, Any], shape: tuple[int | None, int | None, int], images: bool | np.ndarray
+) -> dict[str, dict[str, np.ndarray]]:
     """Returns {name of a signature: {name of an input: array}}.
 
     Args:
-        functions: {name: concrete function}.
-        shape: (height, width, channels) of the images; None for any.
-        images: True for one grey image, an array of them, or False.
+        functions: {name of a signature: concrete function}.
+        shape: (height, width, channels) of the images; None for any height or width.
+        images: True for one grey image, an array of images, or False for no requests.
 
     Raises:
         ValueError: for images of another shape.
     """
     if images is False or (images is True and None in shape):
         return {}
-    if images is True:
-        images = np.full((1, *shape), GREY, np.uint8)
-    images = np.asarray(images)
+    grey = np.full([1, *(n or 1 for n in shape)], GREY, np.uint8)
+    images = grey if images is True else np.asarray(images)
     if images.ndim != 4 or not tf.TensorShape((None, *shape)).is_compatible_with(images.shape) or not len(images):
         raise ValueError(f"warmup must be True, False or images of shape (n, *{shape}). Received: {images.shape}")
     values = {"images": images, "labels": np.zeros(len(images), np.int64)}
     if "serving_bytes" in functions:
         values["image_bytes"] = encoded(images)
-    found = {}
+    inputs = {}
     for name, function in functions.items():
         specs = function.structured_input_signature[0]
-        found[name] = {spec.name: values[spec.name].astype(spec.dtype.as_numpy_dtype) for spec in specs}
-    return found
+        inputs[name] = {spec.name: values[spec.name].astype(spec.dtype.as_numpy_dtype) for spec in specs}
+    return inputs
 
 
-def encoded(images):
-    """Returns images as PNG files, an array of bytes."""
+def encoded(images: np.ndarray) -> np.ndarray:
+    """Returns images [n, height, width, channels] as PNG files, an array [n] of bytes."""
     return np.array([tf.io.encode_png(tf.cast(image, tf.uint8)).numpy() for image in images], object)
 
 
-def write(requests, folder):
-    """Writes the requests into the folder of a SavedModel, as records of TF Serving's PredictionLog."""
+def write(requests: dict[str, dict[str, np.ndarray]], path: str) -> None:
+    """Writes the requests into the folder of a SavedModel, as records of TF Serving's PredictionLog.
+
+    Without tensorflow-serving-api it writes nothing, and warns.
+    """
     if not requests:
         return
-    from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+    try:
+        from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+    except ImportError:
+        warnings.warn(
+            f"No warm-up requests were written: they need tensorflow-serving-api: {extras.install('serve')} (or "
+            "warmup=False).",
+            stacklevel=3,
+        )
+        return
 
-    path = os.path.join(folder, FILE)
-    os.makedirs(os.path.dirname(path))
-    with tf.io.TFRecordWriter(path) as writer:
+    file = os.path.join(path, FILE)
+    os.makedirs(os.path.dirname(file))
+    with tf.io.TFRecordWriter(file) as writer:
         for signature, inputs in requests.items():
             request = predict_pb2.PredictRequest()
             request.model_spec.signature_name = signature

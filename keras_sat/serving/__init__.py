@@ -1,5 +1,12 @@
-"""A stand-in for TF Serving, for development: the same REST and gRPC interfaces, on one machine, in Python."""
+"""A development server in Python, with the REST and gRPC interfaces of TF Serving."""
 
-from keras_sat.serving.server import Server
+from keras_sat import extras
+
+try:
+    from keras_sat.serving.server import Server
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"serve needs waitress and tensorflow-serving-api: {extras.install('serve')}", name=error.name
+    ) from error
 
 __all__ = ["Server"]

@@ -1,14 +1,19 @@
-"""Tensors from JSON and back, by the rules of TF Serving's util/json_tensor.cc."""
+"""Converts JSON to tensors and back, by the rules of TF Serving's util/json_tensor.cc.
+
+Names of C++ functions in comments are those of that file.
+"""
 
 import base64
 import itertools
 import json
 import math
 import re
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import types_pb2
+from tensorflow.core.protobuf import meta_graph_pb2
 
 from keras_sat.serving.status import Status
 
@@ -17,19 +22,22 @@ _BASE64 = re.compile(rb"([A-Za-z0-9+/]*)([=.]*)")
 
 
 class _Constant(float):
-    """NaN or an infinity that a request spells out."""
+    """NaN, Infinity or -Infinity, written out in a request."""
 
 
-# AddValueToTensor: the types of JSON value that a type of tensor takes; there are no others.
-_TAKES = {tf.float32: {int, float, _Constant}, tf.float64: {int, float, _Constant}, tf.bool: {bool}}
-_TAKES |= {tf.string: {str, dict}} | dict.fromkeys(_INTEGERS, {int})
+# The types of JSON values that each type of tensor accepts (AddValueToTensor).
+_ACCEPTS: dict = {tf.float32: {int, float, _Constant}, tf.float64: {int, float, _Constant}, tf.bool: {bool}}
+_ACCEPTS |= {tf.string: {str, dict}} | dict.fromkeys(_INTEGERS, {int})
 
 
-def parsed(body):
-    """Returns the JSON object that is a request's body.
+def parsed(body: bytes) -> dict[str, Any]:
+    """Parses the body of a request, which must be a JSON object.
 
-    ParseJson lets NaN and Infinity be numbers, skips a byte order mark, looks into no string for the validity of its
-    UTF-8, and ignores what follows the object.
+    As in ParseJson, NaN and Infinity are numbers, a byte order mark is skipped, strings need not be valid UTF-8, and
+    text after the object is ignored.
+
+    Raises:
+        Status: INVALID_ARGUMENT if the body is not a JSON object, or its "signature_name" is not a string.
     """
     text = body.decode("utf-8-sig", "surrogateescape").lstrip(" \t\r\n")
     if not text:
@@ -47,8 +55,20 @@ def parsed(body):
     return fields
 
 
-def inputs(fields, infos):
-    """Returns {input: array} of a request's fields, and whether they are in rows ("instances")."""
+def inputs(fields: dict[str, Any], infos: dict[str, meta_graph_pb2.TensorInfo]) -> tuple[dict[str, np.ndarray], bool]:
+    """Converts the inputs of a request to arrays.
+
+    Args:
+        fields: the JSON object of the request, with "instances" (row format) or "inputs" (column format).
+        infos: {input: TensorInfo} of the signature.
+
+    Returns:
+        {input: array}, and whether the request is in row format.
+
+    Raises:
+        Status: INVALID_ARGUMENT if the inputs do not match the signature, UNIMPLEMENTED for a type of tensor that JSON
+            cannot be converted to.
+    """
     if "instances" in fields and "inputs" in fields:
         raise _invalid(
             f"JSON Value: {_shown(fields)} Not formatted correctly expecting only one of 'inputs' or 'instances' keys "
@@ -61,20 +81,30 @@ def inputs(fields, infos):
     raise _invalid("Missing 'inputs' or 'instances' key")
 
 
-def outputs(arrays, in_rows):
-    """Returns {output: array} as the JSON object of an answer."""
+def outputs(arrays: dict[str, np.ndarray], in_rows: bool) -> dict[str, Any]:
+    """Converts {output: array} to the JSON object of an answer.
+
+    Args:
+        arrays: the outputs.
+        in_rows: whether to use the row format ("predictions") or the column format ("outputs").
+
+    Raises:
+        Status: INVALID_ARGUMENT for the row format if the outputs have no common batch size.
+    """
     sizes = {array.shape[:1] for array in arrays.values()}
     if in_rows and (len(sizes) > 1 or () in sizes):
         raise _invalid("The outputs have no batch size in common: ask for them in the columnar format")
-    values = {name: _values(name, array) for name, array in arrays.items()}
-    if len(values) == 1:
-        (values,) = values.values()
-    elif in_rows:
-        values = [dict(zip(values, row)) for row in zip(*values.values())]
-    return {"predictions" if in_rows else "outputs": values}
+    key = "predictions" if in_rows else "outputs"
+    columns = {name: _values(name, array) for name, array in arrays.items()}
+    if len(columns) == 1:
+        return {key: next(iter(columns.values()))}
+    if in_rows:
+        return {key: [dict(zip(columns, row)) for row in zip(*columns.values())]}
+    return {key: columns}
 
 
 def _rows(instances, infos):
+    """Returns {input: array} of the row format, a list of instances."""
     if not isinstance(instances, list):
         raise _invalid(f"JSON Value: {_shown(instances)} Expecting 'instances' to be an list/array")
     if not instances:
@@ -100,7 +130,7 @@ def _rows(instances, infos):
 
 
 def _add(rows, instance, infos):
-    """Adds the arrays of an instance to {input: [array, ...]}; those of an input are all of one shape."""
+    """Appends the arrays of an instance to {input: [array, ...]}. All arrays of an input must have one shape."""
     for name, value in instance.items():
         if name not in infos:
             raise _invalid(f"JSON object: does not have named input: {name}")
@@ -114,6 +144,7 @@ def _add(rows, instance, infos):
 
 
 def _columns(values, infos):
+    """Returns {input: array} of the column format, an object with the whole batch of each input."""
     if not _is_named(values):
         if len(infos) > 1:
             raise _invalid(
@@ -128,6 +159,7 @@ def _columns(values, infos):
 
 
 def _is_named(value):
+    """Returns whether a JSON value is an object with a value for each input."""
     return isinstance(value, dict) and not _is_base64(value)
 
 
@@ -136,24 +168,24 @@ def _is_base64(value):
 
 
 def _array(value, info):
-    """Returns a JSON value, of lists in lists, as an array of the type that the signature asks for."""
+    """Converts a JSON value (nested lists) to an array of the type that the signature requires."""
     dtype = tf.as_dtype(info.dtype)
-    if dtype not in _TAKES:
+    if dtype not in _ACCEPTS:
         raise Status("UNIMPLEMENTED", f"Conversion of JSON Value: {_shown(value)} to type: {_name(dtype)}")
     shape = _shape(value)
     leaves = _leaves(value, shape)
-    if strange := set(map(type, leaves)) - _TAKES[dtype]:
-        if list in strange:
+    if unexpected := set(map(type, leaves)) - _ACCEPTS[dtype]:
+        if list in unexpected:
             raise _invalid(f"Encountered list at unexpected level: {len(shape)} expected < {len(shape)}")
-        raise _unexpected(next(leaf for leaf in leaves if type(leaf) in strange), dtype)
+        raise _unexpected(next(leaf for leaf in leaves if type(leaf) in unexpected), dtype)
     try:
         return _flat(leaves, dtype).reshape(shape)
-    except ValueError as error:  # of more dimensions than there are
+    except ValueError as error:  # NumPy has a limit to the number of dimensions
         raise _invalid(f"tensor parsing error: {error}") from error
 
 
 def _shape(value):
-    """Returns the lengths of the first lists, the outermost first (GetDenseTensorShape)."""
+    """Returns the shape of nested lists, by the first list of each level (GetDenseTensorShape)."""
     shape = []
     while isinstance(value, list):
         shape.append(len(value))
@@ -162,7 +194,7 @@ def _shape(value):
 
 
 def _leaves(value, shape):
-    """Returns what is inside all the lists, which must have the lengths of the first ones (FillTensorProto)."""
+    """Returns the values inside nested lists, which must have this shape, as a flat list (FillTensorProto)."""
     level = [value]
     for depth, size in enumerate(shape):
         for one in level:
@@ -180,10 +212,11 @@ def _leaves(value, shape):
 
 
 def _flat(leaves, dtype):
+    """Converts a flat list of JSON values to a flat array."""
     if dtype == tf.string:
         return np.array([_bytes(leaf) for leaf in leaves], object)
     if dtype.is_floating:
-        with np.errstate(over="ignore"):  # what is too big for a float32 is infinite, as in C++
+        with np.errstate(over="ignore"):  # numbers too large for float32 become infinite, as in C++
             return _floats(leaves).astype(dtype.as_numpy_dtype)
     if dtype.is_integer and leaves and not dtype.min <= min(leaves) <= max(leaves) <= dtype.max:
         raise _unexpected(next(leaf for leaf in leaves if not dtype.min <= leaf <= dtype.max), dtype)
@@ -191,11 +224,11 @@ def _flat(leaves, dtype):
 
 
 def _floats(leaves):
-    """Returns numbers as float64; RapidJSON refuses those that are too big for one, NaN and Infinity aside."""
+    """Converts numbers to float64. As in RapidJSON, numbers that are too large for it are an error."""
     try:
         array = np.array(leaves, np.float64)
         too_big = np.isinf(array).any() and any(type(leaf) is float and math.isinf(leaf) for leaf in leaves)
-    except OverflowError:  # an integer
+    except OverflowError:  # an integer that is too large
         too_big = True
     if too_big:
         raise _invalid("JSON Parse error: Number too big to be stored in double.")
@@ -212,7 +245,10 @@ def _bytes(value):
 
 
 def _from_base64(value):
-    """Decodes as absl::Base64Unescape (strings/escaping.cc): ASCII white space anywhere; "=" or "." or no padding."""
+    """Decodes base64 as absl::Base64Unescape does (strings/escaping.cc).
+
+    White space is ignored. Padding is "=" or ".", and may be missing.
+    """
     if not _is_base64(value):
         raise _invalid(f"JSON Value: {_shown(value)} not formatted correctly for base64 data")
     match = _BASE64.fullmatch(b"".join(value["b64"].encode("utf-8", "replace").split()))
@@ -223,7 +259,11 @@ def _from_base64(value):
 
 
 def _values(name, array):
-    """Returns an array as lists; float32 by its shortest digits, bytes as {"b64": ...} if the name ends in _bytes."""
+    """Converts an array to nested lists.
+
+    A float32 is written with the fewest digits that identify it. Strings become {"b64": ...} if the name of the output
+    ends in "_bytes".
+    """
     if array.dtype.kind == "f":
         return array.astype(str).astype(np.float64).tolist()
     if array.dtype != object:
@@ -251,5 +291,5 @@ def _name(dtype):
 
 
 def _shown(value):
-    """Returns the beginning of a JSON value's text; it does not matter how long or deep the value is."""
+    """Returns the first 256 characters of a JSON value. Only these are encoded, whatever the size of the value."""
     return "".join(itertools.islice(json.JSONEncoder().iterencode(value), 256))[:256]

@@ -1,6 +1,7 @@
-"""TF Serving's REST interface, as a WSGI application.
+"""TF Serving's REST interface as a WSGI application: model status, metadata, and predict in row and column format.
 
-https://www.tensorflow.org/tfx/serving/api_rest: status, metadata and predict, in row and columnar format.
+The interface is described at https://www.tensorflow.org/tfx/serving/api_rest. Names of C++ files in comments are those
+of TF Serving's source code.
 """
 
 import http
@@ -8,48 +9,53 @@ import json
 import re
 import urllib.parse
 import zlib
+from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 from google.protobuf import json_format
 from tensorflow_serving.apis import get_model_metadata_pb2, model_pb2, predict_pb2
 
-from keras_sat.serving import json_tensor, predict, versions
+from keras_sat.serving import json_tensor
+from keras_sat.serving.servable import DEFAULT, Servable
 from keras_sat.serving.status import Status, failure
+from keras_sat.serving.versions import Versions, version_number
 
-# http_rest_api_util.cc matches these with the path as it was sent, percent-encoded and with its query, and decodes the
-# name and the label afterwards.
+# http_rest_api_util.cc matches these patterns with the path before it is percent-decoded, query included. It decodes
+# the model name and the label afterwards.
 _OF_VERSION = r"(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
 _PREDICT = re.compile(rf"(?ai)/v1/models/(?P<name>[^/:]+){_OF_VERSION}:(?P<method>classify|regress|predict)")
 _STATUS = re.compile(rf"(?ai)/v1/models(?:/(?P<name>[^/:]+))?{_OF_VERSION}(?:/(?P<metadata>metadata))?")
-# The characters of RFC 3986, scheme and host in front: evhttp_request.cc has libevent refuse others.
+# An optional scheme and host, then the characters of RFC 3986. libevent rejects others (evhttp_request.cc).
 _CHARACTERS = r"(?:[a-z0-9._~!$&'()*+,;=:@/?-]|%[0-9a-f]{2})*"
 _TARGET = re.compile(rf"(?ai)(?:[a-z][a-z0-9.+-]*:)?(?://[^/?#]*)?(?P<path>{_CHARACTERS}(?:#{_CHARACTERS})?)")
-# evhttp_server.cc; libevent answers others by 501.
+# From evhttp_server.cc. libevent answers other methods with 501.
 _METHODS = ("GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH")
 
 
 class Application:
-    """The WSGI application of the versions of a model.
+    """The WSGI application that answers REST requests.
 
     Args:
-        served: the Versions.
-        max_bytes: of a request's body when it is uncompressed; a larger one is refused.
+        served: the versions of the model that is served.
+        max_bytes: largest size of an uncompressed request body in bytes. Larger ones fail with 413.
     """
 
-    def __init__(self, served, max_bytes):
+    def __init__(self, served: Versions, max_bytes: int) -> None:
         self._versions, self._max_bytes = served, max_bytes
 
-    def __call__(self, environ, start_response):
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        """Answers a request. See PEP 3333 for the arguments."""
         method = environ["REQUEST_METHOD"]
         try:
             code, answer = 200, self._answer(method, environ)
-        except Exception as error:  # every failure is answered, and the server goes on
+        except Exception as error:  # the client gets an answer to every failure, and the server continues
             status = failure(error)
             code, answer = status.http, {"error": status.message}
         body = json.dumps(answer, indent=1).encode() if answer else b""
         headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
         start_response(f"{code} {_phrase(code)}", headers)
-        return [] if method == "HEAD" else [body]  # libevent sends it to HEAD too, against RFC 9110
+        return [] if method == "HEAD" else [body]  # RFC 9110; libevent sends a body even then
 
     def _answer(self, method, environ):
         path = _path(method, environ["REQUEST_URI"])
@@ -68,12 +74,14 @@ class Application:
             if match["metadata"] == "metadata":
                 return metadata_as_json(metadata(self._versions.get(spec)))
             return _as_dict(self._versions.status(spec))
-        raise Status("INVALID_ARGUMENT", f"Malformed request: {method} {path}")  # http_rest_api_handler.cc; HEAD too
+        raise Status(
+            "INVALID_ARGUMENT", f"Malformed request: {method} {path}"
+        )  # as http_rest_api_handler.cc, for HEAD too
 
     def _predict(self, spec, body):
         fields = json_tensor.parsed(body)
         servable = self._versions.get(spec)
-        name = fields.get("signature_name") or predict.DEFAULT
+        name = fields.get("signature_name") or DEFAULT
         if name not in servable.signature_defs:
             raise Status("INVALID_ARGUMENT", f'Serving signature name: "{name}" not found in signature def')
         spec.signature_name = name
@@ -84,12 +92,12 @@ class Application:
         arrays, in_rows = json_tensor.inputs(fields, infos)
         for key, array in arrays.items():
             request.inputs[key].CopyFrom(tf.make_tensor_proto(array, infos[key].dtype))
-        outputs = predict.run(servable, request).outputs
+        outputs = servable.predict(request).outputs
         return json_tensor.outputs({key: tf.make_ndarray(proto) for key, proto in sorted(outputs.items())}, in_rows)
 
 
-def metadata(servable):
-    """Returns the GetModelMetadataResponse of a version."""
+def metadata(servable: Servable) -> get_model_metadata_pb2.GetModelMetadataResponse:
+    """Returns the metadata of a version: its signatures."""
     response = get_model_metadata_pb2.GetModelMetadataResponse()
     response.model_spec.name = servable.name
     response.model_spec.version.value = servable.version
@@ -100,8 +108,8 @@ def metadata(servable):
     return response
 
 
-def metadata_as_json(response):
-    """Returns a GetModelMetadataResponse as TF Serving's REST interface gives it."""
+def metadata_as_json(response: get_model_metadata_pb2.GetModelMetadataResponse) -> dict[str, Any]:
+    """Converts metadata to the JSON object that TF Serving's REST interface returns."""
     signatures = get_model_metadata_pb2.SignatureDefMap()
     response.metadata["signature_def"].Unpack(signatures)
     return {"model_spec": _as_dict(response.model_spec), "metadata": {"signature_def": _as_dict(signatures)}}
@@ -118,7 +126,7 @@ def _phrase(code):
 
 
 def _path(method, uri):
-    """Returns the path of a request, percent-encoded and with its query."""
+    """Returns the path of a request, still percent-encoded and with its query; raises Status for an invalid one."""
     if method not in _METHODS:
         raise Status("UNIMPLEMENTED", f"Not implemented: {method}")
     match = _TARGET.fullmatch(uri)
@@ -130,13 +138,13 @@ def _path(method, uri):
 
 
 def _preflight(environ):
-    """Answers OPTIONS by nothing (http_server.cc, where the headers of CORS are off by default)."""
+    """Answers OPTIONS with an empty body. http_server.cc sends no CORS headers by default."""
     if not re.search("https?://", environ.get("HTTP_ORIGIN", "")):
         raise Status("FAILED_PRECONDITION", "Origin header is missing in CORS preflight")
 
 
 def _body(environ, max_bytes):
-    """Returns a request's body; evhttp_request.cc uncompresses gzip, and answers are never compressed."""
+    """Returns the uncompressed body of a request. As in evhttp_request.cc, it may be gzipped; answers never are."""
     body = environ["wsgi.input"].read()
     if not body or "gzip" not in environ.get("HTTP_CONTENT_ENCODING", ""):
         return body
@@ -147,7 +155,7 @@ def _body(environ, max_bytes):
         raise _damaged() from error
     if len(text) == max_bytes:
         raise Status("RESOURCE_EXHAUSTED", f"The uncompressed body exceeds {max_bytes} bytes", http=413)
-    if not stream.eof or stream.unused_data:  # gzip_zlib.cc: cut off, or more than one member
+    if not stream.eof or stream.unused_data:  # cut off, or several members: invalid in gzip_zlib.cc
         raise _damaged()
     return text
 
@@ -157,11 +165,12 @@ def _damaged():
 
 
 def _spec(match):
+    """Returns the ModelSpec of a path that matches `_PREDICT` or `_STATUS`."""
     if not match["name"]:
         raise Status("INVALID_ARGUMENT", "Missing model name in request.")
     spec = model_pb2.ModelSpec(name=urllib.parse.unquote(match["name"]))
     if match["version"]:
-        version = versions.version_number(match["version"])
+        version = version_number(match["version"])
         if version is None:
             raise Status("INVALID_ARGUMENT", f"Failed to convert version: {match['version']} to numeric.")
         spec.version.value = version

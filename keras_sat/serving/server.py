@@ -1,10 +1,11 @@
-"""Both interfaces of a model, on two ports."""
+"""The development server: REST and gRPC on two ports."""
 
 import contextlib
 import os
 import socket
 import threading
 from concurrent import futures
+from types import TracebackType
 
 import grpc
 import waitress
@@ -12,51 +13,59 @@ import waitress
 from keras_sat import internals
 from keras_sat.serving import rest, rpc
 from keras_sat.serving.versions import Versions
+from keras_sat.typing import Path
 
 THREADS = 8
-GRACE = 10  # seconds for the requests that run when the server is told to stop
+GRACE = 10  # seconds that running requests get to finish when the server stops
 
 
 class Server:
-    """Serves a SavedModel, or the newest of its versions, as TF Serving does; for development.
+    """Serves a SavedModel, or the newest of its versions, as TF Serving does. It is made for development.
 
         with Server("models/gelu", rest_port=8501, grpc_port=8500) as server:
             server.wait()
 
     Args:
-        path: folder of version folders (`models/gelu/1`, ...), or of one SavedModel; `~` is one's home.
-        name: of the model; default: the folder's.
+        path: a folder of version folders (`models/gelu/1`, ...), or the folder of one SavedModel. "~" is the home
+            folder.
+        name: name of the model in requests. Default: the name of the folder.
         host: the address to listen at.
-        rest_port, grpc_port: 0 takes a free one; see the attributes of these names.
-        poll: seconds between two looks for a new version.
-        max_bytes: of a request; a larger one is refused (413, RESOURCE_EXHAUSTED).
+        rest_port: port of the REST interface. 0 takes a free port, which the attribute `rest_port` then has.
+        grpc_port: port of the gRPC interface. 0 takes a free port, which the attribute `grpc_port` then has.
+        poll: seconds between two checks for a new version.
+        max_bytes: largest size of a request in bytes. Larger requests fail with 413 (RESOURCE_EXHAUSTED).
+
+    Attributes:
+        name: name of the model.
+        rest_port: port of the REST interface.
+        grpc_port: port of the gRPC interface.
+        versions: the `Versions` of the model.
 
     Raises:
-        ValueError: if there is no version that can be loaded.
+        ValueError: if no version can be loaded.
         OSError: if a port is taken.
     """
 
     def __init__(
-        self, path, name=None, host="127.0.0.1", rest_port=8501, grpc_port=8500, poll=1.0, max_bytes=256 * 2**20
-    ):
+        self,
+        path: Path,
+        name: str | None = None,
+        host: str = "127.0.0.1",
+        rest_port: int = 8501,
+        grpc_port: int = 8500,
+        poll: float = 1.0,
+        max_bytes: int = 256 * 2**20,
+    ) -> None:
         self.name = name or os.path.basename(os.path.abspath(os.path.expanduser(path)))
         self._done = threading.Event()
-        self._connections = {}
-        with contextlib.ExitStack() as undo:  # what an error below leaves behind
+        self._connections: dict = {}
+        with contextlib.ExitStack() as undo:  # closes what is open if an error occurs below
             listening = undo.enter_context(_listening(host, rest_port))
-            _listening(host, grpc_port).close()  # of a port that is taken, gRPC writes lines to stderr
+            _listening(host, grpc_port).close()  # fails if the port is taken; gRPC would also write to stderr
             self.versions = Versions(path, self.name, poll)
             undo.callback(self.versions.close)
             self._pool = futures.ThreadPoolExecutor(THREADS)
-            self._grpc = grpc.server(
-                self._pool,
-                options=[
-                    ("grpc.max_receive_message_length", max_bytes),
-                    ("grpc.max_send_message_length", -1),
-                    ("grpc.so_reuseport", 0),  # else a second server would share the port
-                ],
-            )
-            rpc.add_to(self._grpc, self.versions)
+            self._grpc = _grpc_server(self._pool, self.versions, max_bytes)
             self.rest_port = listening.getsockname()[1]
             self.grpc_port = _bound(self._grpc, f"{host}:{grpc_port}")
             self._rest = waitress.create_server(
@@ -70,24 +79,26 @@ class Server:
             undo.pop_all()
         self._thread = threading.Thread(target=self._rest.run, name="rest", daemon=True)
 
-    def __enter__(self):
+    def __enter__(self) -> "Server":
         self._grpc.start()
         self._thread.start()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.close()
 
-    def wait(self):
-        """Returns when the server is told to stop."""
+    def wait(self) -> None:
+        """Waits until `stop` is called."""
         self._done.wait()
 
-    def stop(self):
-        """Tells the server to stop; safe in a signal handler."""
+    def stop(self) -> None:
+        """Ends `wait`. It is safe to call this in a signal handler."""
         self._done.set()
 
-    def close(self):
-        """Ends the requests that run, then the server."""
+    def close(self) -> None:
+        """Waits up to `GRACE` seconds for running requests, then closes the server."""
         self._grpc.stop(grace=GRACE).wait()
         self._pool.shutdown()
         internals.close_waitress(self._rest, self._connections, GRACE)
@@ -95,15 +106,28 @@ class Server:
         self.versions.close()
 
 
+def _grpc_server(pool, versions, max_bytes):
+    options = [
+        ("grpc.max_receive_message_length", max_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.so_reuseport", 0),  # otherwise a second server could share the port
+    ]
+    server = grpc.server(pool, options=options)
+    rpc.add_to(server, versions)
+    return server
+
+
 def _listening(host, port):
+    """Returns a socket that listens; raises OSError with a short message."""
     try:
         return socket.create_server((host, port))
     except (OSError, OverflowError) as error:
-        reason = str(error).partition(" (while ")[0]  # what follows is the address again
+        reason = str(error).partition(" (while ")[0]  # the rest repeats the address
         raise OSError(f"cannot listen at {host}:{port}: {reason}") from error
 
 
 def _bound(server, address):
+    """Binds a gRPC server to an address; returns the port."""
     try:
         port = server.add_insecure_port(address)
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""The canonical status codes, and what they are in HTTP, as TF Serving maps them."""
+"""Status codes of failed requests: gRPC's canonical codes, and the HTTP codes that TF Serving maps them to."""
 
 import re
 
@@ -26,19 +26,25 @@ HTTP = {
 
 
 class Status(Exception):
-    """A request that failed: `code`, a canonical name such as "NOT_FOUND", `message`, and `http`, the code of HTTP."""
+    """An exception for a request that failed.
 
-    def __init__(self, code, message, http=None):
+    Args:
+        code: gRPC's canonical code, such as "NOT_FOUND".
+        message: the error message for the client.
+        http: the HTTP status code. Default: the code in `HTTP`.
+    """
+
+    def __init__(self, code: str, message: str, http: int | None = None) -> None:
         super().__init__(message)
         self.code, self.message, self.http = code, message, http or HTTP[code]
 
 
-def failure(error):
-    """Returns the Status of any exception."""
+def failure(error: Exception) -> Status:
+    """Converts any exception to a `Status`. Unknown exceptions become "INTERNAL"."""
     if isinstance(error, Status):
         return error
     if isinstance(error, tf.errors.OpError):
-        # TensorFlow's Python puts where before what
+        # In Python, TensorFlow's message begins with the place of the failed operation: only the cause is kept.
         message = re.sub(r"(?s)^Graph execution error:.*?<stack traces unavailable>\n", "", error.message)
         return Status(error_codes_pb2.Code.Name(error.error_code), message)
     return Status("INTERNAL", f"{type(error).__name__}: {error}")

@@ -1,76 +1,55 @@
-"""The versions of a model: folders PATH/1, PATH/2, ..., of which the newest is served."""
+"""Loads the versions of a model, folders PATH/1, PATH/2, ..., and serves the newest."""
 
 import os
 import re
 import threading
 
-import tensorflow as tf
-from tensorflow.core.protobuf import saved_model_pb2
-from tensorflow_serving.apis import get_model_status_pb2, prediction_log_pb2
+from tensorflow_serving.apis import get_model_status_pb2, model_pb2
 
 from keras_sat import files
-from keras_sat.serving import predict
+from keras_sat.serving.servable import GRAPH, Servable
 from keras_sat.serving.status import Status, failure
+from keras_sat.typing import Path
 
 State = get_model_status_pb2.ModelVersionStatus.State
-_GRAPH = "saved_model.pb"
 _NUMBER = re.compile(r"(?a)\s*([+-]?)0*(\d{1,19})\s*")
-_WARMUP = os.path.join("assets.extra", "tf_serving_warmup_requests")
 
 
-def version_number(name):
-    """Returns the int64 that a name stands for, or None.
+def version_number(name: str) -> int | None:
+    """Converts the name of a folder to a version number, an int64; returns None if it is not a number.
 
-    As absl::SimpleAtoi (strings/numbers.cc): ASCII digits with or without a sign, white space around them.
+    The rules are those of absl::SimpleAtoi (strings/numbers.cc): ASCII digits with an optional sign, and optional white
+    space around them.
     """
     match = _NUMBER.fullmatch(name)
-    value = int(match[1] + match[2]) if match else None
-    return value if match and -(2**63) <= value < 2**63 else None
-
-
-class Servable:
-    """One loaded version."""
-
-    def __init__(self, path, name, version):
-        self.name, self.version = name, version
-        with files.without_wildcards(path) as plain:
-            self._loaded = tf.saved_model.load(plain)  # kept: signatures alone do not keep the variables
-        self.signatures = self._loaded.signatures
-        saved = saved_model_pb2.SavedModel()
-        with open(os.path.join(path, _GRAPH), "rb") as file:
-            saved.ParseFromString(file.read())
-        (graph,) = [graph for graph in saved.meta_graphs if "serve" in graph.meta_info_def.tags]
-        self.signature_defs = dict(graph.signature_def)
-        self._warm_up(os.path.join(path, _WARMUP))
-
-    def _warm_up(self, path):
-        if os.path.exists(path):
-            for record in tf.data.TFRecordDataset(path):
-                log = prediction_log_pb2.PredictionLog.FromString(record.numpy())
-                predict.run(self, log.predict_log.request)
+    if match is None:
+        return None
+    value = int(match[1] + match[2])
+    return value if -(2**63) <= value < 2**63 else None
 
 
 class Versions:
-    """Serves the newest version of a model while its folder is watched.
+    """Serves the newest version of a model, and watches its folder for new versions.
 
-    A new version is loaded and warmed up beside the one in service, then takes its place; requests that run keep the
-    version that they began with. A version that cannot be loaded (half copied, say) leaves the one in service, and is
-    tried again when its files change.
+    A new version is loaded and warmed up while the old one is still served, and then replaces it. Running requests
+    finish with the version that they began with. If a version cannot be loaded (because it is half copied, say), the
+    old one stays in service, and the new one is tried again when its files change.
 
     Args:
-        path: folder of version folders, or of one SavedModel, which is served as version 1; `~` is one's home.
-        name: of the model.
-        poll: seconds between two looks at the folder.
+        path: a folder of version folders, or the folder of one SavedModel, which is served as version 1. "~" is the
+            home folder.
+        name: name of the model.
+        poll: seconds between two checks of the folder.
 
     Raises:
-        ValueError: if there is no version that can be loaded.
+        ValueError: if no version can be loaded.
     """
 
-    def __init__(self, path, name, poll=1.0):
+    def __init__(self, path: Path, name: str, poll: float = 1.0) -> None:
         self.path, self.name, self.poll = files.expanded(path), name, poll
-        self._current = None
-        self._states = {}  # version -> (state, message)
-        self._failed = {}  # version -> what its files were
+        self._current: Servable | None = None
+        self._states: dict[int, tuple[int, str]] = {}  # version -> (state, error message)
+        self._failed: dict[int, list] = {}  # version -> its files when it could not be loaded
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="versions", daemon=True)
         self.refresh()
@@ -79,13 +58,15 @@ class Versions:
             raise ValueError(reasons or f"{path} holds no SavedModel, nor version folders such as {path}/1.")
         self._thread.start()
 
-    def get(self, spec):
-        """Returns the servable that a ModelSpec asks for.
+    def get(self, spec: model_pb2.ModelSpec) -> Servable:
+        """Returns the loaded version that a request asks for.
 
         Raises:
-            Status: NOT_FOUND for another name or version, INVALID_ARGUMENT for a label (server_core.cc).
+            Status: NOT_FOUND for another model name or version, INVALID_ARGUMENT for a label. The messages are those of
+                TF Serving (server_core.cc).
         """
         current = self._current
+        assert current is not None  # __init__ loads a version or raises
         if not spec.name:
             raise Status("INVALID_ARGUMENT", "ModelSpec has no name specified.")
         if spec.WhichOneof("version_choice") == "version_label":
@@ -99,8 +80,12 @@ class Versions:
             raise Status("NOT_FOUND", f"Servable not found for request: Latest({spec.name})")
         return current
 
-    def status(self, spec):
-        """Returns the GetModelStatusResponse to a ModelSpec."""
+    def status(self, spec: model_pb2.ModelSpec) -> get_model_status_pb2.GetModelStatusResponse:
+        """Returns the states of the versions that a request asks for.
+
+        Raises:
+            Status: NOT_FOUND for another model name or version.
+        """
         response = get_model_status_pb2.GetModelStatusResponse()
         for version, (state, message) in sorted(self._states.items(), reverse=True):
             if spec.name == self.name and (not spec.HasField("version") or spec.version.value == version):
@@ -112,43 +97,45 @@ class Versions:
             raise Status("NOT_FOUND", f"Could not find {which} of model {spec.name}")
         return response
 
-    def refresh(self):
-        """Loads the newest version, if it is not the one in service."""
+    def refresh(self) -> None:
+        """Loads the newest version if it is not yet in service."""
         for version, folder in sorted(self._folders().items(), reverse=True):
             if self._current is not None and version == self._current.version:
                 return
-            files = _files(folder)
-            if self._failed.get(version) != files and self._load(version, folder):
+            listing = _listing(folder)
+            if self._failed.get(version) != listing and self._load(version, folder):
                 return
-            self._failed[version] = files
+            self._failed[version] = listing
 
-    def close(self):
-        """Stops watching."""
+    def close(self) -> None:
+        """Stops watching the folder."""
         self._stop.set()
         self._thread.join()
 
     def _folders(self):
-        if os.path.exists(os.path.join(self.path, _GRAPH)):
+        """Returns {version: folder}."""
+        if os.path.exists(os.path.join(self.path, GRAPH)):
             return {1: self.path}
         try:
             names = sorted(os.listdir(self.path))
         except OSError:
             return {}
-        # file_system_storage_path_source.cc: of two names of one number ("007" and "7"), the last is taken.
-        found = {version_number(name): os.path.join(self.path, name) for name in names}
-        return {version: folder for version, folder in found.items() if version is not None}
+        # If two names have the same number ("007" and "7"), the last is used (file_system_storage_path_source.cc).
+        folders = {version_number(name): os.path.join(self.path, name) for name in names}
+        return {version: folder for version, folder in folders.items() if version is not None}
 
     def _load(self, version, folder):
+        """Loads a version and puts it into service; returns whether it could be loaded."""
         self._states[version] = (State.LOADING, "")
         try:
             servable = Servable(folder, self.name, version)
-        except Exception as error:  # whatever the files hold, the version in service stays
+        except Exception as error:  # damaged files can raise anything; the old version stays in service
             self._states[version] = (State.END, f"{type(error).__name__}: {failure(error).message}")
             return False
-        before, self._current = self._current, servable
+        previous, self._current = self._current, servable
         self._states[version] = (State.AVAILABLE, "")
-        if before is not None:
-            self._states[before.version] = (State.END, "")
+        if previous is not None:
+            self._states[previous.version] = (State.END, "")
         return True
 
     def _watch(self):
@@ -156,14 +143,14 @@ class Versions:
             self.refresh()
 
 
-def _files(folder):
-    """Returns names, sizes and times of the files below a folder."""
-    found = []
+def _listing(folder):
+    """Returns the names, sizes and modification times of all files below a folder."""
+    listing = []
     for place, _, names in os.walk(folder):
         for name in names:
             try:
                 about = os.stat(os.path.join(place, name))
-            except OSError:  # gone meanwhile
+            except OSError:  # the file has been removed
                 continue
-            found.append((place, name, about.st_size, about.st_mtime_ns))
-    return sorted(found)
+            listing.append((place, name, about.st_size, about.st_mtime_ns))
+    return sorted(listing)

@@ -10,10 +10,8 @@ from keras_sat.training.callbacks import (
     RobustAccuracy,
 )
 from keras_sat.training.checkpoint import Checkpoint
-from keras_sat.training.free import Free
-from keras_sat.training.objectives import MART, TRADES, AdversarialTraining
+from keras_sat.training.objectives import MART, TRADES, AdversarialTraining, Free, Objective
 from keras_sat.training.perturbation import AWP
-from keras_sat.training.recipes import RECIPES, Recipe
 from keras_sat.training.schedules import StepDecay
 
 __all__ = [
@@ -26,9 +24,8 @@ __all__ = [
     "Cost",
     "Free",
     "MART",
+    "Objective",
     "PerturbationImages",
-    "RECIPES",
-    "Recipe",
     "RobustAccuracy",
     "StepDecay",
     "TRADES",

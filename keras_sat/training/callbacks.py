@@ -1,70 +1,87 @@
-"""Keras callbacks for what goes wrong in adversarial training, and for looking at it."""
+"""Keras callbacks that monitor adversarial training."""
 
 import warnings
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_sat import data, losses
-from keras_sat.attacks import gradients, inputs
+from keras_sat.attacks import Attack, gradients, judging, validation
 from keras_sat.training import checkpoint
+from keras_sat.typing import Array, Dataset, LogitsFunction, Path
 
 
 class RobustAccuracy(keras.callbacks.Callback):
-    """Adds to the logs of an epoch the accuracy under an attack of its own, as `val_robust_accuracy`.
+    """Adds the accuracy under an attack of its own to the logs of an epoch, as `val_robust_accuracy`.
 
-    `fit(validation_data=...)` does so with the trainer's `evaluation_attack`; this is for another attack, or for every
-    few epochs. Give it before the callbacks that read it:
+    `fit(validation_data=...)` does the same with the trainer's `evaluation_attack`. This callback is for another
+    attack, or to measure only every few epochs. Pass it before the callbacks that read the figure:
 
         keras.callbacks.ModelCheckpoint("best.keras", monitor="val_robust_accuracy", mode="max", save_best_only=True)
 
     Args:
-        dataset: held out, as `evaluation.evaluate` takes it: batches of (images, labels), or a pair of arrays.
-        attack: such as `PGD(LinfBall(4), steps=50, keep="first")`.
-        every: number of epochs between measurements; in between the last one is repeated.
-        name: in the logs.
+        dataset: held-out images: batches of (images, labels), or a pair of arrays. See `evaluation.evaluate`.
+        attack: the attack, such as `PGD(LinfBall(4), steps=50, keep="first")`.
+        every: number of epochs between measurements. In between, the last figure is repeated.
+        name: name of the figure in the logs.
+
+    Raises:
+        ValueError: for labels that are not class numbers, or a targeted attack.
     """
 
-    def __init__(self, dataset, attack, every=1, name="val_robust_accuracy"):
+    def __init__(self, dataset: Dataset, attack: Attack, every: int = 1, name: str = "val_robust_accuracy") -> None:
         super().__init__()
         check_held_out(dataset, attack)
         self.dataset = dataset
         self.attack = attack
         self.every = every
         self.name = name
-        self._last = None
+        self._last: float | None = None
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Measures, and adds the figure to the logs."""
         if self._last is None or (epoch + 1) % self.every == 0:
-            self._last = robust_accuracy(self.model.model, self.dataset, self.attack)
+            self._last = robust_accuracy(self.model.classifier, self.dataset, self.attack)
         logs[self.name] = self._last
 
 
 class CatastrophicOverfittingGuard(keras.callbacks.Callback):
-    """Notices when training has collapsed onto weak attacks, and takes the network back to where it had not.
+    """Detects catastrophic overfitting, and restores the network from before.
 
-    With one step, adversarial training may lose all robustness within an epoch, while its accuracy on its own examples
-    rises (Wong et al., arXiv:2001.03994; Andriushchenko and Flammarion, arXiv:2007.02617). Every few steps the guard
-    attacks held-out images with PGD-10. When fewer than `collapse` of the best share seen before still stand, it warns,
-    and restores weights, moving statistics and optimizer as they were when all was well; then it stops the training, or
-    lowers the attack's step size (`trainer.step_size_factor`) and goes on.
+    Adversarial training with one step may lose all robustness within an epoch, while its accuracy on its own examples
+    rises (Wong et al., arXiv:2001.03994; Andriushchenko and Flammarion, arXiv:2007.02617). Every few steps, this guard
+    measures robust accuracy on held-out images. If it falls below `collapse` times the best value so far, the guard
+    warns, and restores weights, moving statistics and optimizer of the last good probe. Then it stops the training, or
+    lowers the step size of the attack (`trainer.step_size_factor`) and continues.
 
     Args:
-        dataset: held out, as `evaluation.evaluate` takes it: batches of (images, labels), or a pair of arrays; some
-            hundred images.
-        attack: of several steps: `PGD(ball, steps=10)`.
-        every: steps between two probes.
-        action: "stop", or "roll back".
-        collapse: share of the best robust accuracy so far, below which the training has collapsed.
-        factor: by which "roll back" multiplies the step size.
+        dataset: a few hundred held-out images: batches of (images, labels), or a pair of arrays. See
+            `evaluation.evaluate`.
+        attack: an attack of several steps: `PGD(ball, steps=10)`.
+        every: number of steps between two probes.
+        action: "stop" or "roll back".
+        collapse: share of the best robust accuracy so far, in (0, 1), below which training has collapsed.
+        factor: factor in (0, 1) by which "roll back" multiplies the step size.
 
     Attributes:
         probes: {step: robust accuracy}.
-        collapses: the steps at which it acted.
+        collapses: the steps at which the guard acted.
+
+    Raises:
+        ValueError: for an option out of its range, labels that are not class numbers, or a targeted attack.
     """
 
-    def __init__(self, dataset, attack, every=100, action="stop", collapse=0.5, factor=0.5):
+    def __init__(
+        self,
+        dataset: Dataset,
+        attack: Attack,
+        every: int = 100,
+        action: str = "stop",
+        collapse: float = 0.5,
+        factor: float = 0.5,
+    ) -> None:
         super().__init__()
         if action not in ("stop", "roll back"):
             raise ValueError(f'action must be "stop" or "roll back". Received: {action!r}')
@@ -77,18 +94,19 @@ class CatastrophicOverfittingGuard(keras.callbacks.Callback):
         self.action = action
         self.collapse = collapse
         self.factor = factor
-        self.probes = {}
-        self.collapses = []
+        self.probes: dict[int, float] = {}
+        self.collapses: list[int] = []
         self._steps = 0
         self._good = None
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Probes robust accuracy every few steps."""
         self._steps += 1
         if self._steps % self.every == 0:
             self._probe()
 
     def _probe(self):
-        accuracy = robust_accuracy(self.model.model, self.dataset, self.attack)
+        accuracy = robust_accuracy(self.model.classifier, self.dataset, self.attack)
         best = max(self.probes.values(), default=0.0)
         self.probes[self._steps] = accuracy
         if accuracy >= self.collapse * best:
@@ -111,19 +129,21 @@ class CatastrophicOverfittingGuard(keras.callbacks.Callback):
 
 
 class AveragedWeights(keras.callbacks.Callback):
-    """Validates with the weights that the optimizer averages (`use_ema=True`), and gives back the others bit for bit.
+    """Validates with the weights that the optimizer averages (`use_ema=True`), then restores the others bit for bit.
 
-    keras.callbacks.SwapEMAWeights swaps by adding and subtracting, which rounds: a run that is taken up after a
-    validation would differ from one that was not interrupted.
+    keras.callbacks.SwapEMAWeights swaps by adding and subtracting, which rounds. A run that is resumed after a
+    validation would then differ from a run that was not interrupted.
     """
 
     _weights = None
 
-    def on_test_begin(self, logs=None):
+    def on_test_begin(self, logs: Any = None) -> None:
+        """Assigns the averaged weights."""
         self._weights = [keras.ops.convert_to_numpy(variable) for variable in self.model.trainable_variables]
         self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
 
-    def on_test_end(self, logs=None):
+    def on_test_end(self, logs: Any = None) -> None:
+        """Restores the weights of training."""
         if self._weights is None:
             return
         for variable, value in zip(self.model.trainable_variables, self._weights):
@@ -135,14 +155,14 @@ class PerturbationImages(keras.callbacks.Callback):
     """Writes images, their adversarial versions and the perturbations to TensorBoard after each epoch.
 
     Args:
-        images: [batch, height, width, 1 or 3]; a few.
+        images: a few images [batch, height, width, 1 or 3].
         labels: int [batch].
-        attack: such as `PGD(LinfBall(4))`; the perturbations are scaled: 0 is grey.
-        log_dir: TensorBoard's folder.
+        attack: the attack, such as `PGD(LinfBall(4))`. Perturbations are shown scaled; 0 is grey.
+        log_dir: folder of TensorBoard.
         every: number of epochs between two writings.
     """
 
-    def __init__(self, images, labels, attack, log_dir, every=1):
+    def __init__(self, images: Array, labels: Array, attack: Attack, log_dir: Path, every: int = 1) -> None:
         super().__init__()
         self.images = tf.cast(images, tf.float32)
         self.labels = labels
@@ -150,11 +170,12 @@ class PerturbationImages(keras.callbacks.Callback):
         self.every = every
         self._writer = tf.summary.create_file_writer(log_dir)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Attacks the images, and writes them."""
         if (epoch + 1) % self.every:
             return
-        adversarial = self.attack(self.model.model, self.images, self.labels, seed=0)
-        low, high = map(np.float32, self.attack.ball.bounds)
+        adversarial = self.attack(self.model.classifier, self.images, self.labels, seed=0)
+        low, high = map(np.float32, self.attack.bounds)
         largest = tf.reduce_max(tf.abs(adversarial - self.images)) + 1e-12
         shown = {
             "clean": (self.images - low) / (high - low),
@@ -166,39 +187,41 @@ class PerturbationImages(keras.callbacks.Callback):
                 tf.summary.image(f"attack/{name}", pictures, step=epoch, max_outputs=len(self.images))
         self._writer.flush()
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: Any = None) -> None:
+        """Closes the file."""
         self._writer.close()
 
 
-def robust_accuracy(model, dataset, attack, batch_size=128):
+def robust_accuracy(model: LogitsFunction, dataset: Dataset, attack: Attack, batch_size: int = 128) -> float:
     """Returns the share of images that a model classifies correctly, both clean and under an attack (seed 0).
 
-    An image for which a logit is not finite is not classified correctly.
+    An image with a logit that is not finite counts as misclassified.
 
     Args:
         model: a Keras classifier.
-        dataset: as `evaluation.evaluate` takes it; a pair of arrays is cut into batches of `batch_size`.
-        attack: such as `PGD(LinfBall(4))`, not targeted.
+        dataset: batches of (images, labels), or a pair of arrays, which is cut into batches of `batch_size`.
+        attack: an attack that is not targeted, such as `PGD(LinfBall(4))`.
+        batch_size: images in a batch of a pair of arrays.
 
     Raises:
         ValueError: for a dataset without images, or labels that are not class numbers.
     """
     correct = count = 0
     for images, labels in data.batches(dataset, batch_size):
-        logits = gradients.logits(model, tf.cast(images, tf.float32))
-        labels = losses.hard_labels(labels, logits.shape[-1])
-        attacked = gradients.logits(model, attack(model, images, labels, seed=0))
-        stands = losses.is_correct(labels, logits) & losses.is_correct(labels, attacked)
-        correct += int(tf.math.count_nonzero(stands))
+        clean = tf.cast(images, tf.float32)
+        labels = losses.hard_labels(labels, gradients.logits(model, clean[:1]).shape[-1])
+        attacked = attack(model, images, labels, seed=0)
+        robust = judging.judge(model, clean, labels).is_correct & judging.judge(model, attacked, labels).is_correct
+        correct += int(tf.math.count_nonzero(robust))
         count += len(labels)
     if count == 0:
         raise ValueError("The dataset has no images to measure robust accuracy on.")
     return correct / count
 
 
-def check_held_out(dataset, attack):
-    """Refuses, before a training begins, a dataset or an attack that could not be used after its first epoch."""
-    inputs.check_untargeted(attack)
+def check_held_out(dataset: Dataset, attack: Attack) -> None:
+    """Raises ValueError for labels or an attack that would fail only after the first epoch of a training."""
+    validation.check_untargeted(attack)
     for _, labels in data.batches(dataset, 1):
         losses.hard_labels(labels)
         break

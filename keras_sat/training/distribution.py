@@ -1,9 +1,11 @@
-"""Which devices a run trains on, and what Keras gets wrong on several of them."""
+"""Training on several devices: strategies, and corrections of what Keras does wrong on several replicas."""
 
 import contextlib
 import functools
 import json
 import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -11,23 +13,29 @@ import tensorflow as tf
 
 from keras_sat import internals
 
+__all__ = ["strategy"]
+
 TF_CONFIG = '{"cluster": {"worker": ["host1:12345", "host2:12345"]}, "task": {"type": "worker", "index": 0}}'
 NAMES = ("auto", "none", "mirrored", "multiworker", "tpu")
 
 
-def strategy(name="auto"):
-    """Returns a tf.distribute strategy; build, compile and fit within its scope.
+def strategy(name: str = "auto") -> tf.distribute.Strategy:
+    """Returns a tf.distribute strategy. Build, compile and fit a model within its scope.
 
     Args:
-        name: "none": one device; "mirrored": one replica for each GPU of this machine (or for each logical CPU device,
-            where there is no GPU), the same object at each call; "multiworker": the same on every machine that the
-            environment variable TF_CONFIG names; "tpu": the TPU of this machine, or the slice that the environment
-            variable TPU_NAME names; "auto": "multiworker" where TF_CONFIG names several workers, "mirrored" with
-            several GPUs, else "none".
+        name: which strategy.
+            "none": one device.
+            "mirrored": one replica on each GPU of this machine, or on each logical CPU device if there is no GPU. Each
+            call returns the same object.
+            "multiworker": one replica on each GPU (or CPU) of every machine that the environment variable TF_CONFIG
+            lists.
+            "tpu": the TPU of this machine, or the TPU slice that the environment variable TPU_NAME names.
+            "auto" (default): "multiworker" if TF_CONFIG lists several workers, otherwise "mirrored" if there are
+            several GPUs, otherwise "none".
 
     Raises:
-        ValueError: for an unknown name, no TF_CONFIG, or no TPU.
-        RuntimeError: for "multiworker", if TensorFlow has computed something before.
+        ValueError: for an unknown name, a missing or invalid TF_CONFIG, or if there is no TPU.
+        RuntimeError: for "multiworker", if TensorFlow has already executed an operation.
     """
     if name == "auto":
         gpus = tf.config.list_physical_devices("GPU")
@@ -46,10 +54,11 @@ def strategy(name="auto"):
 
 @functools.cache
 def _mirrored(devices):
-    """Returns the one MirroredStrategy over these devices.
+    """Returns the only MirroredStrategy over these devices.
 
-    Each strategy object numbers its collective operations from the start, and the runtime remembers the shape behind a
-    number: with a second object in the process, synchronised batch norm fails with "Shape mismatch in the collective".
+    Each strategy object numbers its collective operations from the start, and TensorFlow's runtime remembers the shape
+    of each number. With a second object in one process, synchronised batch norm fails with "Shape mismatch in the
+    collective".
     """
     return tf.distribute.MirroredStrategy(devices)
 
@@ -65,6 +74,7 @@ def _multiworker():
 
 
 def _workers():
+    """Returns the addresses of the workers in TF_CONFIG, [] if it is not set; raises ValueError if it is invalid."""
     text = os.environ.get("TF_CONFIG") or "{}"
     try:
         config = json.loads(text)
@@ -86,26 +96,30 @@ def _workers():
 def _tpu():
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect()
-    except Exception as error:  # what is raised where there is no TPU is not documented
+    except Exception as error:  # TensorFlow does not document the exception for a missing TPU
         raise ValueError(f"No TPU was found: {error}") from error
     return tf.distribute.TPUStrategy(resolver)
 
 
-def is_chief(strategy):
-    """Says whether this process is the one that writes files."""
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Returns whether this process is the one that writes files: the chief, the first worker, or the only process."""
     resolver = strategy.cluster_resolver
     return resolver is None or resolver.task_type in (None, "", "chief") or resolver.task_id == 0
 
 
-def has_several_workers(strategy):
-    """Says whether other processes train with this one."""
+def has_several_workers(strategy: tf.distribute.Strategy) -> bool:
+    """Returns whether the strategy is one of several processes (MultiWorkerMirroredStrategy)."""
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
-def from_chief(strategy, array):
-    """Returns the NumPy array that the chief gave, on every worker; all must call this, with arrays of one shape.
+def from_chief(strategy: tf.distribute.Strategy, array: np.ndarray) -> np.ndarray:
+    """Returns the chief's array on every worker. All workers must call this function.
 
-    Through float64, which holds what a training is made of exactly: float32, and integers below 2^53.
+    The values are sent as float64, which represents float32 and integers below 2^53 exactly.
+
+    Args:
+        strategy: the strategy of the workers.
+        array: this worker's array, of the same shape and dtype on all workers. Only the chief's values are used.
     """
 
     @tf.function
@@ -119,11 +133,13 @@ def from_chief(strategy, array):
 
 
 @contextlib.contextmanager
-def heeding_lost_workers(strategy):
-    """Says in one line what TensorFlow says in many when another worker has ended, or cannot be reached.
+def heeding_lost_workers(strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """A context that raises a short ConnectionError if another worker has ended or cannot be reached.
+
+    TensorFlow raises long errors of the operations that waited for that worker.
 
     Raises:
-        ConnectionError: then, in place of the errors of the operations that waited for that worker.
+        ConnectionError: if an operation fails because another worker is gone.
     """
     try:
         yield
@@ -136,13 +152,30 @@ def heeding_lost_workers(strategy):
         ) from error
 
 
-def needs_own_loop(strategy, steps_per_execution):
-    """Says whether Keras' train function fails: with several workers, or several steps in one call on replicas."""
+def is_tpu(strategy: tf.distribute.Strategy) -> bool:
+    """Returns whether a strategy runs on TPUs, which need static shapes."""
+    return isinstance(strategy, tf.distribute.TPUStrategy)
+
+
+def needs_own_loop(strategy: tf.distribute.Strategy, steps_per_execution: int) -> bool:
+    """Returns whether Keras' own train function fails with this strategy.
+
+    It fails with several workers, and with several steps in one execution on several replicas.
+    """
     return has_several_workers(strategy) or (steps_per_execution > 1 and strategy.num_replicas_in_sync > 1)
 
 
-def make_step_function(strategy, step, steps_per_execution):
-    """Returns a train or test function as Keras wants it, from an iterator to logs: the mean over all replicas."""
+def make_step_function(
+    strategy: tf.distribute.Strategy, step: Callable[[Any], dict[str, tf.Tensor]], steps_per_execution: int
+) -> Callable[[Any], dict[str, tf.Tensor]]:
+    """Returns a train or test function for Keras: it takes an iterator of batches and returns logs.
+
+    Args:
+        strategy: the strategy to run the step with.
+        step: a function from a replica's batch to its logs, {name: scalar}.
+        steps_per_execution: number of steps in one call. The logs are those of the last step, the mean over all
+            replicas.
+    """
     step = tf.autograph.experimental.do_not_convert(step)
 
     @tf.function
@@ -155,21 +188,29 @@ def make_step_function(strategy, step, steps_per_execution):
     return function
 
 
-def check(model, optimizer, strategy):
-    """Refuses what would fail under several replicas with an error that helps nobody, or be wrong without a word.
+def check(model: keras.Model, optimizer: keras.optimizers.Optimizer, strategy: tf.distribute.Strategy) -> None:
+    """Raises ValueError for settings that give wrong results silently, or an obscure error, on several replicas.
+
+    With one replica, nothing is checked.
+
+    Args:
+        model: the model to train.
+        optimizer: its optimizer.
+        strategy: the strategy that it is trained with.
 
     Raises:
-        ValueError: for batch norms that are not synchronised, whose moving statistics would be one replica's, and for
-            optimizer options that Keras cannot run there.
+        ValueError: for a batch norm that is not synchronised (its moving statistics would be those of one replica), and
+            for optimizer options that Keras cannot run on several replicas.
     """
     if strategy.num_replicas_in_sync == 1:
         return
-    norms = [one for one in internals.all_layers(model) if isinstance(one, keras.layers.BatchNormalization)]
-    alone = [norm.name for norm in norms if not norm.synchronized]
-    if alone:
+    norms = [layer for layer in internals.all_layers(model) if isinstance(layer, keras.layers.BatchNormalization)]
+    unsynchronised = [norm.name for norm in norms if not norm.synchronized]
+    if unsynchronised:
         raise ValueError(
             f"Under {strategy.num_replicas_in_sync} replicas batch norms must be synchronised, or the statistics that "
-            f"are saved are one replica's: set layer.synchronized = True for all {len(alone)}, such as {alone[0]}."
+            f"are saved are one replica's: set layer.synchronized = True for all {len(unsynchronised)}, such as "
+            f"{unsynchronised[0]}."
         )
     for option in ("gradient_accumulation_steps", "ema_overwrite_frequency"):
         if getattr(_inner(optimizer), option, None):
@@ -179,41 +220,63 @@ def check(model, optimizer, strategy):
             )
 
 
-def clip_summed_gradients(optimizer, gradients):
-    """Returns each replica's gradients such that `optimizer.apply` does what it does on one device.
+def clip_summed_gradients(
+    optimizer: keras.optimizers.Optimizer, gradients: Sequence[tf.Tensor | None]
+) -> Sequence[tf.Tensor | None]:
+    """Returns gradients of this replica with which `optimizer.apply` gives the result of training on one device.
 
-    Keras clips each replica's gradients, not their sum, and skips a step that overflowed if it did so on the first
-    replica. Here all replicas get the sum, clipped and divided by their number (which is not clipped again), and a NaN
-    if any of them is not finite.
+    Keras clips the gradients of each replica, and then sums them. With loss scaling, it skips a step with an overflow
+    only if the overflow is on the first replica. This function clips the sum over all replicas instead, and returns the
+    clipped sum divided by the number of replicas, so that Keras does not clip it again. If a gradient overflows on any
+    replica, all gradients are NaN on all replicas, and the step is skipped.
+
+    Args:
+        optimizer: the optimizer, whose clipping options are used. Its gradients may be scaled (LossScaleOptimizer).
+        gradients: this replica's gradients, one for each weight; None for a weight that is not used.
+
+    Returns:
+        The gradients to apply. With one replica, `gradients` unchanged.
     """
     context = tf.distribute.get_replica_context()
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     if replicas == 1:
         return gradients
-    if any(g is None for g in gradients):  # of weights that are not used: Keras leaves those out, with a warning
-        there = iter(clip_summed_gradients(optimizer, [g for g in gradients if g is not None]))
-        return [None if g is None else next(there) for g in gradients]
+    given = [gradient for gradient in gradients if gradient is not None]
+    if len(given) < len(gradients):  # Keras skips unused weights, with a warning
+        clipped = iter(clip_summed_gradients(optimizer, given))
+        return [None if gradient is None else next(clipped) for gradient in gradients]
     scale = 1.0
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        overflowed = tf.reduce_any([~tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
-        anywhere = context.all_reduce("SUM", tf.cast(overflowed, tf.float32)) > 0
-        gradients = [tf.where(anywhere, tf.constant(float("nan"), g.dtype), g) for g in gradients]
+        overflowed = tf.reduce_any([~tf.reduce_all(tf.math.is_finite(gradient)) for gradient in given])
+        overflowed = context.all_reduce("SUM", tf.cast(overflowed, tf.float32)) > 0  # on any replica
+        given = [tf.where(overflowed, tf.constant(float("nan"), gradient.dtype), gradient) for gradient in given]
         scale = tf.convert_to_tensor(optimizer.dynamic_scale) if optimizer.built else optimizer.initial_scale
     inner = _inner(optimizer)
     if not (inner.clipnorm or inner.global_clipnorm or inner.clipvalue):
-        return gradients
-    total = context.all_reduce("SUM", gradients)
-    if inner.clipnorm:
-        total = [tf.clip_by_norm(g, inner.clipnorm * scale) for g in total]
-    elif inner.global_clipnorm:
-        total, _ = tf.clip_by_global_norm(total, inner.global_clipnorm * scale)
-    else:
-        total = [tf.clip_by_value(g, -inner.clipvalue * scale, inner.clipvalue * scale) for g in total]
-    return [g / replicas for g in total]
+        return given
+    total = context.all_reduce("SUM", given)
+    return [gradient / replicas for gradient in _clipped(inner, total, scale)]
 
 
-def pad_empty_replica(function, *tensors):
-    """Returns function(*tensors) for a replica's share of a batch, which may be empty: convolutions fail on that."""
+def _clipped(optimizer, gradients, scale):
+    """Returns gradients that are clipped as the optimizer's options say; `scale` is the loss scale of the gradients."""
+    if optimizer.clipnorm:
+        return [tf.clip_by_norm(gradient, optimizer.clipnorm * scale) for gradient in gradients]
+    if optimizer.global_clipnorm:
+        return tf.clip_by_global_norm(gradients, optimizer.global_clipnorm * scale)[0]
+    limit = optimizer.clipvalue * scale
+    return [tf.clip_by_value(gradient, -limit, limit) for gradient in gradients]
+
+
+def pad_empty_replica(function: Callable[..., tf.Tensor], *tensors: tf.Tensor) -> tf.Tensor:
+    """Returns function(*tensors), for a replica's share of a batch that may be empty.
+
+    Convolutions fail on an empty batch. So an empty share is padded with one example of zeros, whose result is dropped.
+
+    Args:
+        function: a function from tensors [batch, ...] to a tensor [batch, ...].
+        *tensors: its arguments, this replica's share of a batch.
+    """
     if tf.distribute.get_strategy().num_replicas_in_sync == 1:
         return function(*tensors)
     number = tf.shape(tensors[0])[0]
@@ -222,4 +285,5 @@ def pad_empty_replica(function, *tensors):
 
 
 def _inner(optimizer):
+    """Returns the optimizer inside a LossScaleOptimizer, or the optimizer itself."""
     return getattr(optimizer, "inner_optimizer", optimizer)

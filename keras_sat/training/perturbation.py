@@ -1,6 +1,8 @@
-"""Adversarial weight perturbation: the training step's gradient is taken where the weights are worst."""
+"""Adversarial weight perturbation: the gradient of the training step is taken at adversarial weights."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -10,33 +12,41 @@ from keras_sat.attacks import gradients
 
 @dataclasses.dataclass(frozen=True)
 class AWP:
-    """Adversarial weight perturbation (Wu et al., arXiv:2004.05884), around any objective.
+    """Adversarial weight perturbation (Wu et al., arXiv:2004.05884), for any objective.
 
-        v = gamma ||w|| g / ||g||  for each kernel w, with g the gradient of the objective by it;
-        the step of the optimizer takes the gradient at w + v, and moves w
+        v = gamma ||w|| g / ||g||    for each kernel w; g is the gradient of the objective with respect to w
 
-    The gradient g is that of the whole batch over all replicas; the batch norms' moving statistics do not move for it.
+    The optimizer uses the gradient at w + v, and updates w. g is the gradient of the whole batch over all replicas.
+    Computing it does not update the moving statistics of batch norms.
 
     Args:
-        gamma: length of the perturbation relative to the kernel's, > 0; 0.005 in the paper (0.01 for plain adversarial
-            training).
+        gamma: length of the perturbation relative to the length of the kernel, > 0; 0.005 in the paper (0.01 for plain
+            adversarial training).
+
+    Raises:
+        ValueError: if gamma is not positive.
     """
 
     gamma: float = 0.005
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.gamma > 0:
             raise ValueError(f"gamma must be positive. Received: {self.gamma!r}")
 
-    def perturb(self, forward, model):
-        """Returns a function like `forward`, from nothing to a loss and logits, that runs at the perturbed weights."""
+    def perturb(self, forward: Callable[[], Any], model: keras.Model) -> Callable[[], Any]:
+        """Returns a function that does what `forward` does, at the perturbed weights.
+
+        Args:
+            forward: function without arguments that returns a scalar loss and logits.
+            model: the model whose kernels are perturbed.
+        """
         trainable = model.trainable_variables
         kernels = [weight for weight in trainable if len(weight.shape) > 1]
-        with _moved(trainable, {}):  # swallows the updates of the moving statistics
-            *_, ascent = gradients.of_training(forward, kernels)
-        found = [(kernel, g) for kernel, g in zip(kernels, ascent) if g is not None]  # of a branch that is not used
-        summed = tf.distribute.get_replica_context().all_reduce("SUM", [g for _, g in found])
-        steps = {id(w): self._step(tf.convert_to_tensor(w.value), g) for (w, _), g in zip(found, summed)}
+        with _moved(trainable, {}):  # discards the updates of the moving statistics
+            *_, ascent = gradients.training_gradient(forward, kernels)
+        used = [(kernel, g) for kernel, g in zip(kernels, ascent) if g is not None]  # None: the kernel is not used
+        summed = tf.distribute.get_replica_context().all_reduce("SUM", [g for _, g in used])
+        steps = {id(w): self._step(tf.convert_to_tensor(w.value), g) for (w, _), g in zip(used, summed)}
 
         def perturbed():
             with _moved(trainable, steps) as scope:
@@ -54,6 +64,6 @@ class AWP:
 
 
 def _moved(variables, steps):
-    """Returns a scope in which variables have moved, {id: step}, and in which losses of layers are not lost."""
+    """Returns a scope in which variables are moved by steps, {id: step}. It keeps the losses of layers."""
     values = [(v, v.value + steps[id(v)] if id(v) in steps else v.value) for v in variables]
     return keras.StatelessScope(state_mapping=values, collect_losses=True)

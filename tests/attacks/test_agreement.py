@@ -38,8 +38,8 @@ def test_another_network_does_not(copy, message, images):
 
 def test_saturated_logits_have_a_gradient_to_compare(images):
     """Cross entropy has none at a hundred times the logits, for any sign of the copy's."""
-    found = agreement.difference(lambda x: network(x, 100.0), lambda x: network(backwards(x), 100.0), images)
-    assert found.startswith("input gradients")
+    fault = agreement.difference(lambda x: network(x, 100.0), lambda x: network(backwards(x), 100.0), images)
+    assert fault.startswith("input gradients")
 
 
 def test_a_random_network_cannot_be_compared(images):
@@ -68,5 +68,5 @@ def test_a_copy_that_fails_is_not_used(images):
 
 def test_one_logit_is_compared(images):
     """[-z, z]: a sum of both with the same weight would be 0."""
-    found = agreement.difference(lambda x: network(x)[:, :1], lambda x: network(backwards(x))[:, :1], images)
-    assert found.startswith("input gradients")
+    fault = agreement.difference(lambda x: network(x)[:, :1], lambda x: network(backwards(x))[:, :1], images)
+    assert fault.startswith("input gradients")

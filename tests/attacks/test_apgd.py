@@ -65,15 +65,15 @@ def test_step_halving_is_that_of_the_paper(ball, tiny_model, images):
     labels = np.argmax(model(images), -1)
     attack = APGD(ball, steps=25)
     ours = attack(model, images, labels, start=tf.cast(images, tf.float32)).numpy()
-    standing = np.argmax(model(ours), -1) == labels  # the others stop at their first misclassified iterate
-    assert standing.sum() >= 3
+    robust = np.argmax(model(ours), -1) == labels  # the others stop at their first misclassified iterate
+    assert robust.sum() >= 3
     halvings = 0
-    for image, label, found in zip(images[standing], labels[standing], ours[standing]):
+    for image, label, attacked in zip(images[robust], labels[robust], ours[robust]):
         best, best_loss, halved = by_the_paper(model, image.astype(float), label, ball.epsilon, 25, ball.norm)
         halvings += len(halved)
-        reached = float(losses.cross_entropy([label], model(found[None]))[0])
+        reached = float(losses.cross_entropy([label], model(attacked[None]))[0])
         assert reached == pytest.approx(best_loss, rel=1e-3)
-        assert np.mean(np.abs(found - best) > 0.05) < 0.02  # a sign may differ where a gradient is at rounding level
+        assert np.mean(np.abs(attacked - best) > 0.05) < 0.02  # a sign may differ by rounding
     assert halvings > 0
 
 
@@ -102,6 +102,6 @@ def test_names_and_refusals():
     assert [str(APGD(LinfBall(4), loss=loss)) for loss in (losses.cross_entropy, losses.dlr)] == ["APGD-CE", "APGD-DLR"]
     assert str(APGD(LinfBall(4), targets=9)) == "APGD-T"
     assert APGD(LinfBall(4), targets=9).settings()["loss"] == "targeted_dlr"
-    for options, message in (({"steps": 0}, "steps"), ({"targets": -1}, "targets"), ({"survivors": "drop"}, "mask")):
+    for options, message in (({"steps": 0}, "steps"), ({"targets": -1}, "targets"), ({"eot": 0}, "eot")):
         with pytest.raises(ValueError, match=message):
             APGD(LinfBall(4), **options)

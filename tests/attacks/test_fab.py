@@ -32,9 +32,9 @@ def test_smallest_perturbation_of_a_linear_model(ball, targets):
     labels, distances = smallest(ball.norm)
     adversarial = FAB(ball, steps=30, targets=targets, keep="closest")(linear, IMAGES, labels)
     assert np.all(np.argmax(linear(adversarial), -1) != labels)
-    found = ball.distance(adversarial, tf.constant(IMAGES)).numpy()
-    assert np.all(found >= distances * (1 - 1e-3))
-    np.testing.assert_allclose(found, distances, rtol=0.02)  # FAB's own overshoot
+    reached = ball.distance(adversarial, tf.constant(IMAGES)).numpy()
+    assert np.all(reached >= distances * (1 - 1e-3))
+    np.testing.assert_allclose(reached, distances, rtol=0.02)  # FAB's own overshoot
 
 
 @pytest.mark.parametrize("ball", [LinfBall, L2Ball])
@@ -56,7 +56,7 @@ def test_projection_onto_a_plane_within_the_bounds(norm):
     normal, value = rng.normal(0, 1, points.shape), rng.normal(0, 150, 20)
     ball = LinfBall(8) if norm == "linf" else L2Ball(8)
     step = FAB(ball)._to_plane(*(tf.constant(x, tf.float32) for x in (points, normal, value))).numpy()
-    for x, w, v, found in zip(points, normal, value, step):
+    for x, w, v, computed in zip(points, normal, value, step):
         direction = -np.sign(w) * np.sign(v)
         speed = 1.0 if norm == "linf" else np.abs(w)
         room = np.where(direction > 0, 255 - x, x)
@@ -65,7 +65,7 @@ def test_projection_onto_a_plane_within_the_bounds(norm):
             t = (low + high) / 2
             reached = np.sum(np.abs(w) * np.minimum(t * speed, room)) >= abs(v)
             low, high = (low, t) if reached else (t, high)
-        np.testing.assert_allclose(found, direction * np.minimum(high * speed, room), atol=0.02)
+        np.testing.assert_allclose(computed, direction * np.minimum(high * speed, room), atol=0.02)
 
 
 def test_refusals_and_names():

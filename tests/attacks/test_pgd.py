@@ -53,9 +53,9 @@ every_attack = pytest.mark.parametrize("attack", CONTRACT.values(), ids=CONTRACT
 
 
 @every_attack
-def test_in_the_ball_and_in_the_bounds(attack, tiny_model, images, labels):
+def test_in_the_ball_and_in_the_bounds(attack, shared_model, images, labels):
     images[0], images[1] = 0, 255  # at the bounds
-    adversarial = attack(tiny_model(), images, labels, seed=1).numpy()
+    adversarial = attack(shared_model, images, labels, seed=1).numpy()
     assert adversarial.dtype == np.float32
     delta = (adversarial.astype(float) - images).reshape(len(images), -1)
     size = np.abs(delta).max(1) if attack.ball.norm == "linf" else np.linalg.norm(delta, axis=1)
@@ -65,8 +65,8 @@ def test_in_the_ball_and_in_the_bounds(attack, tiny_model, images, labels):
 
 
 @every_attack
-def test_same_seed_same_bytes_and_graph_equals_eager(attack, tiny_model, images, labels):
-    model = tiny_model()
+def test_same_seed_same_bytes_and_graph_equals_eager(attack, shared_model, images, labels):
+    model = shared_model
     first, second = (attack(model, images, labels, seed=5).numpy() for _ in range(2))
     np.testing.assert_array_equal(first, second)
     graph = tf.function(lambda x, y, seed: attack(model, x, y, seed=seed))
@@ -76,8 +76,8 @@ def test_same_seed_same_bytes_and_graph_equals_eager(attack, tiny_model, images,
 
 
 @every_attack
-def test_weights_and_batch_norm_statistics_are_untouched(attack, tiny_model, images, labels):
-    model = tiny_model()
+def test_weights_and_batch_norm_statistics_are_untouched(attack, shared_model, images, labels):
+    model = shared_model
     before = model.get_weights()
     attack(model, images, labels)
     for old, new in zip(before, model.get_weights()):
@@ -283,8 +283,8 @@ def test_images_standardised_by_channel_are_attacked_as_their_pixels(name, kind,
         attack = dataclasses.replace(attack, step_size=attack.ball.radius)
         same = dataclasses.replace(same, step_size=same.ball.radius)
     standardised = ((images / 255 - MEAN) / DEVIATION).astype(np.float32)
-    found = same(lambda x: model(x * unit + 255 * MEAN), standardised, labels, seed=1)
-    differs = np.abs(found * unit + 255 * MEAN - attack(model, images, labels, seed=1)) > 0.05
+    adversarial = same(lambda x: model(x * unit + 255 * MEAN), standardised, labels, seed=1)
+    differs = np.abs(adversarial * unit + 255 * MEAN - attack(model, images, labels, seed=1)) > 0.05
     assert np.mean(differs) < 0.01
 
 
@@ -366,6 +366,5 @@ def test_settings_say_all_that_is_needed_to_repeat_it():
         "targeted": False,
         "keep": "last",
         "loss": "margin",
-        "survivors": "compact",
     }
     assert str(attack) == "PGD-3"

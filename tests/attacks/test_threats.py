@@ -103,10 +103,21 @@ def test_channels_of_different_epsilon():
     np.testing.assert_allclose(np.abs(delta).max((0, 1, 2)), [8, 4, 0], atol=1e-4)
     assert ball.default_step_size(100) == 1  # a pixel of the first channel
     assert ball.with_radius(2).epsilon == (2, 1, 0)
-    assert ball.scaled(0.5).epsilon == (4, 2, 0)
-    in_graph = tf.function(lambda factor: ball.scaled(factor).steepest(tf.ones((1, 1, 1, 3))))
-    np.testing.assert_allclose(in_graph(tf.constant(0.5))[0, 0, 0], [1, 0.5, 0])
+    np.testing.assert_allclose(ball.steepest(tf.ones((1, 1, 1, 3)))[0, 0, 0], [1, 0.5, 0])
     assert L2Ball([0, 0], bounds=(0, 255)).default_step_size(1) == 0
+
+
+@pytest.mark.parametrize("ball", [LinfBall(8), L2Ball(100), LinfBall([8, 4, 0]), L2Ball([60, 0, 30])], ids=str)
+def test_a_scale_that_a_graph_computes_is_that_of_epsilon(ball):
+    images, seed = np.clip(IMAGES, 100, 150), tf.constant([1, 2])
+    far = (images + 60 * np.sign(RNG.normal(size=images.shape))).astype(np.float32)
+    half = ball.with_radius(ball.radius / 2)
+    in_graph = tf.function(lambda scale: (ball.project(far, images, scale), ball.sample(seed, images, scale)))
+    for scaled, expected in zip(in_graph(tf.constant(0.5)), (half.project(far, images), half.sample(seed, images))):
+        np.testing.assert_allclose(scaled, expected, atol=1e-4)
+        assert np.any(scaled != images)
+    for unmoved in in_graph(tf.constant(0.0)):
+        np.testing.assert_allclose(unmoved, images, atol=1e-5)
 
 
 def test_channels_that_stay_take_no_share_of_an_l2_ball():

@@ -6,7 +6,7 @@ import tensorflow_datasets as tfds
 
 @pytest.fixture(scope="session")
 def store():
-    """Returns a function that prepares a dataset of TFDS in a folder; TFDS' writer warns of itself."""
+    """Returns a function that prepares a TFDS dataset in a folder. (TFDS' writer gives deprecation warnings.)"""
 
     def stored(folder, name, features, splits, version="1.0.0", **options):
         with warnings.catch_warnings():

@@ -16,9 +16,9 @@ def test_batches_of_what_others_hold():
         "batches": [(images[:4], labels[:4]), (images[4:], labels[4:], np.ones(2))],
     }
     for name, form in forms.items():
-        found = list(data.batches(form, 4))
-        assert [len(x) for x, _ in found] == [4, 2], name
-        np.testing.assert_array_equal(np.concatenate([y for _, y in found]), labels)
+        batches = list(data.batches(form, 4))
+        assert [len(x) for x, _ in batches] == [4, 2], name
+        np.testing.assert_array_equal(np.concatenate([y for _, y in batches]), labels)
     assert list(data.batches([], 4)) == []
     for wrong, message in (
         (whole.batch(4).repeat(), r"never ends.*dataset.take\(100\)"),

@@ -1,4 +1,4 @@
-"""Folders of images as others bring them."""
+"""Folders of images with the layouts and faults that real ones have."""
 
 import os
 import pathlib
@@ -11,14 +11,15 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from keras_sat import cli, data
+from keras_sat import data
+from keras_sat.cli import _main
 from keras_sat.preprocessing import Preprocessing
 
 RANDOM = np.random.default_rng(0)
 
 
 def picture(size=(20, 24), mode="RGB"):
-    """Returns a smooth picture, as JPEG likes it."""
+    """Returns a smooth picture, which JPEG compresses almost without loss."""
     rows, columns = np.mgrid[0 : size[0], 0 : size[1]]
     pixels = (np.stack([rows * 8, columns * 7, rows + columns], -1) + RANDOM.integers(0, 256, 3)) % 256
     return Image.fromarray(pixels.astype(np.uint8)).convert(mode)
@@ -56,8 +57,8 @@ def test_any_part_holds_all_classes_in_proportion(photos):
         np.testing.assert_array_equal(np.bincount(labels(data.load(photos, split, 5))), counts)
     write(photos / "train", {"rare": 1})
     with pytest.warns(UserWarning, match="test has no images of 'rare'"):
-        found = data.load(photos, "train", 4, sample=4, seed=3)
-    np.testing.assert_array_equal(np.bincount(labels(found)), [2, 1, 1])  # at least one of each
+        sample = data.load(photos, "train", 4, sample=4, seed=3)
+    np.testing.assert_array_equal(np.bincount(labels(sample)), [2, 1, 1])  # at least one of each
     shutil.rmtree(photos / "train" / "rare")
     sample = labels(data.load(photos, "train", 4, sample=9, seed=3))
     np.testing.assert_array_equal(np.bincount(sample), [6, 3])
@@ -97,7 +98,7 @@ def test_images_of_one_size_are_kept_as_they_are(photos):
 
 
 def test_small_images_are_shifted_and_large_ones_cut(photos):
-    """Of a small image Inception's part would be a few pixels."""
+    """A random part of a small image could be only a few pixels."""
     padded = Preprocessing(20, 20, 3, "padded")
     encoded = [tf.io.read_file(path) for path, _ in data.source(photos).examples("train")]
     around = np.stack([np.pad(padded(image), ((2, 2), (2, 2), (0, 0))) for image in encoded])
@@ -170,7 +171,7 @@ def test_all_kinds_that_tensorflow_reads(tmp_path):
 
 
 def layouts(root):
-    """Yields a folder and what is said of it."""
+    """Yields folders, and the error message that each must give."""
     write(root / "flat", {"cat": 3, "dog": 2})
     yield root / "flat", r"no folders of splits; it holds cat \(3 images\), dog \(2 images\). Expected: .*train/CLASS/"
     write(root / "one" / "train", {"cat": 3})
@@ -258,7 +259,7 @@ def test_a_class_that_only_train_has_is_said(photos):
 
 
 def damage(folder):
-    """Writes five files that cannot be read; returns what is wrong with each."""
+    """Writes five files that cannot be read; returns {name: what is wrong with it}."""
     whole = (folder / "0.png").read_bytes()
     (folder / "zero.jpg").write_bytes(b"")
     (folder / "short.png").write_bytes(whole[: len(whole) // 2])
@@ -298,14 +299,14 @@ def test_check_lists_what_is_wrong(photos, capsys):
     pixels.save(photos / "test" / "cat" / "again.bmp")  # the same pixels in another format
     pixels.save(photos / "train" / "dog" / "again.png")
     picture((9, 9)).save(photos / "train" / "dog" / "small.png")
-    found = data.check(photos)
-    assert found.damaged == {f"train/cat/{name}": fault for name, fault in faults.items()}
-    assert sorted(found.shared[0]) == ["test/cat/again.bmp", "train/cat/1.png", "train/dog/again.png"]
-    assert found.contradictory == found.shared
-    assert found.counts == {"train": {"cat": 17, "dog": 8}, "test": {"cat": 9, "dog": 4}}
-    assert found.sizes == {(20, 24): 32, (9, 9): 1}
-    assert not found.is_clean
-    table = found.table()
+    findings = data.check(photos)
+    assert findings.damaged == {f"train/cat/{name}": fault for name, fault in faults.items()}
+    assert sorted(findings.shared[0]) == ["test/cat/again.bmp", "train/cat/1.png", "train/dog/again.png"]
+    assert findings.contradictory == findings.shared
+    assert findings.counts == {"train": {"cat": 17, "dog": 8}, "test": {"cat": 9, "dog": 4}}
+    assert findings.sizes == {(20, 24): 32, (9, 9): 1}
+    assert not findings.is_clean
+    table = findings.table()
     assert "5 files: cannot be read\n" in table
     assert "2 sizes, 9 to 20 pixels high, 9 to 24 wide; most often 20 x 24 (32 images)." in table
 
@@ -313,9 +314,9 @@ def test_check_lists_what_is_wrong(photos, capsys):
 def test_check_of_a_folder_without_faults(photos):
     for index, path in enumerate(sorted(photos.rglob("*.png"))):
         Image.fromarray(np.full((20, 24, 3), index, np.uint8)).save(path)
-    found = data.check(photos, progress=None)
-    assert found.is_clean
-    assert "All images are 20 x 24 pixels." in found.table()
+    findings = data.check(photos, progress=None)
+    assert findings.is_clean
+    assert "All images are 20 x 24 pixels." in findings.table()
 
 
 def test_what_changed_is_said(photos):
@@ -351,7 +352,9 @@ def test_paths_with_spaces_brackets_and_the_home_folder(photos, monkeypatch):
     (there / "train" / "cat" / "cut [2].png").write_bytes((there / "train" / "cat" / "0.png").read_bytes()[:60])
     with pytest.raises(tf.errors.InvalidArgumentError) as error:
         list(data.load(there, "train", 4, preprocessing=Preprocessing(16, 16, 3)))
-    assert cli._line(error.value).startswith(f"This image cannot be read: {there}/train/cat/cut [2].png (cut short")
+    assert _main.one_line(error.value).startswith(
+        f"This image cannot be read: {there}/train/cat/cut [2].png (cut short"
+    )
     (there / "train" / "cat" / "cut [2].png").unlink()
     for path in (there, f"{there}/", "~/my photos [1]", "~/my photos [1]/"):
         with warnings.catch_warnings():

@@ -23,7 +23,7 @@ def test_the_embedded_dataset_is_balanced_real_and_small():
         assert images.shape == (n, 28, 28, 1)
         assert images.dtype == np.uint8
         np.testing.assert_array_equal(np.bincount(labels), [n // 10] * 10)
-        # Fashion-MNIST's own mean and deviation (0.2860, 0.3530 of 255); a class-balanced subset is close to them.
+        # Fashion-MNIST has mean 0.2860 and deviation 0.3530 (of 255). A class-balanced subset is close to them.
         assert np.mean(images / 255) == pytest.approx(0.286, abs=0.005)
         assert np.std(images / 255) == pytest.approx(0.353, abs=0.005)
     info = data.info("fashion_mnist_mini")
@@ -133,7 +133,7 @@ def test_image_size():
 
 @pytest.fixture
 def prepared(store, tmp_path):
-    """A folder with two datasets that someone prepared: images of one size, and of several."""
+    """A folder with two prepared datasets: images of one size, and images of several sizes."""
     rng = np.random.default_rng(0)
     for name, sizes, shape in (
         ("squares", [(32, 32)] * 6, (32, 32, 3)),
@@ -148,7 +148,7 @@ def prepared(store, tmp_path):
     return tmp_path
 
 
-@pytest.mark.filterwarnings("ignore")  # TFDS' writer warns of itself
+@pytest.mark.filterwarnings("ignore")  # TFDS' writer gives deprecation warnings
 def test_other_datasets_are_tfds(prepared):
     images, labels = arrays(data.load("squares", "train", 4, data_dir=prepared))
     assert images.shape == (6, 32, 32, 3)
@@ -162,7 +162,7 @@ def test_other_datasets_are_tfds(prepared):
 
 @pytest.fixture(scope="module")
 def imagenet(store, tmp_path_factory):
-    """A small imagenet2012 as TFDS prepares it, of real JPEGs: parts of a picture, in four files a split."""
+    """A small imagenet2012 in TFDS' format. Its images are JPEG files with parts of a picture."""
     folder, rng = tmp_path_factory.mktemp("tfds"), np.random.default_rng(0)
     picture = tf.io.decode_jpeg((LANDSCAPE / "landscape.jpg").read_bytes()).numpy()
     height, width, _ = picture.shape

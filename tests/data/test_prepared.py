@@ -1,4 +1,4 @@
-"""Datasets of TFDS whose pixels are not bytes, or whose order is by class."""
+"""TFDS datasets whose pixels are not uint8, or whose examples are sorted by class."""
 
 import warnings
 
@@ -43,7 +43,7 @@ def test_pixels_are_scaled_to_bytes_and_it_is_said(prepare, name):
     where = prepare(name, feature, images)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        ((found, _),) = data.load(name, "train", 6, **where)
+        ((loaded, _),) = data.load(name, "train", 6, **where)
         said_before = len(caught)
         ((resized, _),) = data.load(data.source(name, **where), "train", 6, 12)
     messages = [str(each.message) for each in caught[:said_before] if "scaled" in str(each.message)]
@@ -51,7 +51,7 @@ def test_pixels_are_scaled_to_bytes_and_it_is_said(prepare, name):
         [f"The pixels of {name}, {said}{' (uint16)' * (name == 'uint16')}, are scaled to 0..255."] * bool(said)
     )
     expected = 255 * (LEVELS > 0.5) if name == "bools" else LEVELS * 255
-    assert np.max(np.abs(np.float64(found) - expected)) <= 1
+    assert np.max(np.abs(np.float64(loaded) - expected)) <= 1
     assert np.mean(resized) == pytest.approx(np.mean(expected), abs=2)
 
 

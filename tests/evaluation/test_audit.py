@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from keras_sat.attacks import L2Ball, LinfBall
 from keras_sat.evaluation import audit
-from keras_sat.evaluation.audit import FAIL, PASS, SKIP
+from keras_sat.evaluation._audit import FAIL, PASS, SKIP
 
 BALL = LinfBall(6)
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_sat.attacks import FGSM, PGD, LinfBall, Square
 from keras_sat.evaluation import compare
-from keras_sat.evaluation.compare import ORIGINAL, WORST
+from keras_sat.evaluation._compare import ORIGINAL, WORST
 from keras_sat.export import export_litert, export_saved_model
 
 ATTACK = PGD(LinfBall(2), steps=3)
@@ -48,9 +48,9 @@ def test_attacks_are_carried_over(tiny_model, data):
         comparison = compare(networks[ORIGINAL], {"other": networks["other"]}, data, attacks, batch_size=60)
     x, y = tf.cast(images, tf.float32), tf.cast(labels, tf.int32)
     for source, network in networks.items():
-        found = [attack(network, x, y, 0) for attack in attacks]
+        adversarial = [attack(network, x, y, 0) for attack in attacks]
         for target, judge in networks.items():
-            right = [np.argmax(judge(shown), -1) == labels for shown in (x, *found)]
+            right = [np.argmax(judge(shown), -1) == labels for shown in (x, *adversarial)]
             cell = comparison.results[target][source]
             assert abs(cell.correct - np.sum(np.all(right, axis=0))) <= 2  # of other random starts
     for rows in comparison.results.values():
@@ -113,8 +113,8 @@ def test_what_is_not_finite_counts_as_misclassified_and_is_said(tiny_model, imag
     broken.build((None, 8, 8, 3))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = compare(model, {"broken": broken}, (images, labels), PGD(LinfBall(2), steps=1))
+        comparison = compare(model, {"broken": broken}, (images, labels), PGD(LinfBall(2), steps=1))
     assert any("broken has a logit that is NaN or infinite for 24 of" in str(one.message) for one in caught)
-    assert found.results["broken"]["clean"].correct == 0
+    assert comparison.results["broken"]["clean"].correct == 0
     with pytest.raises(ValueError, match="is targeted"):
         compare(model, {"broken": broken}, (images, labels), PGD(LinfBall(2), targeted=True))

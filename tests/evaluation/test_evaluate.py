@@ -108,8 +108,8 @@ def test_datasets_that_are_none(tiny_model, images):
         for call in (evaluate, lambda *args, **options: sweep(*args, [1], **options)):
             with pytest.raises(ValueError, match=message):
                 call(model, dataset, PGD(LinfBall(4), steps=1), progress=False)
-    found = evaluate(model, [(x[:5], y[:5]), (x[5:], y[5:])], PGD(LinfBall(4), steps=1), progress=False)
-    assert (found["clean"].n, found["clean"].correct) == (8, 6)
+    report = evaluate(model, [(x[:5], y[:5]), (x[5:], y[5:])], PGD(LinfBall(4), steps=1), progress=False)
+    assert (report["clean"].n, report["clean"].correct) == (8, 6)
 
 
 @pytest.mark.parametrize("name", ["normalization", "derived", "own convolution", "forgetful", "random", "lora"])
@@ -123,14 +123,14 @@ def test_networks_of_others_are_attacked_as_they_are(name, foreign_model, images
     differs = {"forgetful", "random"} & {name}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = evaluate(model, (x, y), attack, **options)
+        report = evaluate(model, (x, y), attack, **options)
         again = evaluate(model, (x, y), attack, progress=False)
     said = [str(w.message) for w in caught if "is attacked itself" in str(w.message)]
     assert len(said) == (0 if not differs else 2 if name == "forgetful" else 1)  # with low precision, one for each copy
     if name != "random":
-        assert found["PGD-4"].correct <= expected["PGD-4"].correct == again["PGD-4"].correct
+        assert report["PGD-4"].correct <= expected["PGD-4"].correct == again["PGD-4"].correct
         stages = ["PGD-4"] if differs else ["PGD-4, low precision", "PGD-4"]
-        assert list(found["PGD-4"].broken_by) == stages
+        assert list(report["PGD-4"].broken_by) == stages
 
 
 def test_a_network_that_was_adapted_anew_is_judged_as_it_is_now(images):
@@ -243,21 +243,57 @@ def test_the_batch_size_changes_nothing(whole):
     assert by_example(other) == by_example(report)
 
 
-def test_masked_attacks_see_one_size_of_batch(whole):
+def test_with_static_shapes_attacks_see_one_size_of_batch(whole):
     model, data, _ = whole  # 54 of the 60 are classified correctly
-    sizes = {"mask": [], "compact": []}
+    sizes = {True: [], False: []}
 
     class Watched(PGD):
-        def __call__(self, logits_fn, images, *more):
-            sizes[self.survivors].append(len(images))
-            return super().__call__(logits_fn, images, *more)
+        def __call__(self, logits_fn, images, *more, static_shapes):
+            sizes[static_shapes].append(len(images))
+            return super().__call__(logits_fn, images, *more, static_shapes=static_shapes)
 
-    found = {}
-    for survivors in sizes:
-        attack = Watched(LinfBall(3), steps=3, keep="first", survivors=survivors)
-        found[survivors] = evaluate(model, data, {"it": attack}, batch_size=24, progress=False)
-    assert sizes == {"mask": [24, 24, 24], "compact": [24, 24, 6]}
-    assert by_example(found["mask"]) == by_example(found["compact"])
+    reports = {}
+    for static_shapes in sizes:
+        attack = Watched(LinfBall(3), steps=3, keep="first")
+        options = {"batch_size": 24, "progress": False, "static_shapes": static_shapes}
+        reports[static_shapes] = evaluate(model, data, {"it": attack}, **options)
+        sweep(model, data, attack, [3], **options)
+    assert sizes == {True: [24] * 6, False: [24, 24, 6] * 2}
+    assert by_example(reports[True]) == by_example(reports[False])
+
+
+def test_shards_that_differ_in_static_shapes_alone_merge(whole, tmp_path):
+    model, data, report = whole
+    options = {"seed": 3, "batch_size": 16, "progress": False}
+    parts = [
+        evaluate(model, data, ATTACKS, **options, shard=(k, 2), static_shapes=bool(k), state=tmp_path / f"{k}.npz")
+        for k in range(2)
+    ]
+    assert by_example(merge(parts)) == by_example(report)
+    again = evaluate(model, data, ATTACKS, **options, shard=(1, 2), state=tmp_path / "1.npz")  # of the same state
+    assert by_example(again) == by_example(parts[1])
+
+
+def test_the_context_of_the_caller_is_in_the_report(whole, tmp_path):
+    model, data, _ = whole
+    context = {"dataset": "noise", "split": "test[:60]"}
+    attack = PGD(LinfBall(3), steps=1)
+    for report in (
+        evaluate(model, data, attack, context=context, progress=False),
+        sweep(model, data, attack, [1], context=context, progress=False),
+    ):
+        assert context.items() <= report.context.items()
+        assert report.context["seed"] == 0
+        report.to_json(tmp_path / "report.json")
+        assert from_json(tmp_path / "report.json").context == report.context
+    for wrong, message in (
+        ({"weights_sha256": "0"}, "must not contain 'weights_sha256'"),
+        ({"step_size": 1, "seed": 2}, "must not contain 'seed', 'step_size'"),
+        ({"model": model}, "must not contain 'model'"),
+        ({"dataset": tf.data.Dataset}, "plain values"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate(model, data, attack, context=wrong, progress=False)
 
 
 def test_shards_merge_to_the_whole(whole, tmp_path):
@@ -376,8 +412,8 @@ def test_in_a_sweep_fgsm_steps_as_far_as_each_epsilon(ball, whole):
     assert [row.settings["step_size"] for row in report.results[1:]] == radii
     broken = np.zeros(60, bool)
     for row, one in zip(report.results[1:], alone):
-        found = evaluate(model, data, FGSM(ball.with_radius(one.settings["epsilon"])), progress=False)
-        broken |= [stage != "" for stage in found.examples["attacks"]["PGD-1"]["broken_by"]]
+        other = evaluate(model, data, FGSM(ball.with_radius(one.settings["epsilon"])), progress=False)
+        broken |= [stage != "" for stage in other.examples["attacks"]["PGD-1"]["broken_by"]]
         assert row.correct == np.sum(~broken)  # broken at this epsilon, or at a smaller one
     explicit = sweep(model, data, PGD(ball, steps=2, step_size=ball.radius / 4), [0, *radii], progress=False)
     assert [row.settings["step_size"] for row in explicit.results[2:]] == [radius / 4 for radius in radii]
@@ -392,14 +428,14 @@ def test_epsilon_and_bounds_of_each_channel(whole, tmp_path):
     scale = keras.layers.Normalization(mean=-mean / deviation, variance=1 / (255 * deviation) ** 2)
     network = keras.Sequential([keras.Input((8, 8, 3)), scale, model])
     ball = LinfBall(3 / 255 / deviation, bounds=(-mean / deviation, (1 - mean) / deviation))
-    found, expected = (
+    standardised_report, expected = (
         evaluate(m, images, PGD(b, steps=4, random_start=False), progress=False)
         for m, images, b in ((network, (standardised, y), ball), (model, (x, y), LinfBall(3)))
     )
-    assert by_example(found) == by_example(expected)
-    assert "0.0588235/0.0392157/0.0470588" in found.table()
-    found.to_json(tmp_path / "report.json")
-    assert from_json(tmp_path / "report.json").table() == found.table()
+    assert by_example(standardised_report) == by_example(expected)
+    assert "0.0588235/0.0392157/0.0470588" in standardised_report.table()
+    standardised_report.to_json(tmp_path / "report.json")
+    assert from_json(tmp_path / "report.json").table() == standardised_report.table()
     curve = sweep(network, (standardised, y), PGD(ball, steps=4), [ball.radius, ball.radius / 2], progress=False)
     assert curve.results[1].settings["epsilon"] == pytest.approx([e / 2 for e in ball.epsilon])
 
@@ -412,9 +448,9 @@ def test_one_logit_for_two_classes(whole):
     two = keras.Sequential([one, keras.layers.Lambda(lambda z: keras.ops.concatenate([-z, z], -1))])
     two.build((None, 8, 8, 3))
     attacks = {"PGD": ATTACKS["PGD"], "APGD": APGD(LinfBall(4), steps=4)}
-    found, expected = (evaluate(m, (x, labels), attacks, progress=False) for m in (one, two))
-    assert by_example(found) == by_example(expected)
-    assert found["clean"].accuracy == 1
+    one_report, expected = (evaluate(m, (x, labels), attacks, progress=False) for m in (one, two))
+    assert by_example(one_report) == by_example(expected)
+    assert one_report["clean"].accuracy == 1
 
 
 def test_low_precision_finds_nothing_that_float32_does_not_confirm(whole):
@@ -440,9 +476,10 @@ def test_numpys_numbers_are_written_as_json(whole):
 def test_progress_tells_the_time_left(whole, capsys):
     model, data, _ = whole
     evaluate(model, data, ATTACKS)
-    lines = capsys.readouterr().out.splitlines()
+    # A line is written anew at each update, after a carriage return: the last text is what is seen.
+    lines = [line.split("\r")[-1].rstrip() for line in capsys.readouterr().out.rstrip("\n").split("\n")]
     assert lines[0] == "clean: 60 images, 90.0 % correct"
     left = r"(\d+ (s|min) left at most|time left unknown)"
-    assert re.fullmatch(rf"ensemble: APGD-CE: 54/54 images, \d+\.\d % stand, {left}", lines[1])
+    assert re.fullmatch(rf"ensemble: APGD-CE: 54/54 images, \d+\.\d % robust, {left}", lines[1])
     assert lines[-1].startswith("PGD: PGD-4: 54/54")
     assert lines[-1].endswith(" 0 s left at most")

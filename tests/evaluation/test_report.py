@@ -4,7 +4,6 @@ import os
 import pytest
 
 from keras_sat.evaluation import AttackResult, RobustnessReport
-from keras_sat.evaluation.report import wilson
 
 
 def report():
@@ -14,23 +13,6 @@ def report():
         AttackResult.of("PGD-50", 2000, 1111, 9, settings),
     ]
     return RobustnessReport(rows, {"seed": 0})
-
-
-@pytest.mark.parametrize(
-    ("correct", "n", "low", "high"),
-    [  # Newcombe 1998, Statistics in Medicine 17:857, table I, method 3
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ],
-)
-def test_wilson_interval(correct, n, low, high):
-    assert wilson(correct, n) == pytest.approx((low, high), abs=5e-5)
-
-
-def test_wilson_at_the_ends():
-    assert wilson(20, 20) == pytest.approx((1 - 0.1611, 1.0), abs=5e-5)
 
 
 def test_table():

@@ -89,15 +89,15 @@ class Session:
         into = (Output * len(inputs))(*map(self.output, inputs))
         given = (ctypes.c_void_p * len(inputs))(*(self.tensor(array).value for array in inputs.values()))
         out_of = (Output * len(outputs))(*map(self.output, outputs))
-        found = (ctypes.c_void_p * len(outputs))()
+        results = (ctypes.c_void_p * len(outputs))()
         self.tf.SessionRun(
             self.session,
             *(None, into, given, len(inputs)),
-            *(out_of, found, len(outputs)),
+            *(out_of, results, len(outputs)),
             *(None, 0, None, self.status),
         )
         self.check()
-        return [self.array(pointer(tensor)) for tensor in found]
+        return [self.array(pointer(tensor)) for tensor in results]
 
 
 def main(library, folder, calls, asked, answered):

@@ -95,7 +95,7 @@ def test_networks_of_others_come_back_as_they_were_or_are_refused(foreign_model,
     with pytest.raises(ValueError, match="cannot be rebuilt.*logits that differ.*get_config of a layer"):
         load_for_fine_tuning(tmp_path / "forgetful")
     with pytest.raises(ValueError, match="cannot be exported in bfloat16: its copy has logits that differ"):
-        export_saved_model(foreign_model("forgetful"), tmp_path / "low", dtype="bfloat16")
+        export_saved_model(foreign_model("forgetful"), tmp_path / "low", precision="bfloat16")
     assert not (tmp_path / "low").exists()
 
 

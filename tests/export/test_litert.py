@@ -4,8 +4,9 @@ import keras
 import numpy as np
 import pytest
 
+from keras_sat import deployed
 from keras_sat.attacks import PGD, LinfBall, Square
-from keras_sat.evaluation import deployed, evaluate
+from keras_sat.evaluation import evaluate
 from keras_sat.export import export_litert, export_saved_model
 from keras_sat.preprocessing import Preprocessing
 
@@ -55,7 +56,7 @@ def test_the_file_says_its_classes_and_how_its_images_are_made(tiny_model, calib
 
 
 def test_bfloat16_is_refused(tiny_model, calibration, tmp_path):
-    export_saved_model(tiny_model(), tmp_path / "low", dtype="bfloat16")
+    export_saved_model(tiny_model(), tmp_path / "low", precision="bfloat16")
     with pytest.raises(ValueError, match="computes in bfloat16.*export it in float32"):
         export_litert(tmp_path / "low", tmp_path / "small.tflite", calibration)
     assert os.listdir(tmp_path) == ["low"]

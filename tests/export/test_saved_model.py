@@ -12,7 +12,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
-from keras_sat import data, evaluation, models
+from keras_sat import data, deployed, evaluation, models, provenance
 from keras_sat.attacks import PGD, LinfBall
 from keras_sat.export import SIGNATURES, export_litert, export_saved_model, verify
 from keras_sat.preprocessing import CROPS, Preprocessing
@@ -79,7 +79,7 @@ def averaged():
     )
     trainer.fit(pixels(8), np.arange(8), batch_size=4, epochs=2, verbose=0)
     averages = [keras.ops.convert_to_numpy(v) for v in trainer.optimizer._model_variables_moving_average]
-    for average, weight in zip(averages, trainer.model.trainable_weights):
+    for average, weight in zip(averages, trainer.classifier.trainable_weights):
         np.testing.assert_array_equal(average, keras.ops.convert_to_numpy(weight))
     return trainer
 
@@ -87,7 +87,7 @@ def averaged():
 @pytest.mark.parametrize("build", [relu_with_smooth_gradient, function_of_its_own, mirrored_and_mixed, averaged])
 def test_becomes_plain_float32(build, tmp_path):
     model = build()
-    classifier = getattr(model, "model", model)
+    classifier = getattr(model, "classifier", model)
     export_saved_model(model, tmp_path / "saved", image_size=28)
     loaded = tf.saved_model.load(tmp_path / "saved")
     assert {variable.dtype for variable in loaded.variables} <= {tf.float32, tf.int64, tf.uint32}
@@ -99,7 +99,7 @@ def test_becomes_plain_float32(build, tmp_path):
 
 
 def test_bfloat16(model, saved, tmp_path):
-    export_saved_model(model, tmp_path / "low", dtype="bfloat16")
+    export_saved_model(model, tmp_path / "low", precision="bfloat16")
     assert set(verify(tmp_path / "low", model)) == set(SIGNATURES)
     images = tf.constant(pixels(), tf.float32)
     low, high = (
@@ -128,7 +128,7 @@ def test_serving_bytes_makes_the_pixels_of_evaluation(crop, channels, image_file
     how = Preprocessing(12, 16, channels, crop)
     export_saved_model(keras.Model(inputs, first), tmp_path / "saved", preprocessing=how)
     verify(tmp_path / "saved")
-    assert evaluation.deployed.preprocessing_of(str(tmp_path / "saved")) == how
+    assert deployed.preprocessing_of(str(tmp_path / "saved")) == how
     served = tf.saved_model.load(tmp_path / "saved").signatures["serving_bytes"]
     for number, (name, file) in enumerate(image_files.items()):
         ending = name.split(" with")[0].split(" of")[0].split()[-1].lower()
@@ -149,10 +149,10 @@ def test_paths_with_brackets_spaces_and_the_home_folder(model, tmp_path, monkeyp
     export_saved_model(model, "~/my models [1]/net/")
     assert set(verify("~/my models [1]/net", model)) == set(SIGNATURES)
     images = pixels()
-    loaded = evaluation.deployed.load(tmp_path / "my models [1]" / "net")
+    loaded = deployed.load(tmp_path / "my models [1]" / "net")
     np.testing.assert_allclose(loaded(images), model(images), atol=1e-5)
     export_litert("~/my models [1]/net", "~/my models [1]/net.tflite", images)
-    assert evaluation.deployed.preprocessing_of(str(tmp_path / "my models [1]" / "net.tflite")) == loaded.preprocessing
+    assert deployed.preprocessing_of(str(tmp_path / "my models [1]" / "net.tflite")) == loaded.preprocessing
 
 
 def test_a_preprocessing_of_another_shape_is_refused(model, tmp_path):
@@ -220,18 +220,32 @@ def test_trains_in_a_process_without_keras(saved, tmp_path):
 def test_assets(saved, model, tmp_path):
     assert (saved / "assets" / "labels.txt").read_text().splitlines() == LABELS
     card = json.loads((saved / CARD).read_text())
-    assert card["weights_sha256"] == evaluation.report.weights_sha256(model)
-    assert (card["dtype"], card["images"]) == ("float32", {"height": 28, "width": 28, "channels": 1})
+    assert card["weights_sha256"] == provenance.weights_sha256(model)
+    assert (card["precision"], card["images"]) == ("float32", {"height": 28, "width": 28, "channels": 1})
     report = evaluation.evaluate(model, (pixels(), np.arange(5)), PGD(LinfBall(4), steps=2), progress=False)
     trainer = AdversarialModel(model, PGD(LinfBall(4), steps=3), attack_batch_norm="batch")
     export_saved_model(trainer, tmp_path / "saved", signatures=["features"], report=report, card={"licence": "mine"})
     card = json.loads((tmp_path / "saved" / CARD).read_text())
     assert card["training"]["attack"]["steps"] == 3
     assert (card["training"]["attack_batch_norm"], card["licence"]) == ("batch", "mine")
+    assert card["training"]["objective"] == "AdversarialTraining()"
     clean, attacked = card["measured"]["accuracy"]
     assert (clean["name"], clean["n"], attacked["settings"]["epsilon"]) == ("clean", 5, 4)
     assert card["measured"]["batch_norm"] == "frozen"
     assert set(tf.saved_model.load(tmp_path / "saved").signatures) == {"serving_default", "features"}
+
+
+def test_the_card_says_what_the_report_was_measured_on(tiny_model, images, labels, tmp_path):
+    """But for the folder of a run, which is one machine's."""
+    model, context = tiny_model(), {"dataset": "cifar10", "split": "test", "sensor": "B"}
+    attack = PGD(LinfBall(4), steps=1)
+    report = evaluation.evaluate(model, (images, labels), attack, context=context, progress=False)
+    report.context["run"] = "/home/me/runs/mine"  # as the command adds it
+    export_saved_model(model, tmp_path / "saved", report=report, signatures=[])
+    card = json.loads((tmp_path / "saved" / CARD).read_text())
+    assert context.items() <= card["measured"].items()
+    assert card["measured"].keys() & {"run", "model", "weights_sha256", "versions"} == set()
+    assert (card["measured"]["seed"], card["measured"]["batch_norm"]) == (0, "frozen")
 
 
 def test_warm_up_requests_are_answered(saved, loaded, model, tmp_path):
@@ -285,14 +299,14 @@ def test_the_c_loader_runs_every_signature(saved, loaded, tmp_path):
     arguments = [script, library, saved, *(tmp_path / name for name in ("calls.json", "inputs.npz", "outputs.npz"))]
     done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    with np.load(tmp_path / "outputs.npz") as found:
+    with np.load(tmp_path / "outputs.npz") as outputs:
         for name, arrays in given.items():
             values = {"labels": np.arange(3), **inputs}
             expected = loaded.signatures[name](**{key: tf.constant(values[a]) for key, a in arrays.items()})
             for output, value in expected.items():
-                np.testing.assert_allclose(found[f"{name}/{output}"], value, atol=1e-6)
-        assert "at index] [1]" in str(found["error"])
-        assert "not/logits" not in found
+                np.testing.assert_allclose(outputs[f"{name}/{output}"], value, atol=1e-6)
+        assert "at index] [1]" in str(outputs["error"])
+        assert "not/logits" not in outputs
 
 
 def call(signature, name, arrays):
@@ -308,10 +322,10 @@ def test_another_runtime_agrees(saved, model, tmp_path):
     core = openvino.Core()
     # By itself it computes in bfloat16 on a CPU that can.
     compiled = core.compile_model(core.read_model(str(saved)), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    found = {output.any_name: value for output, value in compiled(images).items()}
+    outputs = {output.any_name: value for output, value in compiled(images).items()}
     logits = model(images).numpy()
-    np.testing.assert_allclose(found["logits"], logits, atol=1e-4 * np.ptp(logits))
-    np.testing.assert_allclose(found["probabilities"], tf.nn.softmax(logits), atol=1e-4)
+    np.testing.assert_allclose(outputs["logits"], logits, atol=1e-4 * np.ptp(logits))
+    np.testing.assert_allclose(outputs["probabilities"], tf.nn.softmax(logits), atol=1e-4)
 
 
 def test_onnx_through_keras_agrees(model, tmp_path):
@@ -323,8 +337,8 @@ def test_onnx_through_keras_agrees(model, tmp_path):
         warnings.simplefilter("ignore")  # Keras' own, of NumPy 2
         model.export(str(tmp_path / "model.onnx"), format="onnx", verbose=False)
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
-    (found,) = session.run(None, {session.get_inputs()[0].name: images})
-    np.testing.assert_allclose(found, logits, atol=1e-4 * np.ptp(logits))
+    (answer,) = session.run(None, {session.get_inputs()[0].name: images})
+    np.testing.assert_allclose(answer, logits, atol=1e-4 * np.ptp(logits))
 
 
 def subclassed():
@@ -380,7 +394,7 @@ def test_refusals_write_nothing(tiny_model, tmp_path):
         (tiny, {"labels": ["a", "b"]}, "labels must be 4 names"),
         (tiny, {"labels": ["a", "b", "c", "d\ne"]}, "each one line"),
         (tiny, {"warmup": np.zeros((1, 9, 9, 3))}, r"shape \(n, \*\(8, 8, 3\)\)"),
-        (tiny, {"dtype": "int8"}, "float32, bfloat16"),
+        (tiny, {"precision": "int8"}, "float32, bfloat16"),
         (tiny, {"report": report}, "other weights"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -44,15 +44,15 @@ class Release:
         self.images, self.logits = self.file["images"], self.file["logits"]
 
     def variables(self):
-        found = {}
+        arrays = {}
         for key in self.file.files:
             kind, _, name = key.partition(":")
             if kind == "var":
-                found[name] = self.file[key]
+                arrays[name] = self.file[key]
             elif kind == "big":
                 *shape, scale = self.file[key]
-                found[name] = kernel(name, tuple(map(int, shape)), int(self.file["seed"]), np.float32(scale))
-        return found
+                arrays[name] = kernel(name, tuple(map(int, shape)), int(self.file["seed"]), np.float32(scale))
+        return arrays
 
 
 @pytest.fixture

@@ -58,20 +58,20 @@ def heads(tiny_model):
     layers = [[keras.layers.Dense(3, activation=activation)] for activation in activations]
     layers += [[keras.layers.Dense(3), keras.layers.Lambda(tf.nn.softmax)]]
     layers += [[keras.layers.Dense(3), keras.layers.Softmax(), keras.layers.Activation("linear", dtype="float32")]]
-    found = {"softmax": [keras.Sequential([tiny_model(), *more]) for more in layers]}
+    networks = {"softmax": [keras.Sequential([tiny_model(), *more]) for more in layers]}
     base = tiny_model()
-    found["softmax"] += [keras.Model(base.inputs[0], keras.ops.softmax(base.outputs[0]))]
-    found["softmax"] += [keras.Sequential([keras.Sequential([tiny_model(), keras.layers.Softmax()])])]
+    networks["softmax"] += [keras.Model(base.inputs[0], keras.ops.softmax(base.outputs[0]))]
+    networks["softmax"] += [keras.Sequential([keras.Sequential([tiny_model(), keras.layers.Softmax()])])]
     layers = [[keras.layers.Dense(units, activation="sigmoid")] for units in (3, 1)]
-    found["sigmoid"] = [keras.Sequential([tiny_model(), *more]) for more in layers]
-    for model in (*found["softmax"], *found["sigmoid"]):
+    networks["sigmoid"] = [keras.Sequential([tiny_model(), *more]) for more in layers]
+    for model in (*networks["softmax"], *networks["sigmoid"]):
         model.build((None, 8, 8, 3))
-    return found
+    return networks
 
 
 def test_probabilities_are_judged_by_what_is_returned_and_can_be_taken_off(tiny_model, images):
-    for kind, found in heads(tiny_model).items():
-        for model in found:
+    for kind, networks in heads(tiny_model).items():
+        for model in networks:
             with pytest.raises(ValueError, match=rf"ends in probabilities \(a {kind}\).*without_softmax"):
                 classifier.check(model)
             stripped = models.without_softmax(model)

@@ -44,8 +44,8 @@ def test_same_logits_and_gradients(build):
     folded = folding.fold(model)
     assert not any(isinstance(layer, keras.layers.BatchNormalization) for layer in folded.layers)
     images = tf.random.stateless_uniform((4, 32, 32, 3), (0, 1), 0, 255)
-    found = [value_and_gradient(m, losses.margin, images, tf.constant([0, 1, 2, 3])) for m in (model, folded)]
-    for ours, theirs in zip(*found):
+    results = [value_and_gradient(m, losses.margin, images, tf.constant([0, 1, 2, 3])) for m in (model, folded)]
+    for ours, theirs in zip(*results):
         assert np.abs(ours - theirs).max() <= 1e-4 * max(1e-6, np.ptp(theirs))
 
 
@@ -116,8 +116,8 @@ def test_folding_follows_the_variables(tiny_model, images):
     for scale in (1, 2, 3):
         model.set_weights([scale * np.abs(weight) + 0.1 for weight in model.get_weights()])
         logits = np.array(model(images))
-        for found in (live.bind()(images), in_a_graph(images)):
-            np.testing.assert_allclose(found, logits, atol=1e-5 * np.ptp(logits) + 1e-5)
+        for outputs in (live.bind()(images), in_a_graph(images)):
+            np.testing.assert_allclose(outputs, logits, atol=1e-5 * np.ptp(logits) + 1e-5)
 
 
 def test_folding_holds_no_weights_and_a_graph_folds_outside_its_loop(tiny_model, images):
@@ -205,8 +205,8 @@ def test_layers_that_are_not_folded_are_the_models_own_in_training(foreign_model
         in_a_graph = tf.function(lambda x, live=live: live.bind()(x))
         for scale in (1, 3):
             model.layers[-1].kernel.assign(scale * model.layers[-1].kernel)
-            for found in (live.bind()(images), in_a_graph(images)):
-                np.testing.assert_allclose(found, model(images), rtol=1e-3, atol=1e-4)
+            for outputs in (live.bind()(images), in_a_graph(images)):
+                np.testing.assert_allclose(outputs, model(images), rtol=1e-3, atol=1e-4)
         assert len(model.layers[0]._inbound_nodes) == 1  # the model itself is as it was
 
 

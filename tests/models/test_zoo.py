@@ -103,17 +103,17 @@ def server(bundle, tmp_path, monkeypatch):
     class Handler(http.server.SimpleHTTPRequestHandler):
         def do_GET(self):  # noqa: N802 - the library's name
             name = self.path.lstrip("/")
-            found.requests.append(name)
-            if name in found.stalled:
+            web.requests.append(name)
+            if name in web.stalled:
                 self.send_response(200)
                 self.send_header("Content-Length", "1000000")
                 self.end_headers()
                 self.wfile.write(b"x" * 100_000)
-                found.stalled[name].wait(timeout=60)
+                web.stalled[name].wait(timeout=60)
                 return None
-            if name not in found.bodies:
+            if name not in web.bodies:
                 return super().do_GET()
-            status, length, body = found.bodies[name]
+            status, length, body = web.bodies[name]
             self.send_response(status)
             self.send_header("Content-Length", str(length))
             self.end_headers()
@@ -125,15 +125,15 @@ def server(bundle, tmp_path, monkeypatch):
         def __init__(self, *args):
             super().__init__(*args, directory=str(bundle[0]))
 
-    found = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    found.requests, found.bodies, found.stalled = [], {}, {}
-    thread = threading.Thread(target=found.serve_forever)
+    web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    web.requests, web.bodies, web.stalled = [], {}, {}
+    thread = threading.Thread(target=web.serve_forever)
     thread.start()
     monkeypatch.setenv("KERAS_SAT_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("KERAS_SAT_WEIGHTS_URL", f"http://127.0.0.1:{found.server_port}/")
-    yield found
-    found.shutdown()
-    found.server_close()
+    monkeypatch.setenv("KERAS_SAT_WEIGHTS_URL", f"http://127.0.0.1:{web.server_port}/")
+    yield web
+    web.shutdown()
+    web.server_close()
     thread.join()
 
 

@@ -1,4 +1,4 @@
-"""Fashion-MNIST from files at hand; where Debian's are not there, only what is said of bad ones."""
+"""Imports Fashion-MNIST from local files. Without Debian's package, only the error messages are tested."""
 
 import gzip
 import os

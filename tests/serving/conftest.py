@@ -23,7 +23,7 @@ def network(seed=0):
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory):
-    """Two SavedModels, and the Keras models that they are of."""
+    """A folder with two SavedModels, and the Keras models that were exported to it."""
     folder = tmp_path_factory.mktemp("exported")
     models = [network(seed) for seed in (1, 2)]
     for number, model in enumerate(models, 1):
@@ -38,13 +38,13 @@ def _publish(source, base, version):
 
 @pytest.fixture(scope="session")
 def publish():
-    """Returns a function that puts a version into a model's folder as one does: beside, then renamed."""
+    """Returns a function that adds a version to a model's folder: copied first, then renamed."""
     return _publish
 
 
 @pytest.fixture(scope="module")
 def served(exported, publish, tmp_path_factory):
-    """A server of version 1 of the model "net"."""
+    """A server with version 1 of the model "net"."""
     base = tmp_path_factory.mktemp("served") / "net"
     base.mkdir()
     publish(exported[0] / "1", base, 1)
@@ -59,7 +59,7 @@ def pixels():
 
 @pytest.fixture(scope="session")
 def ask():
-    """Returns a function that asks a server over HTTP, and returns the status and the JSON of the answer."""
+    """Returns a function that sends an HTTP request to a server, and returns the status and the JSON of the answer."""
     return _ask
 
 

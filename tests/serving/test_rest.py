@@ -40,7 +40,7 @@ def test_predict_in_columns(ask, served, exported, pixels):
     assert code == 200
     assert set(answer["outputs"]) == {"logits", "probabilities", "classes"}
     np.testing.assert_allclose(answer["outputs"]["logits"], logits, atol=1e-5)
-    # A lone output stands alone; the shortest digits that are the same float32.
+    # A single output has no name in the answer. A float32 has the fewest digits that identify it.
     features = {"signature_name": "features", "inputs": {"images": pixels.tolist()}}
     code, answer = ask(served, PREDICT, features)
     np.testing.assert_array_equal(np.float32(answer["outputs"]), pixels.reshape(3, -1) * np.float32(1 / 255))
@@ -104,7 +104,7 @@ BAD = [
     (rows(nested(1, 70)), 400, "tensor parsing error"),
     ({"inputs": nested(1, 400)}, 400, "tensor parsing error"),
     ({"inputs": nested("a", 400), "signature_name": "serving_bytes"}, 400, "tensor parsing error"),
-    # Values of another type than the signature's
+    # Values of a type that the signature does not have
     (rows("text"), 400, 'Value: "text" Type: String is not of expected type: float'),
     (rows("1.0"), 400, "Type: String is not of expected type: float"),
     (rows(None), 400, "Value: null Type: Null is not of expected type: float"),
@@ -153,7 +153,7 @@ def test_bad_bodies(ask, served, pixels, body, expected, message):
         ("GET", "/v1/models/net/versions/99999999999999999999", 400, "to numeric"),
         ("GET", f"/v1/models/net/versions/{'9' * 5000}", 400, "to numeric"),
         ("GET", "/v1/models/net/versions/-1", 400, "Malformed request"),
-        # The path is matched as it is sent: encoded, with its query.
+        # The path is matched before decoding, with its query.
         ("GET", "/v1/models/net%2Fmetadata", 404, "any versions of model net/metadata"),
         ("GET", "/v1/models/net?verbose=1", 404, r"model net\?verbose=1"),
         ("POST", f"{PREDICT}?verbose=1", 400, "Malformed request"),
@@ -184,7 +184,7 @@ def test_bad_addresses(ask, served, method, path, expected, message):
 
 @pytest.fixture
 def connection(served):
-    """One connection that stays."""
+    """All requests use one connection."""
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", served.rest_port, timeout=60)) as connection:
         yield connection
 
@@ -196,7 +196,7 @@ def test_head_has_no_body(connection):
         connection.request("HEAD", path)
         answer = connection.getresponse()
         assert (answer.status, answer.read()) == (expected, b"")
-        connection.request("GET", "/v1/models/net")  # what of the answer above is left over would come first
+        connection.request("GET", "/v1/models/net")  # fails if a part of the answer above is left over
         answer = connection.getresponse()
         assert answer.status == 200
         assert json.load(answer)["model_version_status"]
@@ -252,7 +252,7 @@ def test_compressed_bodies(ask, served, connection, pixels):
 def test_damaged_compressed_bodies(ask, served, pixels):
     whole = gzip.compress(json.dumps({"instances": pixels.tolist()}).encode())
     damaged = bytearray(whole)
-    damaged[-6] ^= 1  # of the checksum
+    damaged[-6] ^= 1  # in the checksum
     for body in (whole[:-1], whole[:50], bytes(damaged), whole + whole, whole + b"0", b'{"instances": [1]}', b"\x1f"):
         code, answer = ask(served, PREDICT, body, content_encoding="gzip")
         assert (code, answer) == (400, {"error": "Failed to uncompress the gzipped body"})
@@ -311,7 +311,7 @@ def test_numbers(ask, served):
 
 
 def test_what_is_around_the_json(ask, served, pixels):
-    """A byte order mark, white space, other keys, and what follows the object are ignored."""
+    """A byte order mark, white space, other keys, and text after the object are ignored."""
     body = json.dumps({"instances": pixels.tolist(), "a": {"b": 10**4000}}).encode()
     expected = ask(served, PREDICT, body)
     assert expected[0] == 200

@@ -25,7 +25,7 @@ def states(ask, server):
 
 
 def test_no_request_fails_across_a_switch(ask, publish, exported, pixels, tmp_path):
-    """Four clients ask without a pause while version 2 takes the place of version 1."""
+    """Four clients send requests without a pause while version 2 replaces version 1."""
     folder, models = exported
     expected = [model(pixels).numpy().argmax(-1).tolist() for model in models]
     publish(folder / "1", tmp_path, 1)
@@ -70,7 +70,7 @@ def test_half_a_version_leaves_the_one_in_service(ask, publish, exported, pixels
         for name in ("assets", "assets.extra", "variables"):
             shutil.copytree(folder / "2" / name, tmp_path / "2" / name)
         until(lambda: states(ask, server) == {"2": "AVAILABLE", "1": "END"})
-        shutil.rmtree(tmp_path / "2")  # back to the one before
+        shutil.rmtree(tmp_path / "2")  # version 1 is served again
         until(lambda: states(ask, server).get("1") == "AVAILABLE")
 
 
@@ -105,7 +105,7 @@ def test_what_is_the_number_of_a_version(ask, publish, exported, pixels, tmp_pat
         (tmp_path / name).mkdir(exist_ok=True)
     publish(folder / "1", tmp_path, "-1")
     publish(folder / "1", tmp_path, "007")
-    publish(folder / "2", tmp_path, "7")  # of the same number: the last is taken
+    publish(folder / "2", tmp_path, "7")  # two names with the same number: the last is used
     with Server(tmp_path, name="net", rest_port=0, grpc_port=0, poll=0.05) as server:
         assert states(ask, server) == {"7": "AVAILABLE"}
         code, answer = ask(server, "/v1/models/net/versions/7:predict", {"inputs": pixels.tolist()})

@@ -1,4 +1,4 @@
-"""The tables of docs/study.md are those of studies/results.json."""
+"""The tables of docs/study.md agree with studies/results.json."""
 
 import pathlib
 import sys
@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 
 @pytest.fixture(scope="module")
 def study():
-    """The two scripts, which are no package: (smooth_activations, tables)."""
+    """The two scripts as modules: (smooth_activations, tables)."""
     sys.path.insert(0, str(ROOT / "studies"))
     try:
         import smooth_activations
@@ -50,7 +50,7 @@ def test_mean_deviation_and_paired_difference(study):
     runs = {"relu-0": run(study, half), "relu-1": run(study, most), "silu-0": run(study, most)}
     assert study[1].summary(runs, "relu", "clean") == pytest.approx((62.5, 25 / np.sqrt(2)))
     assert np.isnan(study[1].summary(runs, "silu", "clean")[1])
-    mean, low, high = study[1].difference(runs, "silu", "clean")  # of seed 0 alone, the common one
+    mean, low, high = study[1].difference(runs, "silu", "clean")  # of seed 0 only, which both have
     assert mean == pytest.approx(25)
     assert low == pytest.approx(25 - 1.96 * 100 * np.sqrt(0.25 * 0.75 / 400), abs=0.7)
     assert high == pytest.approx(25 + 1.96 * 100 * np.sqrt(0.25 * 0.75 / 400), abs=0.7)

@@ -69,7 +69,7 @@ def train(folder, devices, pipe, full_at):
             callbacks=[Reporter(pipe, full_at), checkpoint],
             verbose=0,
         )
-    np.savez(os.path.join(folder, "weights.npz"), *trainer.model.get_weights())
+    np.savez(os.path.join(folder, "weights.npz"), *trainer.classifier.get_weights())
 
 
 def child(folder, devices, number=None, after=None):

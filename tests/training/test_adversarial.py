@@ -72,7 +72,7 @@ def test_fit_takes_datasets_and_arrays_and_predict_is_clean(tiny_model, images, 
     history = trainer.fit(batches(images, labels), validation_data=(images, labels), epochs=2, verbose=0).history
     assert set(history) == {"loss", "accuracy", "val_loss", "val_accuracy", "val_robust_accuracy"}
     trainer.fit(images, labels, batch_size=4, verbose=0)
-    np.testing.assert_allclose(trainer.predict(images, verbose=0), trainer.model(images), atol=1e-4)
+    np.testing.assert_allclose(trainer.predict(images, verbose=0), trainer.classifier(images), atol=1e-4)
 
 
 def test_integer_and_one_hot_labels_give_the_same_step(tiny_model, images, labels):
@@ -183,8 +183,8 @@ def test_the_attack_alone_in_low_precision(tiny_model, images, labels):
     for precision in (None, "mixed_bfloat16", "mixed_float16"):
         trainer = compiled(tiny_model(), attack_precision=precision)
         trainer.fit(images, labels, batch_size=8, epochs=3, verbose=0)
-        assert {layer.compute_dtype for layer in trainer.model.layers} == {"float32"}
-        weights_after[precision] = weights(trainer.model)
+        assert {layer.compute_dtype for layer in trainer.classifier.layers} == {"float32"}
+        weights_after[precision] = weights(trainer.classifier)
     for precision in ("mixed_bfloat16", "mixed_float16"):
         difference = np.abs(weights_after[precision] - weights_after[None])
         assert 0 < difference.max() < 0.05
@@ -312,8 +312,8 @@ def test_networks_of_others_are_attacked_as_they_are(name, foreign_model, images
     expected = FROM_IMAGE(foreign_model(name), images, labels)
 
     class Seeing(AdversarialModel):
-        def _adversarial(self, attack, x, labels, seed):
-            adversarial = super()._adversarial(attack, x, labels, seed)
+        def _adversarial(self, x, labels, seed):
+            adversarial = super()._adversarial(x, labels, seed)
             self.seen.assign(adversarial)
             return adversarial
 
@@ -344,12 +344,12 @@ def test_dropout_that_is_always_on_draws_a_new_mask_at_each_step(foreign_model, 
     def three(x):
         logits_fn = trainer._frozen(trainer._low)
         begin = (tf.constant(0), tf.TensorArray(tf.float32, 3))
-        _, found = tf.while_loop(lambda n, _: n < 3, lambda n, a: (n + 1, a.write(n, logits_fn(x))), begin)
-        return found.stack()
+        _, answers = tf.while_loop(lambda n, _: n < 3, lambda n, a: (n + 1, a.write(n, logits_fn(x))), begin)
+        return answers.stack()
 
-    found = three(tf.cast(images, tf.float32))
-    assert np.any(found[0] != found[1])
-    assert np.any(found[1] != found[2])
+    answers = three(tf.cast(images, tf.float32))
+    assert np.any(answers[0] != answers[1])
+    assert np.any(answers[1] != answers[2])
 
 
 def test_the_first_batch_is_checked_where_xla_leaves_the_checks_out(tiny_model, images, labels):
@@ -442,9 +442,9 @@ def test_logits_that_are_not_finite_are_never_right(tiny_model, images, labels):
     model.build((None, 8, 8, 3))
     one_hot = keras.losses.CategoricalCrossentropy(from_logits=True)
     for y, loss in ((0 * labels, None), (np.eye(4)[0 * labels], one_hot)):  # argmax of NaN is 0
-        found = compiled(model, RANDOM, loss=loss).evaluate(images, y, verbose=0, return_dict=True)
-        assert (found["accuracy"], found["robust_accuracy"]) == (0, 0)
-        assert np.isnan(found["loss"])
+        logs = compiled(model, RANDOM, loss=loss).evaluate(images, y, verbose=0, return_dict=True)
+        assert (logs["accuracy"], logs["robust_accuracy"]) == (0, 0)
+        assert np.isnan(logs["loss"])
 
 
 def test_one_logit_for_two_classes(images):
@@ -499,7 +499,7 @@ def test_it_saves_loads_and_exports_as_its_classifier(tiny_model, images, labels
     plain.save_weights(tmp_path / "by_model.weights.h5")
     other = compiled(tiny_model(seed=2))
     other.load_weights(tmp_path / "by_model.weights.h5")
-    np.testing.assert_array_equal(weights(other.model), weights(model))
+    np.testing.assert_array_equal(weights(other.classifier), weights(model))
     np.testing.assert_array_equal(int(trainer.optimizer.iterations), 1)
     again = compiled(tiny_model(seed=2))
     again.optimizer.build(again.trainable_variables)

@@ -42,15 +42,15 @@ def test_robust_accuracy_is_measured_every_few_epochs_and_can_be_monitored(tiny_
 
 
 def test_averaged_weights_are_validated_and_the_others_given_back_bit_for_bit(tiny_model, images, labels):
-    found = []
+    after = []
     for validation in (None, (images, labels)):
         model = tiny_model()
         optimizer = keras.optimizers.SGD(0.2, use_ema=True, ema_momentum=0.7, ema_overwrite_frequency=None)
         trainer = trainer_of(model, PGD(LinfBall(2), steps=1), optimizer)
         options = {"validation_data": validation, "shuffle": False, "callbacks": [AveragedWeights()]}
         history = trainer.fit(images, labels, batch_size=4, epochs=3, verbose=0, **options).history
-        found.append([weight.tobytes() for weight in model.get_weights()])
-    assert found[0] == found[1]
+        after.append([weight.tobytes() for weight in model.get_weights()])
+    assert after[0] == after[1]
     evaluated = trainer.evaluate(images, labels, verbose=0, return_dict=True)  # fit ends with the averages
     assert history["val_loss"][-1] == pytest.approx(evaluated["loss"], rel=1e-5)
 
@@ -114,7 +114,7 @@ def test_the_guard_stops_a_run_that_collapses(collapsing, collapsed, held_out):
     *_, before, last = guard.probes.values()
     assert step == max(guard.probes) < 480
     assert last < before
-    assert callbacks.robust_accuracy(trainer.model, held_out, STRONG) == pytest.approx(before)  # the last good state
+    assert callbacks.robust_accuracy(trainer.classifier, held_out, STRONG) == pytest.approx(before)
     assert float(trainer.step_size_factor.numpy()) == 1
 
 
@@ -124,20 +124,20 @@ def test_the_guard_rolls_back_and_goes_on_with_a_smaller_step(collapsing, collap
     assert len(history["loss"]) == 4
     assert len(guard.probes) == 9
     assert float(trainer.step_size_factor.numpy()) == 0.25 ** len(guard.collapses)
-    assert callbacks.robust_accuracy(trainer.model, held_out, STRONG) > 2 * collapsed[0][-1]
+    assert callbacks.robust_accuracy(trainer.classifier, held_out, STRONG) > 2 * collapsed[0][-1]
 
 
 def test_held_out_data_in_every_form_that_evaluate_takes(tiny_model, images, labels):
     attack = PGD(LinfBall(8), steps=2)
     whole = tf.data.Dataset.from_tensor_slices((images, labels, np.ones(8))).batch(8)
     forms = ((images, labels), (images, np.eye(4)[labels]), (images, labels[:, None]), whole, [(images, labels)])
-    found = set()
+    measured = set()
     for form in forms:
         callbacks_ = [RobustAccuracy(form, attack), CatastrophicOverfittingGuard(form, attack, every=1)]
         trainer = trainer_of(tiny_model(), attack)
         history = trainer.fit(images, labels, batch_size=8, verbose=0, callbacks=callbacks_).history
-        found.add((history["val_robust_accuracy"][0], *callbacks_[1].probes.values()))
-    assert len(found) == 1
+        measured.add((history["val_robust_accuracy"][0], *callbacks_[1].probes.values()))
+    assert len(measured) == 1
     for kind in (RobustAccuracy, CatastrophicOverfittingGuard):  # when it is made, not after the first epoch
         with pytest.raises(ValueError, match="never ends"):
             kind(whole.repeat(), attack)

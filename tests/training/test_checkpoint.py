@@ -33,12 +33,12 @@ def weights(folder):
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory):
     """Returns the weights of a run that nobody disturbs, on one device and on two."""
-    found = {}
+    by_devices = {}
     for devices in (1, 2):
         folder = tmp_path_factory.mktemp("runs") / "calm"
         assert survivor(folder, devices, "SIGKILL") == ["0"]
-        found[devices] = weights(folder)
-    return found
+        by_devices[devices] = weights(folder)
+    return by_devices
 
 
 @pytest.mark.parametrize("devices", [1, 2])
@@ -133,7 +133,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(trainer, fit, tmp_path):
             fit(trainer(learning_rate=1e20), checkpoint, epochs=3)
         saved = checkpoint.restore(other := trainer())
         assert saved or not list(tmp_path.glob("step*"))
-        assert all(np.isfinite(weight).all() for weight in other.model.get_weights())
+        assert all(np.isfinite(weight).all() for weight in other.classifier.get_weights())
 
 
 def test_data_that_end_too_early_are_an_error(trainer, images, labels, tmp_path):

@@ -31,7 +31,7 @@ def test_strategies(monkeypatch):
 
 
 def run_workers(folder, *tasks):
-    """Runs workers side by side; returns exit status and standard error of each."""
+    """Runs workers in parallel; returns the exit status and standard error of each."""
     commands = [[sys.executable, str(WORKER), str(folder), *map(str, task)] for task in tasks]
     processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
     errors = [process.communicate(timeout=240)[1] for process in processes]
@@ -39,7 +39,7 @@ def run_workers(folder, *tasks):
 
 
 def test_two_workers_of_which_one_is_killed_equal_one_device(free_ports, tmp_path):
-    """Real processes on loopback: the same loss, metrics and weights at the same global batch, batch norm included."""
+    """Two processes on loopback give the loss, metrics and weights of one device, with the same global batch size."""
     ports = free_ports(2)
     (status, error), (killed, _) = run_workers(tmp_path, (0, 3, *ports), (1, 3, *ports))
     assert (status, killed) == (1, -9)
@@ -55,7 +55,7 @@ def test_two_workers_of_which_one_is_killed_equal_one_device(free_ports, tmp_pat
         for ours, theirs in zip(worker["weights"], alone["weights"]):
             np.testing.assert_allclose(ours, theirs, atol=1e-5)
         for name, values in alone["history"].items():
-            assert worker["history"][name][-1] == pytest.approx(values[-1], rel=1e-4)  # of an epoch that was not cut
+            assert worker["history"][name][-1] == pytest.approx(values[-1], rel=1e-4)  # of a whole epoch
         assert worker["evaluated"]["robust_accuracy"] == pytest.approx(alone["evaluated"]["robust_accuracy"])
         assert worker["evaluated"]["accuracy"] == pytest.approx(alone["evaluated"]["accuracy"])
     assert workers[0]["weights"] == workers[1]["weights"]
@@ -75,7 +75,7 @@ def trained(strategy, model, batches, optimizer=None, attack=FROM_IMAGE, **optio
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         trainer.compile(optimizer() if optimizer else keras.optimizers.SGD(0.05), loss, metrics=["accuracy"], **options)
     history = trainer.fit(batches, epochs=1, shuffle=False, verbose=0).history
-    return trainer, np.concatenate([np.ravel(weight) for weight in trainer.model.get_weights()]), history
+    return trainer, np.concatenate([np.ravel(weight) for weight in trainer.classifier.get_weights()]), history
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_each_replica_draws_noise_of_its_own(tiny_model, images, labels):
 
     @tf.function
     def start(step):
-        return strategy.run(lambda: trainer._adversarial(trainer.attack, x, y, trainer._replica_seed(step)))
+        return strategy.run(lambda: trainer._adversarial(x, y, trainer._replica_seed(step)))
 
     first, again, later = (
         [one.numpy() for one in strategy.experimental_local_results(start(tf.constant(step)))] for step in (0, 0, 1)
@@ -151,7 +151,7 @@ def test_an_overflow_on_one_replica_skips_the_step_on_all():
         step(tf.constant(bad))
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), np.ones(3))
     assert keras.ops.convert_to_numpy(optimizer.dynamic_scale) == 1.0  # halved twice
-    step(tf.constant(2))  # none overflows
+    step(tf.constant(2))  # no overflow
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), -np.ones(3))
 
 
@@ -169,7 +169,7 @@ def test_clipping_is_of_unscaled_gradients():
 
 def test_a_last_batch_of_one_image(tiny_model, batches):
     images, labels = next(iter(batches.unbatch().batch(9)))
-    few = tf.data.Dataset.from_tensor_slices((images, labels)).batch(8)  # the second replica gets none of the last one
+    few = tf.data.Dataset.from_tensor_slices((images, labels)).batch(8)  # one replica gets none of the last batch
     trainers = [trained(name, tiny_model, batches)[0] for name in ("none", "mirrored")]
     alone, mirrored = (trainer.evaluate(few, verbose=0, return_dict=True) for trainer in trainers)
     for name in ("accuracy", "robust_accuracy"):
@@ -187,3 +187,19 @@ def test_what_would_be_wrong_is_refused(tiny_model):
         for option in ({"gradient_accumulation_steps": 2}, {"use_ema": True, "ema_overwrite_frequency": 5}):
             with pytest.raises(ValueError, match="Keras cannot run"):
                 trainer.compile(keras.optimizers.SGD(0.1, **option), "mse")
+
+
+def test_a_batch_norm_inside_a_layer_is_checked_too():
+    class Block(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.parts = [keras.layers.BatchNormalization(name="inner")]
+
+        def call(self, inputs):
+            return self.parts[0](inputs)
+
+    strategy = distribution.strategy("mirrored")
+    with strategy.scope():
+        model = keras.Sequential([keras.Input((8, 8, 3)), keras.Sequential([Block()])])
+    with pytest.raises(ValueError, match="for all 1, such as inner"):
+        distribution.check(model, keras.optimizers.SGD(), strategy)

@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 import keras_sat
-from keras_sat.attacks import PGD, LinfBall, Square
+from keras_sat.attacks import FGSM, PGD, LinfBall, Square
 from keras_sat.training import AWP, MART, TRADES, AdversarialModel, AdversarialTraining, Free
 
 BALL = LinfBall(8)
@@ -61,7 +61,7 @@ def test_sample_weights_weigh_the_whole_objective(objective, tiny_model, images,
     losses = []
     for rows, weights in ((slice(None), weight), (slice(4), None)):
         trainer = compiled(tiny_model(batch_norm=False), PGD(BALL, steps=2), objective=objective)
-        trainer._adversarial = lambda attack, x, *_: 0.9 * tf.cast(x, tf.float32)
+        trainer._adversarial = lambda x, *_: 0.9 * tf.cast(x, tf.float32)
         logs = trainer.train_on_batch(images[rows], labels[rows], sample_weight=weights, return_dict=True)
         losses.append(logs["loss"] * len(images[rows]))
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
@@ -72,15 +72,13 @@ def test_the_attack_of_trades_ascends_the_divergence(tiny_model, images, labels)
     ours = compiled(model, PGD(BALL, steps=10), objective=TRADES())
     theirs = compiled(model, PGD(BALL, steps=10))
     clean = softmax(model(images).numpy())
-    found = {}
+    divergences = {}
     for name, trainer in (("divergence", ours), ("cross entropy", theirs)):
-        adversarial = trainer._adversarial(
-            trainer.attack, tf.constant(images), tf.constant(labels, tf.int32), tf.constant([0, 0])
-        )
+        adversarial = trainer._adversarial(tf.constant(images), tf.constant(labels, tf.int32), tf.constant([0, 0]))
         assert np.max(np.abs(adversarial - images)) <= 8 + 1e-4
-        found[name] = divergence(clean, softmax(model(adversarial).numpy()))
-    assert np.mean(found["divergence"]) > np.mean(found["cross entropy"])
-    np.testing.assert_array_less(0, found["divergence"])
+        divergences[name] = divergence(clean, softmax(model(adversarial).numpy()))
+    assert np.mean(divergences["divergence"]) > np.mean(divergences["cross entropy"])
+    np.testing.assert_array_less(0, divergences["divergence"])
 
 
 def reference_step(model, images, labels, learning_rate=0.1):
@@ -148,15 +146,12 @@ def test_awp_keeps_the_losses_of_layers(images, labels):
     assert np.abs(results[AWP(0.1)] - results[None]).max() > 1e-3
 
 
-@pytest.mark.parametrize("attack", [PGD(BALL, steps=2), Free(BALL, replays=2)], ids=str)
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
-def test_awp_goes_around_any_objective(attack, objective, tiny_model, images, labels):
-    if isinstance(attack, Free) and objective != AdversarialTraining():
-        pytest.skip("refused: see test_refusals")
+@pytest.mark.parametrize("objective", [*OBJECTIVES, Free(replays=2)], ids=str)
+def test_awp_goes_around_any_objective(objective, tiny_model, images, labels):
     results = []
     for awp in (None, AWP(gamma=0.05)):
         model = tiny_model()
-        trainer = compiled(model, attack, objective=objective, weight_perturbation=awp)
+        trainer = compiled(model, PGD(BALL, steps=2), objective=objective, weight_perturbation=awp)
         trainer.fit(images, labels, batch_size=8, epochs=2, verbose=0)
         results.append(np.concatenate([np.ravel(w) for w in model.get_weights()]))
     difference = np.abs(results[0] - results[1]).max()
@@ -165,8 +160,7 @@ def test_awp_goes_around_any_objective(attack, objective, tiny_model, images, la
 
 def test_free_replays_a_batch_and_moves_it_by_the_gradient_of_the_same_pass(tiny_model, images, labels):
     model, reference = tiny_model(), tiny_model()
-    attack = Free(BALL, replays=3, step_size=5.0)
-    trainer = compiled(model, attack)
+    trainer = compiled(model, PGD(BALL, step_size=5.0), objective=Free(replays=3))
     points = BALL.sample(trainer._replica_seed(0), tf.cast(images, tf.float32))
     trainer.train_on_batch(images, labels)
     for _ in range(3):
@@ -183,7 +177,7 @@ def test_free_replays_a_batch_and_moves_it_by_the_gradient_of_the_same_pass(tiny
         {"attack": PGD(BALL, steps=2), "objective": TRADES()},
         {"attack": PGD(BALL, steps=2), "objective": MART()},
         {"attack": PGD(BALL, steps=2), "weight_perturbation": AWP()},
-        {"attack": Free(BALL, replays=2)},
+        {"attack": FGSM(BALL), "objective": Free(replays=2)},
     ],
     ids=lambda options: " ".join(str(value) for value in options.values()),
 )
@@ -239,7 +233,7 @@ def undefended(robust_accuracy):
         {"attack": PGD(LinfBall(25.5), steps=2), "objective": TRADES()},
         {"attack": PGD(LinfBall(25.5), steps=2), "objective": MART()},
         {"attack": PGD(LinfBall(25.5), steps=2), "objective": TRADES(), "weight_perturbation": AWP()},
-        {"attack": Free(LinfBall(25.5), replays=4), "epochs": 1},
+        {"attack": FGSM(LinfBall(25.5)), "objective": Free(replays=4), "epochs": 1},
     ],
     ids=["pgd", "trades", "mart", "trades awp", "free"],
 )
@@ -255,15 +249,23 @@ def test_refusals(tiny_model):
     with pytest.raises(ValueError, match="gamma must be positive"):
         AWP(gamma=-1)
     with pytest.raises(ValueError, match="replays must be an integer >= 1"):
-        Free(BALL, replays=0)
-    with pytest.raises(ValueError, match="ball must be a LinfBall"):
-        Free(8)
-    with pytest.raises(ValueError, match="step_size must be positive"):
-        Free(BALL, step_size=0)
+        Free(replays=0)
     model = tiny_model()
     with pytest.raises(ValueError, match="needs random_start=True"):
         AdversarialModel(model, PGD(BALL, random_start=False), objective=TRADES())
     with pytest.raises(ValueError, match="whose loss it can choose"):
         AdversarialModel(model, Square(BALL), objective=TRADES())
-    with pytest.raises(ValueError, match="Free has no attack of its own"):
-        AdversarialModel(model, Free(BALL), objective=MART())
+    with pytest.raises(ValueError, match="takes ball and step size from the attack, which must be PGD"):
+        AdversarialModel(model, Square(BALL), objective=Free())
+    with pytest.raises(ValueError, match="objective must be an objective"):
+        AdversarialModel(model, PGD(BALL), objective="trades")
+    for options in ({"attack_precision": "mixed_bfloat16"}, {"attack_batch_norm": "frozen"}):
+        with pytest.raises(ValueError, match="from the training step itself"):
+            AdversarialModel(model, FGSM(BALL), objective=Free(), **options)
+
+
+def test_free_attacks_in_training_mode_and_validates_with_pgd_10(tiny_model):
+    trainer = AdversarialModel(tiny_model(), FGSM(BALL), objective=Free(replays=2))
+    assert trainer.attack_batch_norm == "batch"
+    assert trainer.evaluation_attack == PGD(BALL)
+    assert Free(replays=2).settings() == {"objective": "Free", "replays": 2}

@@ -1,15 +1,12 @@
 import contextlib
-import shlex
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_sat import cli
-from keras_sat.attacks import PGD, LinfBall
-from keras_sat.run import Run
-from keras_sat.training import RECIPES, AdversarialModel, Free, StepDecay, cost, schedules
+from keras_sat.attacks import APGD, PGD, LinfBall
+from keras_sat.training import AdversarialModel, Free, StepDecay, cost
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -23,22 +20,18 @@ def test_step_decay_is_a_rise_then_tenths():
     assert float(again(60)) == pytest.approx(0.004)
 
 
-@pytest.mark.parametrize("attack", [PGD(LinfBall(8), steps=2), Free(LinfBall(8), replays=1)], ids=str)
-def test_scaled(attack):
-    in_python = schedules.scaled(attack, 0.5, 0.25)
-    assert in_python.ball.epsilon == 4
-    assert in_python.resolved_step_size == pytest.approx(attack.resolved_step_size / 8)
-
-    @tf.function
-    def in_graph(epsilon, step_size):
-        changed = schedules.scaled(attack, epsilon, step_size)
-        return changed.ball.epsilon, changed.resolved_step_size
-
-    for factor in (0.0, 0.5, 1.0):
-        epsilon, step_size = in_graph(tf.constant(factor), tf.constant(0.25))
-        assert float(epsilon) == 8 * factor
-        assert float(step_size) == pytest.approx(attack.resolved_step_size * factor / 4)
-    assert attack.ball.epsilon == 8
+@pytest.mark.parametrize("objective", [None, Free(replays=1)], ids=str)
+def test_the_scales_of_a_step_are_those_of_the_schedules(objective, tiny_model):
+    options = {} if objective is None else {"objective": objective}
+    schedules = {"epsilon_schedule": lambda step: 0.5, "step_size_schedule": lambda step: tf.constant(0.5)}
+    trainer = AdversarialModel(tiny_model(), PGD(LinfBall(8), steps=2), **schedules, **options)
+    trainer.compile("sgd", LOSS)
+    trainer.step_size_factor.assign(0.5)
+    for scales in (trainer._scales(), tf.function(trainer._scales)()):
+        assert float(scales["epsilon_scale"]) == 0.5
+        assert float(scales["step_size_scale"]) == 0.125
+    with pytest.raises(ValueError, match="APGD-CE has no step size to schedule"):
+        AdversarialModel(tiny_model(), APGD(LinfBall(8)), epsilon_schedule=lambda step: 0.5)
 
 
 class Distance(AdversarialModel):
@@ -47,8 +40,8 @@ class Distance(AdversarialModel):
     def build_record(self):
         self.moved = tf.Variable(tf.zeros([4]), trainable=False)
 
-    def _adversarial(self, attack, x, labels, seed):
-        adversarial = super()._adversarial(attack, x, labels, seed)
+    def _adversarial(self, x, labels, seed):
+        adversarial = super()._adversarial(x, labels, seed)
         moved = tf.reduce_max(tf.abs(adversarial - tf.cast(x, tf.float32)))
         self.moved.scatter_nd_update([[tf.cast(self.optimizer.iterations, tf.int32)]], [moved])
         return adversarial
@@ -77,33 +70,17 @@ def test_epsilon_and_step_size_change_in_a_traced_step(tiny_model, images, label
     np.testing.assert_allclose(trainer.moved, [0, 1, 0.2, 0.3], atol=1e-3)
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_recipes_are_runs(name):
-    recipe = RECIPES[name]
-    run = Run(**recipe.settings)
-    assert run.attack().ball.epsilon in (4, 8)
-    assert all((recipe.paper, recipe.cost, recipe.differs))
-    assert cli._parse(shlex.split(recipe.command)).recipe == name
-
-
-def test_the_papers_recipe_is_the_papers():
-    run = Run(**RECIPES["sat_resnet"].settings)
-    attack = run.attack()
-    assert (attack.steps, attack.ball.epsilon, attack.resolved_step_size, attack.clean_start) == (1, 4, 4, 0.2)
-    assert (run.epochs, run.optimizer, run.label_smoothing, run.weight_decay) == (100, "sgd", 0.1, 1e-4)
-
-
 def test_cost_leaves_the_model_as_it_was(tiny_model, images, labels):
     model = tiny_model()
     before = model.get_weights()
     dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(4)
-    found = cost(model, dataset, PGD(LinfBall(8), steps=1), steps=2)
+    estimate = cost(model, dataset, PGD(LinfBall(8), steps=1), steps=2)
     for one, other in zip(model.get_weights(), before):
         np.testing.assert_array_equal(one, other)
-    assert found.images_per_second > 1
-    assert found.seconds_per_epoch == pytest.approx(2 * 4 / found.images_per_second)
-    assert found.memory > 50
-    assert "images/s" in str(found)
+    assert estimate.images_per_second > 1
+    assert estimate.seconds_per_epoch == pytest.approx(2 * 4 / estimate.images_per_second)
+    assert estimate.memory > 50
+    assert "images/s" in str(estimate)
     assert cost(model, dataset.repeat(), PGD(LinfBall(8), steps=1), steps=1).seconds_per_epoch is None
 
 

@@ -1,6 +1,6 @@
 """One of several workers: worker.py FOLDER TASK LAST PORT PORT trains, evaluates, and writes FOLDER/TASK.json.
 
-It takes up what FOLDER/checkpoints holds. After step LAST, if that is not 0, the second worker kills itself.
+Training continues from FOLDER/checkpoints. After step LAST, if LAST is not 0, the second worker kills itself.
 """
 
 import json

@@ -1,0 +1,60 @@
+"""Attacks by the names that the command line and scripts give them, such as "pgd-50" or "autoattack"."""
+
+import re
+from collections.abc import Callable, Iterable
+
+from keras_sat import losses
+from keras_sat.attacks.apgd import APGD
+from keras_sat.attacks.attack import Attack
+from keras_sat.attacks.autoattack import AutoAttack
+from keras_sat.attacks.fab import FAB
+from keras_sat.attacks.pgd import FGSM, PGD
+from keras_sat.attacks.square import Square
+from keras_sat.attacks.threats import Ball
+
+
+def _pgd(ball: Ball, steps: int, restarts: int = 1) -> PGD:
+    return PGD(ball, steps=steps, restarts=restarts, keep="first")
+
+
+# A name, where STEPS and RESTARTS are positive integers -> a function of the ball and these integers.
+_ATTACKS: dict[str, Callable[..., Attack]] = {
+    "fgsm": FGSM,
+    "pgd-STEPS": _pgd,
+    "pgd-STEPSxRESTARTS": _pgd,
+    "autoattack": AutoAttack,
+    "autoattack-plus": lambda ball: AutoAttack(ball, "plus"),
+    "autoattack-rand": lambda ball: AutoAttack(ball, "rand"),
+    "apgd-ce": APGD,
+    "apgd-dlr": lambda ball: APGD(ball, loss=losses.dlr),
+    "apgd-t": lambda ball: APGD(ball, targets=9),
+    "fab-t": FAB,
+    "square": Square,
+}
+
+
+def names() -> list[str]:
+    """Returns the names that `from_name` takes; STEPS and RESTARTS are placeholders for positive integers."""
+    return list(_ATTACKS)
+
+
+def from_name(name: str, ball: Ball, *, also: Iterable[str] = ()) -> Attack:
+    """Returns the attack of a name: `from_name("pgd-50x10", LinfBall(4))`.
+
+    Args:
+        name: one of `names()`, with numbers in place of STEPS and RESTARTS. "pgd-50x10" is PGD with 50 steps and 10
+            restarts that stops at the first misclassified iterate of an image.
+        ball: `LinfBall` or `L2Ball`: the threat model of the attack.
+        also: further names that the caller understands itself; the error message lists them.
+
+    Returns:
+        An attack with its default settings, such as `PGD` or `AutoAttack`.
+
+    Raises:
+        ValueError: if the name is unknown; the message lists all names.
+    """
+    for template, attack in _ATTACKS.items():
+        match = re.fullmatch(re.sub("STEPS|RESTARTS", r"([1-9][0-9]*)", template), name)
+        if match:
+            return attack(ball, *map(int, match.groups()))
+    raise ValueError(f"attack must be one of {', '.join([*names(), *also])}. Received: {name!r}")

@@ -1,0 +1,43 @@
+"""The command `keras-sat compare`."""
+
+import argparse
+import os
+import warnings
+
+from keras_sat import evaluation, files
+from keras_sat.cli import flags
+from keras_sat.evaluation import attack_names
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    flags.add_run_folder(parser)
+    parser.add_argument("exported", nargs="+", type=files.expanded, help="folders of SavedModels, and .tflite files")
+    flags.add_attack(parser)
+    flags.add_data(parser, "the run's")
+    parser.add_argument("--output", type=files.expanded, help="file to write the table to, as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures what is left of the robustness of a trained network after export: float32, bfloat16, int8."""
+    from keras_sat import run as run_lib
+
+    run, model = run_lib.load(args.folder)
+    run = run_lib.with_data(run, args.dataset, args.data_dir, args.skip_damaged)
+    for path in args.exported:
+        run_lib.check_export(run, path)
+    dataset = run.load_data(args.split or run.evaluation_split(), args.batch_size)
+    attacks = attack_names.from_names(args.attack, run.ball())
+    attacks = {name: attack.for_transfer() for name, attack in attacks.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the table says them
+        comparison = evaluation.compare(model, _by_name(args.exported), dataset, attacks, seed=args.seed)
+    print(comparison.table())
+    if args.output:
+        comparison.to_json(args.output)
+    return 0
+
+
+def _by_name(paths):
+    """Returns {name: path}: the last part of the path, or all of it where two paths end alike."""
+    named = {os.path.basename(os.path.abspath(path)): path for path in paths}
+    return named if len(named) == len(paths) else {path: path for path in paths}

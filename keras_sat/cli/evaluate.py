@@ -1,0 +1,150 @@
+"""The command `keras-sat evaluate`."""
+
+import argparse
+import importlib.util
+import os
+import shlex
+import sys
+
+from keras_sat import evaluation, extras, files, provenance
+from keras_sat.cli import flags
+from keras_sat.evaluation import attack_names, report_files
+from keras_sat.models.classifier import PRECISIONS
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    from keras_sat import run as run_lib
+
+    flags.add_network_path(parser, " (see --dataset)", nargs="?")
+    parser.add_argument("--model", help="in place of a folder: a network with --weights, see `keras-sat list`")
+    flags.add_activation(parser, "--model")
+    parser.add_argument("--weights", help="of --model: a tag such as sat-fashion-mnist")
+    flags.add_attack(parser)
+    parser.add_argument(
+        "--epsilon", type=flags.curve, help="in pixels 0..255; several with commas give a curve; default: the run's"
+    )
+    parser.add_argument("--norm", choices=run_lib.BALLS, help="default: the run's")
+    flags.add_data(parser, "the run's or the weights' own")
+    parser.add_argument("--shard", default="0/1", help="K/N: the K-th of N parts; the last to end merges the reports")
+    low = [precision for precision in PRECISIONS if precision != "float32"]
+    parser.add_argument("--attack_precision", choices=low, help="attack in this precision first")
+    parser.add_argument("--audit", action="store_true", help="also test for masked gradients")
+    parser.add_argument("--html", action="store_true", help="also write report.html, with plots (needs matplotlib)")
+    parser.add_argument(
+        "--output", type=files.expanded, help="folder for the reports; default: the run's, or MODEL-ACTIVATION-WEIGHTS"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures the clean and robust accuracy of a trained or exported network; writes report.json.
+
+    Killed, it goes on where it was when the same command is given again.
+    """
+    from keras_sat import run as run_lib
+
+    if args.html and importlib.util.find_spec("matplotlib") is None:  # said now, not after hours of attacks
+        raise ValueError(f"--html draws with matplotlib: {extras.install('report')}")
+    shard = _shard(args.shard)
+    subject = _subject(args)
+    norm = args.norm or subject.norm
+    epsilons = [float(text) for text in (args.epsilon or str(subject.epsilon)).split(",")]
+    ball, *_ = [run_lib.BALLS[norm](epsilon) for epsilon in epsilons]  # all of them, to check each epsilon
+    attacks = _attacks(args, subject, ball, is_curve=len(epsilons) > 1)
+    output = args.output or subject.output
+    os.makedirs(output, exist_ok=True)
+    state = _state(args, subject, output)
+    report = _report(args, subject, attacks, epsilons, state=state, shard=shard)
+    name = report_files.name(args.attack, norm, epsilons, subject.context["split"])
+    whole, path = _write(report, output, name, shard)
+    audit = _audit(args, subject, ball, output, name) if args.audit else None
+    if args.html and whole:
+        _write_page(whole, audit, path, output)
+    if os.path.exists(state):
+        os.remove(state)
+    return 0
+
+
+def _shard(text):
+    k, _, n = text.partition("/")
+    if not (k.isdigit() and n.isdigit() and int(k) < int(n)):
+        raise ValueError(f"shard must be K/N with K < N, such as 0/4. Received: {text!r}")
+    return int(k), int(n)
+
+
+def _subject(args):
+    """Returns the network to evaluate and its dataset."""
+    from keras_sat import run as run_lib
+
+    names = ("dataset", "data_dir", "split", "batch_size", "skip_damaged")
+    options = {name: getattr(args, name) for name in names}
+    if args.model or args.weights:
+        if args.folder or not (args.model and args.weights):
+            raise ValueError("--model and --weights go together, in place of a folder.")
+        return run_lib.open_weights(args.model, args.weights, args.activation, **options)
+    if not args.folder:
+        raise ValueError("Say what to evaluate: a folder, or --model and --weights.")
+    if not run_lib.is_export(args.folder):
+        return run_lib.open_run(args.folder, **options)
+    if not (args.dataset and args.epsilon and args.output):
+        raise ValueError(f"{args.folder} is an export: say --dataset, --epsilon and --output.")
+    return run_lib.open_export(args.folder, **options)
+
+
+def _attacks(args, subject, ball, is_curve):
+    """Returns {name: attack}. Raises ValueError for attacks that the network cannot take, or that give no curve."""
+    attacks = attack_names.from_names(args.attack, ball)
+    subject.check_attacks(attacks)
+    if is_curve and (len(attacks) > 1 or args.attack_precision):
+        raise ValueError("Several values of epsilon take one attack, and no attack_precision.")
+    return attacks
+
+
+def _report(args, subject, attacks, epsilons, **options):
+    """Returns the report of the attacks, or the curve of one attack over several epsilons."""
+    options |= {"seed": args.seed, "batch_size": args.batch_size, "context": subject.context}
+    if len(epsilons) > 1:
+        (attack,) = attacks.values()
+        return evaluation.sweep(subject.model, subject.dataset, attack, epsilons, **options)
+    options["attack_precision"] = args.attack_precision
+    return evaluation.evaluate(subject.model, subject.dataset, attacks, **options)
+
+
+def _state(args, subject, output):
+    """Returns the path of the file from which the same command goes on."""
+    given = {name: value for name, value in vars(args).items() if name not in ("run", "traceback")}
+    if hasattr(subject.model, "weights"):
+        given["weights_sha256"] = provenance.weights_sha256(subject.model)
+    return os.path.join(output, f".evaluation-{files.fingerprint(given)}.npz")
+
+
+def _write(report, output, name, shard):
+    """Writes and prints a report. Of shards each has its own; the last one to end writes the whole.
+
+    Returns:
+        The report of the whole dataset, or None as long as shards are missing; and the path of what was written.
+    """
+    number, n = shard
+    if n > 1:
+        path = report_files.write_shard(report, output, name, shard)
+        print(f"\n{report.table()}\n\nWritten to {path}")
+        report = report_files.take_shards(report, output, name, n)
+        if report is None:
+            return None, path
+    path = report_files.write(report, output, name)
+    print(f"\n{report.table()}\n\nWritten to {path}; {os.path.join(output, 'report.json')} is the newest.")
+    return report, path
+
+
+def _audit(args, subject, ball, output, name):
+    audit = evaluation.audit(subject.model, subject.dataset, ball, seed=args.seed)
+    path = report_files.unused(os.path.join(output, report_files.FOLDER, f"{name}-audit.json"))
+    audit.to_json(path)
+    report_files.link(path, os.path.join(output, "audit.json"))
+    print(f"\n{audit.table()}")
+    return audit
+
+
+def _write_page(report, audit, path, output):
+    page = f"{os.path.splitext(path)[0]}.html"
+    report.to_html(page, audit, shlex.join(["keras-sat", *sys.argv[1:]]))
+    report_files.link(page, os.path.join(output, "report.html"))

@@ -1,0 +1,40 @@
+"""The command `keras-sat export`."""
+
+import argparse
+import os
+
+from keras_sat import export as export_lib
+from keras_sat import files
+from keras_sat.cli import flags
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    flags.add_run_folder(parser)
+    parser.add_argument("--to", type=files.expanded, help="folder to write; default: saved_model in the run's folder")
+    precisions = export_lib.saved_model.PRECISIONS
+    parser.add_argument("--precision", choices=precisions, default="float32", help="to compute in (default: float32)")
+    parser.add_argument("--int8", metavar="FILE.tflite", type=files.expanded, help="also write an int8 LiteRT file")
+    parser.add_argument("--dataset", help="for --int8: where the training images are now; default: the run's")
+    parser.add_argument("--data_dir", help="for --int8: folder of prepared TFDS datasets; default: the run's")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes a trained network as a SavedModel for TF Serving."""
+    from keras_sat import run as run_lib
+
+    run, model = run_lib.load(args.folder)
+    run = run_lib.with_data(run, args.dataset, args.data_dir)
+    path = args.to or os.path.join(args.folder, "saved_model")
+    if args.int8:
+        export_lib.litert.check_name(args.int8)
+        if args.precision != "float32":
+            raise ValueError(f"--int8 is made of a float32 network: leave out --precision={args.precision}.")
+        images = run.calibration_images()  # before anything is written: the images may not be there
+    run_lib.export(run, model, args.folder, path, args.precision)
+    print(f"Written to {path}")
+    largest = max(max(outputs.values()) for outputs in export_lib.verify(path, model).values())
+    print(f"Verified: a process without keras agrees with Keras to {largest:.1g} of the outputs' range.")
+    if args.int8:
+        export_lib.export_litert(path, args.int8, images)
+        print(f"Written to {args.int8}; what is left of its robustness: keras-sat compare")
+    return 0

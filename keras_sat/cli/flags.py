@@ -1,0 +1,74 @@
+"""Flags, and types of flags, that several commands share."""
+
+import argparse
+import json
+import re
+from typing import Any
+
+from keras_sat import files
+from keras_sat.evaluation import attack_names
+
+
+def activation(text: str) -> str | dict:
+    """Returns the name of an activation, or its configuration from JSON."""
+    if not text.startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not a name and not JSON: {text!r} ({error})") from error
+
+
+def pixels(text: str) -> float:
+    """Returns an epsilon in pixels 0..255. Refuses "8/255"; `LinfBall` warns of an epsilon below one pixel."""
+    if re.fullmatch(r"[\d.]+/255", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: epsilon is in pixels 0..255, --epsilon={text.partition('/')[0]}")
+    return float(text)
+
+
+def curve(text: str) -> str:
+    """Returns the text of one epsilon, or of several with commas, after a check of each."""
+    for part in text.split(","):
+        try:
+            pixels(part)
+        except ValueError as error:
+            message = f"epsilon must be a number, or several with commas. Received: {text!r}"
+            raise argparse.ArgumentTypeError(message) from error
+    return text
+
+
+def add_activation(parser: argparse.ArgumentParser, of: str) -> None:
+    """Adds --activation, the activation of the network that `of` names."""
+    parser.add_argument("--activation", default="silu", type=activation, help=f"of {of} (default: silu)")
+
+
+def add_network_path(parser: argparse.ArgumentParser, more: str = "", **options: Any) -> None:
+    """Adds the path of a run or of an export."""
+    text = f"folder of a run, folder of a SavedModel, or a .tflite file{more}"
+    parser.add_argument("folder", type=files.expanded, help=text, **options)
+
+
+def add_run_folder(parser: argparse.ArgumentParser) -> None:
+    """Adds the folder of a run."""
+    parser.add_argument("folder", type=files.expanded, help="folder of a run, written by `keras-sat train`")
+
+
+def add_attack(parser: argparse.ArgumentParser) -> None:
+    """Adds --attack, which `evaluation.attack_names.from_names` reads."""
+    text = f"{', '.join(attack_names.names())}; several with commas (default: pgd-50)"
+    parser.add_argument("--attack", default="pgd-50", help=text)
+
+
+def add_data(parser: argparse.ArgumentParser, default: str) -> None:
+    """Adds the flags of the dataset that a network is evaluated on; `default` says which it is without them."""
+    parser.add_argument("--dataset", help=f"to evaluate on: a name or a folder; default: {default}")
+    parser.add_argument("--data_dir", help="folder of prepared TFDS datasets; default: the run's, or TFDS' own")
+    parser.add_argument("--split", help="of the dataset, such as test[:500]; default: all of test")
+    parser.add_argument("--skip_damaged", action="store_true", help="leave out files of a folder that cannot be read")
+    parser.add_argument("--batch_size", type=int, default=200, help="images in a batch (default: 200)")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same figures (default: 0)")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Adds --json."""
+    parser.add_argument("--json", action="store_true", help="print JSON")

@@ -1,0 +1,287 @@
+"""Checks whether a defence is robust, or only hides its gradients from the attacks (masked gradients)."""
+
+import dataclasses
+
+import numpy as np
+import tensorflow as tf
+
+from keras_sat import data, deployed, files, losses
+from keras_sat.attacks import gradients, judging
+from keras_sat.attacks.pgd import FGSM, PGD
+from keras_sat.attacks.square import Square
+from keras_sat.attacks.threats import Ball
+from keras_sat.typing import Dataset, LogitsFunction, Path
+
+_SLACK = 0.02  # share of the examples by which an attack may seem weaker by chance
+_MUST_BREAK = 0.05  # share of the examples that four times epsilon must break at least
+PASS, FAIL, SKIP = "pass", "FAIL", "not run"
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One question of an audit.
+
+    Attributes:
+        name: name of the check.
+        outcome: "pass", "FAIL" or "not run".
+        measured: the result, in words and numbers.
+        meaning: what a failure means, and what to do about it.
+    """
+
+    name: str
+    outcome: str
+    measured: str
+    meaning: str
+
+
+@dataclasses.dataclass(frozen=True)
+class AuditReport:
+    """The results of `audit`: `report.passed`, `print(report.table())`, `report["randomness"].outcome`.
+
+    Attributes:
+        checks: a list of `Check`.
+    """
+
+    checks: list[Check]
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed."""
+        return all(check.outcome != FAIL for check in self.checks)
+
+    @property
+    def failed(self) -> list[str]:
+        """The names of the checks that failed."""
+        return [check.name for check in self.checks if check.outcome == FAIL]
+
+    def __getitem__(self, name: str) -> Check:
+        """Returns the check of this name.
+
+        Raises:
+            KeyError: if there is none.
+        """
+        for check in self.checks:
+            if check.name == name:
+                return check
+        raise KeyError(f"The audit has no check {name!r}; it has {[check.name for check in self.checks]}")
+
+    def table(self) -> str:
+        """Returns the audit as plain text: a line for each check, then what each failure means."""
+        width = max(len(check.name) for check in self.checks)
+        lines = [f"{check.name:<{width}}  {check.outcome:<7}  {check.measured}" for check in self.checks]
+        lines += [f"\n{check.name}: {check.meaning}" for check in self.checks if check.outcome == FAIL]
+        verdict = "No sign of masked gradients." if self.passed else "Robustness under gradients is not to be believed."
+        return "\n".join([*lines, "", verdict])
+
+    def to_json(self, path: Path) -> None:
+        """Writes the audit to a JSON file."""
+        files.write_json(path, {"passed": self.passed, "checks": [dataclasses.asdict(check) for check in self.checks]})
+
+
+MEANINGS = {
+    "softmax in the output": "A softmax saturates, and its gradient vanishes: attack the logits.",
+    "randomness": 'The output is random: average gradients over it, with AutoAttack(ball, version="rand").',
+    "gradients": "Where a gradient is zero, not finite or missing, an attack by gradients makes no progress: in the "
+    "backward pass, replace the operation that causes it by something smooth (BPDA), or attack with Square.",
+    "one step or many": "An iterative attack that is weaker than a single step follows gradients that mislead.",
+    "larger epsilon": "A larger ball contains the smaller one: an attack must break more examples in it.",
+    "unbounded epsilon": "With all images allowed, every network is wrong somewhere, but the attack does not find it.",
+    "black box": "A random search that sees only the logits breaks more than the gradients do: they mislead.",
+    "transfer": "Examples made for another network break more than this network's own gradients do: they mislead.",
+    "loss over steps": "More steps must raise the loss: the gradients do not point upwards.",
+}
+
+
+def audit(
+    model: LogitsFunction | Path,
+    dataset: Dataset,
+    ball: Ball,
+    *,
+    seed: int = 0,
+    examples: int = 128,
+    steps: int = 20,
+    queries: int = 500,
+    surrogate: LogitsFunction | None = None,
+) -> AuditReport:
+    """Checks whether a robust accuracy comes from robustness or from masked gradients.
+
+    The checks are those of Athalye et al. (2018, arXiv:1802.00420) and Carlini et al. (2019, arXiv:1902.06705). On
+    images that the model classifies correctly, they compare attacks by gradients with a random search and, if a
+    `surrogate` is given, with transferred examples. A healthy network passes all checks. Passing them proves nothing; a
+    failure says what to do.
+
+    Args:
+        model: a Keras classifier, a function from images to logits [batch, classes], or the path of a SavedModel.
+        dataset: see `evaluate`.
+        ball: `LinfBall` or `L2Ball`, with the epsilon for which robustness is claimed.
+        seed: the same seed gives the same audit.
+        examples: number of correctly classified examples to use, at most.
+        steps: gradient steps of PGD; the check with an unbounded ball takes ten times as many.
+        queries: queries of Square.
+        surrogate: a network without the defence, for the check "transfer"; without it that check does not run.
+
+    Returns:
+        An `AuditReport`.
+
+    Raises:
+        ValueError: if no example is classified correctly, or for a dataset that `evaluate` would refuse.
+    """
+    model = deployed.model_of(model)
+    images, labels = _take(model, dataset, examples)
+    auditor = _Auditor(model, images, labels, ball, seed, steps)
+    questions = {
+        "softmax in the output": auditor.softmax,
+        "randomness": auditor.randomness,
+        "gradients": auditor.gradients,
+        "one step or many": auditor.one_or_many,
+        "larger epsilon": auditor.larger_epsilon,
+        "unbounded epsilon": auditor.unbounded,
+        "black box": lambda: auditor.black_box(queries),
+        "transfer": lambda: auditor.transfer(surrogate),
+        "loss over steps": auditor.loss_over_steps,
+    }
+    return AuditReport([Check(name, *ask(), MEANINGS[name]) for name, ask in questions.items()])
+
+
+def _take(model, dataset, count):
+    """Returns up to `count` images that the model classifies correctly, and their labels."""
+    images, labels, not_finite, logits_fn = [], [], 0, None
+    for x, y in data.batches(dataset, count):
+        x = tf.cast(x, tf.float32)
+        logits_fn = logits_fn or _as_logits(model, losses.probabilities(model, x))
+        y = losses.hard_labels(y, gradients.logits(logits_fn, x[:1]).shape[-1])
+        judgement = judging.judge(logits_fn, x, y)
+        not_finite += int(tf.math.count_nonzero(tf.math.is_nan(judgement.margin)))
+        images.append(tf.boolean_mask(x, judgement.is_correct))
+        labels.append(tf.boolean_mask(y, judgement.is_correct))
+        if sum(map(len, labels)) >= count:
+            break
+    if sum(map(len, labels)) == 0:
+        raise ValueError(
+            "No example is classified correctly: there is nothing to audit. "
+            f"(For {not_finite} a logit is NaN or infinite.)"
+        )
+    return tf.cast(tf.concat(images, 0)[:count], tf.float32), tf.concat(labels, 0)[:count]
+
+
+class _Auditor:
+    """The examples, and a method for each check, which returns its outcome and what it measured."""
+
+    def __init__(self, model, images, labels, ball, seed, steps):
+        self.images, self.labels, self.ball, self.seed, self.steps = images, labels, ball, seed, steps
+        self.raw = model
+        self.probabilities = losses.probabilities(model, images)
+        # The other checks need logits: the attacks refuse probabilities.
+        self.model = _as_logits(model, self.probabilities)
+        self.has_gradient, self.attacked = True, {}
+
+    def softmax(self) -> tuple[str, str]:
+        kind = self.probabilities
+        return _outcome(kind is None), "logits" if kind is None else f"probabilities ({kind})"
+
+    def randomness(self) -> tuple[str, str]:
+        outputs = [np.array(gradients.logits(self.raw, self.images)) for _ in range(3)]
+        size = np.abs(outputs[0]).max() + 1e-30
+        difference = max(np.abs(outputs[0] - other).max() for other in outputs[1:]) / size
+        return _outcome(difference < 1e-4), f"outputs of one input differ by {difference:.1e} of their size"
+
+    def gradients(self) -> tuple[str, str]:
+        try:
+            norms = np.stack([self._gradient_norms(loss) for loss in (losses.cross_entropy, losses.margin)])
+        except (ValueError, LookupError) as error:
+            self.has_gradient = False
+            return FAIL, f"no gradient at all: {str(error).splitlines()[0][:100]}"
+        zero, bad = (np.max(np.mean(are_bad, axis=1)) for are_bad in (norms == 0, ~np.isfinite(norms)))
+        self.has_gradient = bad == 0
+        return _outcome(zero + bad <= _SLACK), f"zero for {100 * zero:.0f} %, not finite for {100 * bad:.0f} %"
+
+    def one_or_many(self) -> tuple[str, str]:
+        if not self.has_gradient:
+            return SKIP, "no gradient"
+        one, many = self._robust(FGSM(self.ball)), self._robust(self._pgd())
+        return _outcome(many <= one + _SLACK), f"{_percent(one)} stand one step, {_percent(many)} {self.steps}"
+
+    def larger_epsilon(self) -> tuple[str, str]:
+        if not self.has_gradient:
+            return SKIP, "no gradient"
+        shares = [self._robust(self._pgd(self.ball.radius * factor)) for factor in (1, 2, 4)]
+        falls = all(after <= before + _SLACK for before, after in zip(shares, shares[1:]))
+        moves = shares[0] - shares[-1] > _MUST_BREAK or shares[0] <= _SLACK
+        text = ", ".join(map(_percent, shares))
+        return _outcome(falls and moves), f"{text} stand at 1, 2 and 4 epsilon"
+
+    def unbounded(self) -> tuple[str, str]:
+        if not self.has_gradient:
+            return SKIP, "no gradient"
+        low, high = map(np.asarray, self.ball.bounds)
+        size = np.prod(self.images.shape[1:]) ** (0.5 if self.ball.norm == "l2" else 0)
+        shares = np.ones(1) if self.ball.shares is None else self.ball.shares
+        reach = np.max((high - low) / np.where(shares > 0, shares, np.inf))  # of the channel with the smallest share
+        robust = self._robust(self._pgd(float(reach * size), 10 * self.steps))
+        return _outcome(robust <= _SLACK), f"{_percent(robust)} stand when every image is allowed"
+
+    def black_box(self, queries: int) -> tuple[str, str]:
+        searched = self._robust(Square(self.ball, queries))
+        white = self._robust(self._pgd()) if self.has_gradient else 1.0
+        text = f"{_percent(searched)} stand {queries} queries of Square, {_percent(white)} gradients"
+        return _outcome(white <= searched + _SLACK), text
+
+    def transfer(self, surrogate: LogitsFunction | None) -> tuple[str, str]:
+        if surrogate is None:
+            return SKIP, "no surrogate was given"
+        adversarial = self._pgd()(surrogate, self.images, self.labels, self.seed)
+        moved = self._correct(adversarial)
+        white = self._robust(self._pgd()) if self.has_gradient else 1.0
+        text = f"{_percent(moved)} stand what was made for the surrogate, {_percent(white)} their own gradients"
+        return _outcome(white <= moved + _SLACK), text
+
+    def loss_over_steps(self) -> tuple[str, str]:
+        if not self.has_gradient:
+            return SKIP, "no gradient"
+        values = [self._loss(self.images)]
+        for steps in (1, self.steps // 4, self.steps):
+            attack = PGD(self.ball, max(1, steps), self.ball.radius / max(1, self.steps // 4), random_start=False)
+            values.append(self._loss(attack(self.model, self.images, self.labels, self.seed)))
+        rises = all(after > before - _SLACK * abs(before) for before, after in zip(values, values[1:]))
+        text = ", ".join(f"{value:.3g}" for value in values)
+        counts = f"0, 1, {max(1, self.steps // 4)} and {self.steps} steps"
+        return _outcome(rises and values[-1] > values[0]), f"mean margin {text} after {counts}"
+
+    def _pgd(self, radius=None, steps=None):
+        ball = self.ball if radius is None else self.ball.with_radius(radius)
+        steps = steps or self.steps
+        return PGD(ball, steps, max(2.5 * ball.radius / steps, 1e-12), keep="first")
+
+    def _robust(self, attack):
+        """Returns the share of examples that stay correctly classified under an attack."""
+        if attack not in self.attacked:
+            adversarial = attack(self.model, self.images, self.labels, self.seed)
+            self.attacked[attack] = self._correct(adversarial)
+        return self.attacked[attack]
+
+    def _correct(self, images):
+        return float(np.mean(judging.judge(self.model, images, self.labels).is_correct))
+
+    def _loss(self, images):
+        return float(tf.reduce_mean(losses.margin(self.labels, gradients.logits(self.model, images))))
+
+    def _gradient_norms(self, loss):
+        """Returns the largest element of each example's gradient, for the model as it was given."""
+        _, _, gradient = gradients.value_and_gradient(self.raw, loss, self.images, self.labels)
+        return np.abs(gradient).reshape(len(self.labels), -1).max(axis=1)
+
+
+_INVERSES = {"softmax": deployed.logits_of, "sigmoid": deployed.log_odds}
+
+
+def _as_logits(model, probabilities):
+    """Returns a model that returns logits: without the "softmax" or "sigmoid" at its end, up to a constant."""
+    return model if probabilities is None else lambda x: _INVERSES[probabilities](model(x))
+
+
+def _outcome(passes):
+    return PASS if passes else FAIL
+
+
+def _percent(share):
+    return f"{100 * share:.0f} %"

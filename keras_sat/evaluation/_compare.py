@@ -1,0 +1,207 @@
+"""Compares a network with its exports: their accuracies, and attacks made for one and shown to the others."""
+
+import dataclasses
+import json
+import os
+import warnings
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_sat import data, deployed, files, losses, tables
+from keras_sat.attacks import gradients, judging, randomness, validation
+from keras_sat.attacks.attack import Attack
+from keras_sat.evaluation import intervals, report
+from keras_sat.evaluation.report import AttackResult
+from keras_sat.evaluation.stages import by_name
+from keras_sat.typing import Dataset, LogitsFunction, Path
+
+ORIGINAL = "original"
+CLEAN = "clean"
+WORST = "worst of all"
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Accuracy of several networks, clean and on each other's adversarial examples.
+
+    Attributes:
+        results: {network: {column: AttackResult}}. A column is "clean", the network that the examples were made for, or
+            "worst of all". An image counts as robust if it is classified correctly both clean and attacked. A network
+            without gradients (int8) makes examples only for attacks that need none. Without them it has no column of
+            its own, and its robustness is only an upper bound, measured with the examples of the others.
+        warnings: sentences about networks whose accuracy is below the interval of the original.
+        context: the attacks' settings, seed, versions, and what the caller gave as `context=`.
+    """
+
+    results: dict[str, dict[str, AttackResult]]
+    warnings: list[str]
+    context: dict[str, Any]
+
+    def table(self) -> str:
+        """Returns the comparison as a plain-text table, followed by its warnings."""
+        columns = list(dict.fromkeys(name for rows in self.results.values() for name in rows))
+        header = ("network", *(name if name in (CLEAN, WORST) else f"from {name}" for name in columns))
+        lines = [(name, *(_cell(rows.get(column)) for column in columns)) for name, rows in self.results.items()]
+        return "\n".join([tables.text(header, lines), *(f"Warning: {text}" for text in self.warnings)])
+
+    def to_json(self, path: Path | None = None) -> str:
+        """Returns the comparison as JSON text. With `path`, also writes it to that file."""
+        fields = dataclasses.asdict(self)
+        if path is not None:
+            files.write_json(path, fields)
+        return json.dumps(fields, indent=2)
+
+
+def compare(
+    model: LogitsFunction,
+    exported: Path | dict[str, Any],
+    dataset: Dataset,
+    attacks: Attack | list[Attack] | dict[str, Attack],
+    *,
+    seed: int = 0,
+    batch_size: int = 128,
+    context: dict[str, Any] | None = None,
+) -> Comparison:
+    """Measures how much of a network's robustness its exports keep.
+
+    Every network that has gradients is attacked, and every adversarial example is shown to all networks. Examples
+    transfer best if the attacks go on after the first success, as `PGD(ball, steps=50)` does.
+
+    Args:
+        model: the original: a Keras classifier, or a function from images to logits.
+        exported: the path of a SavedModel or LiteRT file, or a dict from names to paths or models.
+        dataset: see `evaluate`.
+        attacks: see `evaluate`. An example that any of them breaks counts as broken.
+        seed: the same seed gives the same figures.
+        batch_size: images in a batch, if the dataset is a pair of arrays.
+        context: see `evaluate`.
+
+    Returns:
+        A `Comparison`. Its warnings are also issued as Python warnings.
+
+    Raises:
+        ValueError: for a dataset without images, no or unreadable exports, inputs that the attacks refuse, or a
+            `context` that would replace a measured fact.
+    """
+    shared = report.context(model, seed) | report.check_given(context)
+    comparing = _Comparing({ORIGINAL: model} | _networks(exported), _checked(attacks), seed)
+    for images, labels in data.batches(dataset, batch_size):
+        images = tf.cast(images, tf.float32)
+        comparing.add(images, losses.hard_labels(labels, gradients.logits(model, images[:1]).shape[-1]))
+    results = comparing.results()
+    sentences = _less_accurate(results) + _not_finite(results)
+    for sentence in sentences:
+        warnings.warn(sentence, stacklevel=2)
+    settings = {name: attack.settings() for name, attack in comparing.attacks.items()}
+    return Comparison(results, sentences, shared | {"attacks": settings})
+
+
+def _networks(exported):
+    """Returns {name: model} of the exports."""
+    if isinstance(exported, (str, os.PathLike)):
+        exported = {os.path.basename(os.path.abspath(exported)): exported}
+    if not isinstance(exported, dict) or not exported or {ORIGINAL, CLEAN, WORST} & exported.keys():
+        raise ValueError(
+            f"exported must be a path, or a dict from names (other than {ORIGINAL!r}) to paths. Received: {exported!r}"
+        )
+    return {name: deployed.model_of(each) for name, each in exported.items()}
+
+
+def _checked(attacks):
+    """Returns {name: attack}, of one untargeted attack at least."""
+    named = by_name(attacks)
+    if not named:
+        raise ValueError("attacks must be at least one attack, such as PGD(LinfBall(4)). Received none")
+    for attack in named.values():
+        validation.check_untargeted(attack)
+    return named
+
+
+class _Comparing:
+    """Collects, batch by batch, which images each network classifies correctly, clean and attacked."""
+
+    def __init__(self, networks, attacks, seed):
+        self.networks, self.attacks, self._seed = networks, attacks, tf.constant([seed, 0], tf.int32)
+        self._sources = {
+            name: [attack for attack in attacks.values() if _can_attack(attack, network)]
+            for name, network in networks.items()
+        }
+        self._images = 0
+        self._correct = {}  # {(network, column): [correctly classified images of each batch]}
+        self._not_finite = {}  # {(network, column): number of outputs that are not finite}
+
+    def add(self, images: tf.Tensor, labels: tf.Tensor) -> None:
+        """Adds a batch."""
+        if self._images == 0:
+            for network in self.networks.values():
+                validation.check_logits(network, images, labels)
+        seeds = randomness.at_places(self._seed, tf.range(self._images, self._images + len(labels)))
+        self._show([images], labels, CLEAN)
+        for source, attacks in self._sources.items():
+            adversarial = [attack(self.networks[source], images, labels, seeds) for attack in attacks]
+            if adversarial:
+                self._show(adversarial, labels, source)
+        self._images += len(labels)
+
+    def _show(self, versions, labels, column):
+        """Shows versions of a batch's images to all networks; each must be classified correctly."""
+        for name, network in self.networks.items():
+            judgements = [judging.judge(network, images, labels) for images in versions]
+            correct = np.all([judgement.is_correct for judgement in judgements], axis=0)
+            self._correct.setdefault((name, column), []).append(correct)
+            not_finite = sum(int(np.count_nonzero(np.isnan(judgement.margin))) for judgement in judgements)
+            self._not_finite[name, column] = self._not_finite.get((name, column), 0) + not_finite
+
+    def results(self) -> dict[str, dict[str, AttackResult]]:
+        """Returns {network: {column: AttackResult}}."""
+        if self._images == 0:
+            raise ValueError("The dataset has no images to compare on.")
+        return {name: self._rows(name) for name in self.networks}
+
+    def _rows(self, name):
+        correct = {
+            column: np.concatenate(parts) for (network, column), parts in self._correct.items() if network == name
+        }
+        correct = {column: correct[CLEAN] & robust for column, robust in correct.items()}
+        correct[WORST] = np.all(list(correct.values()), axis=0)
+        return {
+            column: AttackResult.of(
+                column, len(row), int(row.sum()), 0.0, {}, not_finite=self._not_finite.get((name, column), 0)
+            )
+            for column, row in correct.items()
+        }
+
+
+def _can_attack(attack, network):
+    return not attack.needs_gradients or getattr(network, "has_gradients", True)
+
+
+def _less_accurate(results):
+    """Returns sentences on networks whose accuracy, clean or worst, is below the interval of the original's."""
+    sentences = []
+    for name, rows in list(results.items())[1:]:
+        for column, word in ((CLEAN, "accurate"), (WORST, "robust")):
+            original = results[ORIGINAL][column]
+            if rows[column].accuracy < original.interval[0]:
+                sentences.append(
+                    f"{name} is less {word} than the original: {intervals.percent(rows[column].accuracy)} against "
+                    f"{_cell(original)}."
+                )
+    return sentences
+
+
+def _not_finite(results):
+    """Returns sentences on networks with logits that are not finite."""
+    counts = {name: sum(row.not_finite for row in rows.values()) for name, rows in results.items()}
+    return [
+        f"{name} has a logit that is NaN or infinite for {count} of the images it was shown, clean and attacked; these "
+        "count as misclassified."
+        for name, count in counts.items()
+        if count
+    ]
+
+
+def _cell(result):
+    return "-" if result is None else f"{intervals.percent(result.accuracy)} ({intervals.text(result.interval)})"

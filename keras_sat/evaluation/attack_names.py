@@ -1,0 +1,38 @@
+"""Several attacks, and corruptions, by their names: what a flag such as --attack=fgsm,pgd-50 says."""
+
+from keras_sat import attacks
+from keras_sat.attacks import Attack, Ball
+from keras_sat.evaluation.corruptions import SEVERITIES, Corruption
+
+CORRUPTIONS = "corruptions"
+
+
+def names() -> list[str]:
+    """Returns the names that `from_names` takes: those of `attacks.names` and "corruptions"."""
+    return [*attacks.names(), CORRUPTIONS]
+
+
+def from_names(text: str, ball: Ball) -> dict[str, Attack]:
+    """Returns the attacks of one or several names as `evaluate` takes them.
+
+    Args:
+        text: names with commas between them, such as "fgsm,pgd-50x10". "corruptions" gives all corruptions of
+            ImageNet-C that the package has, at severity 3.
+        ball: `LinfBall` or `L2Ball`: the threat model of all attacks.
+
+    Returns:
+        A dict from the names in a report, such as "FGSM" and "PGD-50X10", to the attacks.
+
+    Raises:
+        ValueError: if a name is unknown; the message lists all names.
+    """
+    return {label: attack for name in text.split(",") for label, attack in _labelled(name.strip(), ball).items()}
+
+
+def _labelled(name, ball):
+    if name == CORRUPTIONS:
+        return {str(corruption): corruption for corruption in map(Corruption, SEVERITIES)}
+    attack = attacks.from_name(name, ball, also=[CORRUPTIONS])
+    # str(attack) leaves out restarts, and calls FGSM "PGD-1".
+    label = str(attack) if str(attack).lower() == name else name.upper()
+    return {label: attack}

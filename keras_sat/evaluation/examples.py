@@ -1,0 +1,81 @@
+"""Reads the examples of an evaluation from its dataset, again and again, packed into full batches."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from keras_sat import data, losses
+from keras_sat.typing import Dataset
+
+Batch = tuple[Any, np.ndarray, np.ndarray]  # what names the examples, images, labels
+
+
+class Examples:
+    """The examples of a shard of a dataset. Each reading starts anew; no image is kept in memory.
+
+    Args:
+        dataset: see `evaluate`.
+        batch_size: images in a batch.
+        shard: (k, n): the examples whose index is k modulo n.
+
+    Raises:
+        ValueError: for a shard that does not exist.
+
+    Attributes:
+        classes: the number of classes, for the check of one-hot labels; None while it is unknown.
+    """
+
+    def __init__(self, dataset: Dataset, batch_size: int, shard: tuple[int, int]) -> None:
+        if not 0 <= shard[0] < shard[1]:
+            raise ValueError(f"shard must be (k, n) with 0 <= k < n. Received: {shard!r}")
+        self._dataset, self._batch_size, self._shard = dataset, batch_size, shard
+        self.classes: int | None = None
+
+    def read(self) -> Iterator[Batch]:
+        """Yields (indices in the dataset, images, labels) of all examples of the shard, in batches."""
+        return self._batches(lambda index: index % self._shard[1] == self._shard[0])
+
+    def read_again(self, index: np.ndarray, labels: np.ndarray) -> Iterator[Batch]:
+        """Yields (slice of `index`, images, labels) of some examples, in batches.
+
+        Args:
+            index: their indices in the dataset, ascending.
+            labels: the labels that they had before.
+
+        Raises:
+            ValueError: if the dataset has changed.
+        """
+        end = 0
+        for places, images, read in self._batches(lambda every: np.isin(every, index), len(index)):
+            part = slice(end, end + len(places))
+            end += len(places)
+            if not np.array_equal(labels[part], read):
+                raise ValueError("The dataset has changed since its first pass: it must not shuffle, nor augment.")
+            yield part, images, read
+        if end < len(index):
+            raise ValueError("The dataset has become shorter since its first pass: it must be the same each time.")
+
+    def _batches(self, is_wanted: Callable[[np.ndarray], np.ndarray], count: int | None = None) -> Iterator[Batch]:
+        """Yields indices, images and labels of the wanted examples; `count` of them, if it is given."""
+        kept: list[Any] = []
+        end = wanted = 0
+        for images, labels in data.batches(self._dataset, self._batch_size):
+            labels = losses.hard_labels(labels, self.classes).numpy()
+            index = np.arange(end, end + len(labels))
+            end += len(labels)
+            pick = is_wanted(index)
+            kept.append(tuple(np.asarray(column)[pick] for column in (index, images, labels)))
+            wanted += np.count_nonzero(pick)
+            while sum(len(part[0]) for part in kept) >= self._batch_size:
+                joined = _joined(kept)
+                yield tuple(column[: self._batch_size] for column in joined)
+                kept = [tuple(column[self._batch_size :] for column in joined)]
+            if wanted == count:
+                break  # the rest of the dataset need not be read
+        if kept and sum(len(part[0]) for part in kept):
+            yield tuple(_joined(kept))
+
+
+def _joined(parts):
+    return [np.concatenate(column) for column in zip(*parts)]

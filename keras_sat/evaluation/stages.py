@@ -1,0 +1,61 @@
+"""The attacks of an evaluation by their names, and the stages of each attack, which run one after the other."""
+
+import dataclasses
+from typing import Any
+
+from keras_sat.attacks.attack import Attack
+from keras_sat.typing import LogitsFunction
+
+
+def by_name(attacks: Any) -> dict[str, Attack]:
+    """Returns {name: attack}.
+
+    Args:
+        attacks: an attack, a list of attacks, or a dict from names to attacks.
+
+    Raises:
+        ValueError: for something else than attacks, several attacks of one name, or the name "clean".
+    """
+    if isinstance(attacks, dict):
+        named = attacks
+    else:
+        attacks = list(attacks) if isinstance(attacks, (list, tuple)) else [attacks]
+        named = {str(attack): attack for attack in attacks}
+        if len(named) < len(attacks):
+            raise ValueError(f"Several attacks have one name: pass a dict from names to attacks. Received: {attacks}")
+    for attack in named.values():
+        if not isinstance(attack, Attack):
+            raise ValueError(f"An attack is a configuration, such as AutoAttack(LinfBall(4)). Received: {attack!r}")
+    if "clean" in named:
+        raise ValueError('"clean" is the row of the images without an attack: give the attack another name.')
+    return named
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One attack on one network.
+
+    Attributes:
+        name: shown in reports as the stage that broke an example.
+        attack: the attack.
+        logits_fn: the network that it attacks: the model, or a copy of it.
+    """
+
+    name: str
+    attack: Attack
+    logits_fn: LogitsFunction
+
+
+def stages_of(attack: Attack, model: LogitsFunction, low: LogitsFunction | None = None) -> list[Stage]:
+    """Returns the stages of an attack on a model, each of which runs on the examples that are still robust.
+
+    Args:
+        attack: an attack; `AutoAttack` has several stages.
+        model: the network.
+        low: a copy of it in low precision. All stages run on the copy first, then on the model. (A corruption does not
+            depend on the network, and runs once.)
+    """
+    stages = [Stage(str(part), part, model) for part in attack.stages]
+    if low is None or attack.ball is None:
+        return stages
+    return [Stage(f"{part}, low precision", part, low) for part in attack.stages] + stages

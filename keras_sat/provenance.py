@@ -1,0 +1,49 @@
+"""What computed a figure, and with which weights: for reports, robustness cards and runs."""
+
+import glob
+import hashlib
+import os
+import platform
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from keras_sat import deployed
+from keras_sat.version import __version__
+
+
+def facts(model: Any) -> dict[str, Any]:
+    """Returns the model's name, the sha256 of its weights, and the versions of the software, as plain values.
+
+    Args:
+        model: a Keras model, a model that `deployed.load` returned, or a function.
+    """
+    name = getattr(model, "name", getattr(model, "__name__", type(model).__name__))
+    return {"model": name, "weights_sha256": weights_sha256(model), "versions": versions()}
+
+
+def weights_sha256(model: Any) -> str | None:
+    """Returns the sha256 of a Keras model's weights, or of a SavedModel's files; None for anything else."""
+    digest = hashlib.sha256()
+    if isinstance(model, keras.Model):
+        for weight in model.weights:
+            digest.update(keras.ops.convert_to_numpy(weight).tobytes())
+    elif isinstance(model, deployed.Deployed):
+        for path in sorted(glob.glob(os.path.join(model.path, "**"), recursive=True)):
+            if os.path.isfile(path):
+                with open(path, "rb") as file:
+                    digest.update(file.read())
+    else:
+        return None
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of this package, TensorFlow, Keras and Python."""
+    return {
+        "keras_sat": __version__,
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "python": platform.python_version(),
+    }

@@ -1,0 +1,192 @@
+"""The folder of a run: run.json (configuration, data, curves), model.weights.h5, logs/ and checkpoints/."""
+
+import dataclasses
+import json
+import os
+import warnings
+from typing import Any
+
+import keras
+
+from keras_sat import data, deployed, files, models, provenance
+from keras_sat import export as export_lib
+from keras_sat.evaluation import report
+from keras_sat.run.configuration import Run, dtype_policy, fields
+from keras_sat.typing import Path
+
+
+def run_json(folder: Path) -> str:
+    """Returns the path of the file that describes the run."""
+    return os.path.join(folder, "run.json")
+
+
+def weights(folder: Path) -> str:
+    """Returns the path of the trained weights."""
+    return os.path.join(folder, "model.weights.h5")
+
+
+def logs(folder: Path) -> str:
+    """Returns the folder of the curves for TensorBoard."""
+    return os.path.join(folder, "logs")
+
+
+def checkpoints(folder: Path) -> str:
+    """Returns the folder of the checkpoints that a run goes on from."""
+    return os.path.join(folder, "checkpoints")
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Returns whether there is a checkpoint to go on from."""
+    path = checkpoints(folder)
+    return os.path.isdir(path) and any(name.startswith("step-") for name in os.listdir(path))
+
+
+def is_export(path: Path) -> bool:
+    """Returns whether a path is an export, a SavedModel or a .tflite file, and not the folder of a run."""
+    return os.fspath(path).endswith(".tflite") or os.path.exists(os.path.join(path, "saved_model.pb"))
+
+
+def record(run: Run) -> dict[str, Any]:
+    """Returns the configuration of a run and the description of its data, as run.json stores them."""
+    return run.settings() | {"data": run.description.settings()}
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Returns the contents of run.json.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    path = run_json(folder)
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def load(folder: Path) -> tuple[Run, keras.Model]:
+    """Returns the `Run` of a folder and its trained network. The dataset need not be there.
+
+    Args:
+        folder: the folder that `train` wrote.
+
+    Raises:
+        ValueError: if there is no run, or its files cannot be read; the message names the file.
+    """
+    folder = files.expanded(folder)
+    if not os.path.isdir(folder):
+        raise ValueError(f"There is no folder {folder}; `keras-sat train --output={folder}` would write it.")
+    try:
+        stored = read_record(folder)
+    except FileNotFoundError:
+        raise ValueError(f"{folder} holds no run: {run_json(folder)} is missing.") from None
+    try:
+        run = _of_record(stored)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{run_json(folder)} is damaged: {type(error).__name__}: {error}") from error
+    _warn_of(folder, stored)
+    with dtype_policy(run.precision):
+        model = run.build()
+    models.weights.load_file(model, weights(folder))
+    return run, model
+
+
+def _of_record(stored):
+    described = data.Description.of(stored["data"]) if "data" in stored else None
+    # An older run.json lacks the fields that were added since: these keep their defaults.
+    settings = {field.name: stored[field.name] for field in fields() if field.name in stored}
+    return Run(**settings, record=described)
+
+
+def _warn_of(folder, stored):
+    """Warns of an interrupted training, and of a run.json that does not describe its data."""
+    if stored.get("finished") is False:
+        warnings.warn(f"The training in {folder} was interrupted at step {stored.get('iterations')}.", stacklevel=3)
+    if "data" not in stored:
+        warnings.warn(
+            f"{run_json(folder)} does not say its classes and preprocessing: those of the dataset as it is now are "
+            "taken.",
+            stacklevel=3,
+        )
+
+
+def with_data(run: Run, dataset: str | None = None, data_dir: str | None = None, skip_damaged: bool = False) -> Run:
+    """Returns a run that reads its images from another place, where one is given."""
+    given: dict[str, Any] = {"dataset": dataset, "data_dir": data_dir, "skip_damaged": skip_damaged}
+    return dataclasses.replace(run, **{name: value for name, value in given.items() if value})
+
+
+def changes(run: Run, split: str) -> list[str]:
+    """Returns what changed in a split since the run was trained, a line each; [] for another dataset, or no change."""
+    if not run.record or run.dataset != run.record.dataset:
+        return []
+    names = {part.partition("[")[0] for part in split.split("+")} & set(run.source.splits)
+    now = run.record.splits | {name: run.source.fingerprint(name) for name in names}
+    return run.record.differences(dataclasses.replace(run.record, splits=now))
+
+
+def export(run: Run, model: keras.Model, folder: Path, path: Path, precision: str = "float32") -> None:
+    """Writes the trained network of a run as a SavedModel, with its class names and its measured robustness.
+
+    Args:
+        run: as `load` returns it.
+        model: as `load` returns it.
+        folder: folder of the run. The robustness card takes the figures of its report.json, if these are of the same
+            weights.
+        path: folder to write; must not exist.
+        precision: precision that the SavedModel computes in: "float32" or "bfloat16".
+
+    Raises:
+        ValueError: see `export.export_saved_model`.
+    """
+    folder = files.expanded(folder)
+    stored = read_record(folder)
+    training = run.settings() | {"attack_batch_norm": stored.get("attack_batch_norm")}
+    without_paths = {"dataset": os.path.basename(run.dataset), "data_dir": None}  # of this machine
+    export_lib.export_saved_model(
+        model,
+        path,
+        labels=run.description.classes,
+        preprocessing=run.description.preprocessing,
+        precision=precision,
+        report=_measured(folder, model),
+        card={"training": training | without_paths},
+    )
+
+
+def _measured(folder, model):
+    """Returns the newest report of a run; None where there is none of these weights."""
+    path = os.path.join(folder, "report.json")
+    measured = report.from_json(path) if os.path.exists(path) else None
+    is_of_model = measured and measured.context.get("weights_sha256") == provenance.weights_sha256(model)
+    return measured if is_of_model else None
+
+
+def check_export(run: Run, path: Path) -> None:
+    """Checks that an export has the classes of a run; warns if it makes pixels of images in another way.
+
+    Args:
+        run: as `load` returns it.
+        path: the folder of a SavedModel, or a .tflite file.
+
+    Raises:
+        ValueError: if the classes of the export are not the classes of the run, in the same order.
+    """
+    path = files.expanded(path)
+    described = run.description
+    labels, preprocessing = deployed.labels_of(path), deployed.preprocessing_of(path)
+    if labels is None:
+        warnings.warn(
+            f"{path} does not name its classes (assets/labels.txt): they are taken for the run's.", stacklevel=2
+        )
+    elif labels != described.classes:
+        pairs = zip(labels, described.classes)
+        one, other = next(((a, b) for a, b in pairs if a != b), (len(labels), len(described.classes)))
+        raise ValueError(f"{path} has other classes than the run: {one!r} in its labels.txt, {other!r} in run.json.")
+    if preprocessing is not None and preprocessing != described.preprocessing:
+        warnings.warn(
+            f"{path} makes images otherwise than the run: {preprocessing}, not {described.preprocessing}. The run's "
+            "are shown.",
+            stacklevel=2,
+        )

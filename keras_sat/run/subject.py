@@ -1,0 +1,197 @@
+"""Opens what an evaluation is about: a network, its dataset, and the threat model that it was trained for."""
+
+import dataclasses
+import os
+import re
+import warnings
+from typing import Any
+
+import tensorflow as tf
+
+from keras_sat import data, deployed, files, models
+from keras_sat.attacks import Attack
+from keras_sat.preprocessing import Preprocessing
+from keras_sat.run import folder as folder_lib
+from keras_sat.typing import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A network with a dataset to evaluate it on.
+
+    Attributes:
+        model: a Keras model, or a `deployed` one; from images to logits.
+        dataset: batches of images and labels, with the preprocessing of the network.
+        context: entries for the report: "dataset", "split", "batch_size" and "run" or "weights".
+        norm: norm of the threat model, a key of `BALLS`.
+        epsilon: its radius in pixels 0..255; None where it is unknown.
+        output: folder for the reports; None where there is no default.
+    """
+
+    model: Any
+    dataset: tf.data.Dataset
+    context: dict[str, Any]
+    norm: str
+    epsilon: float | None = None
+    output: str | None = None
+
+    def check_attacks(self, attacks: dict[str, Attack]) -> None:
+        """Raises ValueError if the network has no gradients, and one of {name: attack} needs them."""
+        for name, attack in attacks.items():
+            if attack.needs_gradients and not getattr(self.model, "has_gradients", True):
+                raise ValueError(f"{self.model.name} has no gradients, which {name} needs: take --attack=square.")
+
+
+def open_run(
+    folder: Path,
+    *,
+    dataset: str | None = None,
+    data_dir: str | None = None,
+    split: str | None = None,
+    batch_size: int = 200,
+    skip_damaged: bool = False,
+) -> Subject:
+    """Returns the trained network of a run. Warns if the images have changed since the training.
+
+    Args:
+        folder: the folder of the run.
+        dataset: a name or a folder of images; default: the dataset of the run.
+        data_dir: folder of prepared TFDS datasets; default: the folder of the run, or else TFDS' own.
+        split: split of the dataset, such as "test[:500]"; default: all of the evaluation split.
+        batch_size: images in a batch.
+        skip_damaged: leaves out files of a folder that cannot be read.
+
+    Raises:
+        ValueError: if the run or the dataset cannot be read, or the dataset has other classes.
+    """
+    run, model = folder_lib.load(folder)
+    run = folder_lib.with_data(run, dataset, data_dir, skip_damaged)
+    split = split or run.evaluation_split()
+    for line in folder_lib.changes(run, split):
+        warnings.warn(f"The images changed since {folder} was trained. {line}.", stacklevel=2)
+    context = _context(run.dataset, split, batch_size) | {"run": os.path.abspath(folder)}
+    batches = run.load_data(split, batch_size)
+    return Subject(model, batches, context, run.norm, run.epsilon, os.fspath(folder))
+
+
+def open_export(
+    path: Path,
+    *,
+    dataset: str,
+    data_dir: str | None = None,
+    split: str | None = None,
+    batch_size: int = 200,
+    skip_damaged: bool = False,
+) -> Subject:
+    """Returns an exported network, with the dataset at the image size that it takes.
+
+    Warns if the export does not name its classes or its preprocessing, and says what is taken instead.
+
+    Args:
+        path: the folder of a SavedModel, or a .tflite file.
+        dataset: a name or a folder of images.
+        data_dir: folder of prepared TFDS datasets; default: TFDS' own.
+        split: see `open_run`.
+        batch_size: see `open_run`.
+        skip_damaged: see `open_run`.
+
+    Raises:
+        ValueError: if the export or the dataset cannot be read, or the dataset has other classes.
+    """
+    path = files.expanded(path)
+    model = deployed.load(path)
+    source = data.source(dataset, data_dir, classes=model.classes, skip_damaged=skip_damaged)
+    split = split or data.evaluation_split(source)
+    if not model.classes:
+        _warn_of_order(f"{path} does not name its classes (assets/labels.txt)", source)
+    preprocessing = model.preprocessing
+    if preprocessing is None:
+        preprocessing = data.preprocessing_of(source, model.image_size, channels=model.channels)
+        warn_of_preprocessing(path, preprocessing)
+    batches = data.load(source, split, batch_size, preprocessing=preprocessing)
+    context = _context(dataset, split, batch_size) | {"run": os.path.abspath(path)}
+    return Subject(model, batches, context, "linf")
+
+
+def open_weights(
+    network: str,
+    weights: str,
+    activation: str | dict = "silu",
+    *,
+    dataset: str | None = None,
+    data_dir: str | None = None,
+    split: str | None = None,
+    batch_size: int = 200,
+    skip_damaged: bool = False,
+) -> Subject:
+    """Returns a network with released weights, with the dataset and the threat model of their published evaluation.
+
+    The classes of another dataset are matched by name or, where its classes are named by numbers, by number. Weights
+    that do not name their classes take the classes of a folder in their order, with a warning.
+
+    Args:
+        network: name of the network, a key of `models.BUILDERS`.
+        weights: tag of the weights, such as "sat-fashion-mnist".
+        activation: activation of the network.
+        dataset: a name or a folder of images; default: the dataset that the weights were evaluated on.
+        data_dir: see `open_export`.
+        split: see `open_run`.
+        batch_size: see `open_run`.
+        skip_damaged: see `open_run`.
+
+    Raises:
+        ValueError: if there are no such weights, or the dataset cannot be read or has other classes.
+    """
+    entry = models.weights.find(network, activation, weights)
+    published = entry["evaluation"]
+    name = dataset or published["dataset"]
+    names = data.class_names(published["dataset"]) if published["dataset"] in data.names() else None
+    source = _source(name, names, entry["classes"], data_dir, skip_damaged)
+    split = split or data.evaluation_split(source)
+    size = entry["image_size"]
+    preprocessing = Preprocessing(size, size, entry["channels"], entry["crop"])
+    batches = data.load(source, split, batch_size, preprocessing=preprocessing)
+    model = models.BUILDERS[network](weights=weights, activation=activation)
+    context = _context(name, split, batch_size) | {"weights": entry["id"]}
+    output = f"{network}-{entry['activation']}-{weights}"
+    return Subject(model, batches, context, published["norm"], published["epsilon"], output)
+
+
+def _context(dataset, split, batch_size):
+    return {"dataset": dataset, "split": split, "batch_size": batch_size}
+
+
+def _source(name, names, number, data_dir, skip_damaged):
+    """Returns a dataset for weights of `number` classes, of these names; None: the weights do not name them."""
+    own = {_letters(each): each for each in data.source(name, data_dir).classes}
+    numbers = [str(each) for each in range(number)]
+    if set(own) <= set(numbers):
+        classes = numbers
+    elif names is not None:
+        classes = [own.get(_letters(each), each) for each in names]
+    elif len(own) == number:
+        classes = None
+    else:
+        raise ValueError(f"{name} has {len(own)} classes; the weights have {number}.")
+    source = data.source(name, data_dir, classes=classes, skip_damaged=skip_damaged)
+    if classes is None and isinstance(source, data.Folder):
+        _warn_of_order("The weights do not name their classes", source)
+    return source
+
+
+def _letters(name):
+    """Returns a class name without the characters that the name of a folder may lack: T-shirt/top is T-shirt_top."""
+    return re.sub(r"[\W_]", "", name.casefold()) or name
+
+
+def _warn_of_order(why, source):
+    shown = ", ".join(source.classes[:3])
+    warnings.warn(f"{why}: those of {source.name} are taken in their order, {shown}, ...", stacklevel=3)
+
+
+def warn_of_preprocessing(path: Path, preprocessing: Preprocessing) -> None:
+    """Warns that an export does not describe its preprocessing, and says which crop is taken."""
+    warnings.warn(
+        f"{path} does not say how its images are made (assets/preprocessing.json): crop {preprocessing.crop} is taken.",
+        stacklevel=3,
+    )

@@ -1,0 +1,102 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_sat import losses
+from keras_sat.attacks import APGD, FAB, FGSM, PGD, Attack, AutoAttack, L2Ball, LinfBall, Square
+
+BALL = LinfBall(8)
+ALL = [PGD(BALL), FGSM(BALL), APGD(BALL), FAB(BALL), Square(BALL), AutoAttack(BALL)]
+
+
+class Darken(Attack):
+    """An attack of somebody else: it subtracts epsilon."""
+
+    def perturb(self, logits_fn, images, labels, seed, start=None, *, static_shapes=False):
+        return self.ball.project(images - 255, images)
+
+
+def test_an_attack_of_ones_own_is_one_method(tiny_model, images, labels):
+    attack = Darken(BALL)
+    np.testing.assert_array_equal(attack(tiny_model(), images, labels), np.maximum(images.astype(np.float32) - 8, 0))
+    assert attack.settings() == {"attack": "Darken", "norm": "linf", "epsilon": 8, "bounds": (0.0, 255.0)}
+    assert attack.stages == [attack]
+    assert (attack.max_forward_passes, attack.needs_gradients, attack.accepts_start, attack.targeted) == (
+        1,
+        True,
+        False,
+        False,
+    )
+    with pytest.raises(ValueError, match="ball must be a LinfBall or an L2Ball"):
+        Darken(8)
+
+
+def test_perturb_is_all_that_a_subclass_must_write():
+    with pytest.raises(TypeError, match="perturb"):
+        Attack(BALL)
+
+
+@pytest.mark.parametrize("attack", ALL, ids=str)
+def test_every_attack_is_one_and_says_what_it_is(attack):
+    assert isinstance(attack, Attack)
+    assert hash(attack) == hash(dataclasses.replace(attack))
+    assert attack.max_forward_passes >= 1
+    assert sum(stage.max_forward_passes for stage in attack.stages) == attack.max_forward_passes
+    assert attack.needs_gradients == (not isinstance(attack, Square))
+    assert attack.accepts_start == (attack in (PGD(BALL), APGD(BALL)))
+    assert {"attack", "norm", "epsilon", "bounds"} <= attack.settings().keys()
+    assert attack.with_radius(4).ball == LinfBall(4)
+    assert attack.bounds == BALL.bounds
+
+
+def test_the_step_size_follows_epsilon():
+    assert PGD(BALL, step_size=2).with_radius(4).step_size == 1
+    assert FGSM(BALL).with_radius(4) == FGSM(LinfBall(4))
+    assert PGD(BALL).with_radius(4).step_size is None
+    with pytest.raises(ValueError, match="cannot be scaled with epsilon"):
+        PGD(LinfBall(0), step_size=2).with_radius(4)
+
+
+def test_variants():
+    assert PGD(BALL, clean_start=0.2).for_evaluation() == PGD(BALL)
+    assert PGD(BALL, keep="first").for_transfer() == PGD(BALL, keep="worst")
+    assert APGD(BALL).for_evaluation() == APGD(BALL).for_transfer() == APGD(BALL)
+    assert PGD(BALL).with_loss(losses.margin) == PGD(BALL, loss=losses.margin)
+    assert APGD(BALL).with_loss(losses.dlr) == APGD(BALL, loss=losses.dlr)
+    with pytest.raises(ValueError, match="Square has no loss to choose"):
+        Square(BALL).with_loss(losses.margin)
+
+
+@pytest.mark.parametrize("attack", [FAB(BALL), Square(BALL), AutoAttack(BALL), FGSM(BALL)], ids=str)
+def test_a_start_that_would_be_ignored_is_refused(attack, tiny_model, images, labels):
+    with pytest.raises(ValueError, match="does not accept start="):
+        attack(tiny_model(), images, labels, start=images)
+
+
+def test_scales_reach_the_images_and_cost_no_new_trace(tiny_model, images, labels):
+    model, traces = tiny_model(), []
+    images = np.clip(images, 20, 235)
+
+    def logits_fn(x):
+        traces.append(1)
+        return model(x)
+
+    attack = PGD(BALL, steps=1, step_size=8, random_start=False)
+    moved = []
+    for epsilon, step_size in ((1.0, 1.0), (0.5, 1.0), (1.0, 0.25)):
+        adversarial = attack(logits_fn, images, labels, epsilon_scale=epsilon, step_size_scale=step_size)
+        moved.append(float(tf.reduce_max(tf.abs(adversarial - tf.cast(images, tf.float32)))))
+    np.testing.assert_allclose(moved, [8, 4, 2], atol=1e-4)
+    eager = 3 * 2  # check_logits asks twice a call
+    assert len(traces) <= eager + 2
+    with pytest.raises(ValueError, match="APGD-CE does not accept epsilon_scale"):
+        APGD(BALL)(model, images, labels, epsilon_scale=0.5)
+
+
+def test_static_shapes_are_no_part_of_an_attack(tiny_model, images, labels):
+    attack = PGD(L2Ball(200), steps=3, keep="first")
+    assert "static_shapes" not in attack.settings()
+    plain, static = (attack(tiny_model(), images, labels, seed=1, static_shapes=shapes) for shapes in (False, True))
+    np.testing.assert_allclose(plain, static, atol=1e-3)

@@ -1,0 +1,146 @@
+"""The command `keras-sat evaluate`."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import keras
+import pytest
+
+from keras_sat import data
+
+COMMAND = os.path.join(os.path.dirname(sys.executable), "keras-sat")
+
+
+def test_evaluate_with_all_its_flags(inside, folder, tmp_path, capsys):
+    """Several attacks, corruptions, audit and page; then shards, a curve, and what was exported."""
+    flags = ("--split=test[:12]", "--batch_size=12", f"--output={tmp_path}")
+    assert inside("evaluate", folder, "--attack=apgd-ce,pgd-3x2,corruptions", "--audit", "--html", *flags) == 0
+    rows = json.loads((tmp_path / "report.json").read_text())["results"]
+    assert [row["name"] for row in rows[:4]] == ["clean", "APGD-CE", "PGD-3X2", "gaussian_noise-3"]
+    assert len(rows) == 3 + 7
+    assert "loss over steps" in (tmp_path / "report.html").read_text()
+    assert "checks" in json.loads((tmp_path / "audit.json").read_text())
+    assert not list(tmp_path.glob(".evaluation*"))  # the state goes when it is no longer needed
+    first = "apgd-ce,pgd-3x2,corruptions-linf-10-test_..12"
+    assert {f"{first}.json", f"{first}.html", f"{first}-audit.json"} <= set(os.listdir(tmp_path / "reports"))
+
+    for k in (0, 1):
+        assert inside("evaluate", folder, "--attack=pgd-2", f"--shard={k}/2", *flags) == 0
+    assert (tmp_path / "report.json").readlink() == pathlib.Path("reports", "pgd-2-linf-10-test_..12.json")
+    whole = json.loads((tmp_path / "report.json").read_text())
+    assert whole["results"][1]["n"] == 12
+    assert whole["examples"]["index"] == list(range(12))
+
+    export_to, small = tmp_path / "saved", tmp_path / "small.tflite"
+    assert inside("export", folder, f"--to={export_to}", f"--int8={small}") == 0
+    assert "Verified" in capsys.readouterr().out
+    card = json.loads((export_to / "assets" / "robustness_card.json").read_text())
+    assert card["training"]["epsilon"] == 10
+    assert (export_to / "assets" / "labels.txt").read_text().startswith("T-shirt/top\n")
+    given = ("--dataset=fashion_mnist_mini", "--epsilon=2,8", "--attack=pgd-2")
+    assert inside("evaluate", export_to, *given, *flags) == 0
+    assert re.search(r"epsilon 8 +linf +8 +12", capsys.readouterr().out)
+    given = ("--dataset=fashion_mnist_mini", "--epsilon=8", "--attack=corruptions")
+    assert inside("evaluate", small, *given, *flags) == 0
+    assert (
+        inside("compare", folder, export_to, small, "--attack=pgd-2", f"--output={tmp_path / 'c.json'}", *flags[:2])
+        == 0
+    )
+    assert re.search(r"^small.tflite +\d+\.\d %", capsys.readouterr().out, re.MULTILINE)
+    assert set(json.loads((tmp_path / "c.json").read_text())["results"]) == {"original", "saved", "small.tflite"}
+
+
+def test_bad_flags_of_evaluate(inside, folder, tmp_path):
+    new = tmp_path / "new"
+    with pytest.raises(ValueError, match="one attack"):
+        inside("evaluate", folder, "--epsilon=2,4", "--attack=fgsm,pgd-2", f"--output={new}")
+    with pytest.raises(ValueError, match="attack must be one of"):
+        inside("evaluate", folder, "--attack=pgd", f"--output={new}")
+    assert not new.exists()
+    for flag, message in (
+        ("--shard=4/4", "K < N"),
+        ("--dataset=x", "no dataset 'x'"),
+        ("--attack=pgd-fifty", "attack must be one of fgsm, pgd-STEPS"),
+        ("--attack=autoatack", "autoattack-plus"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            inside("evaluate", folder, flag)
+
+
+def test_a_killed_evaluation_goes_on(run, folder, tmp_path):
+    command = [COMMAND, "evaluate", str(folder), "--attack=pgd-300", "--split=test[:300]", "--batch_size=20"]
+    process = subprocess.Popen([*command, f"--output={tmp_path}"], stdout=subprocess.DEVNULL)
+    while not list(tmp_path.glob(".evaluation*.npz")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    (state,) = tmp_path.glob(".evaluation*.npz")
+    done = run(*command[1:], f"--output={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert not state.exists()
+    assert not done.stdout.startswith("clean")  # that pass was done before the kill
+    assert (tmp_path / "report.json").exists()
+
+
+def test_what_changed_since_the_training_is_said(inside, of_photos, photos, tmp_path):
+    shutil.copytree(photos, tmp_path / "photos")
+    run = tmp_path / "run"
+    shutil.copytree(of_photos, run)
+    record = json.loads((run / "run.json").read_text().replace(str(photos), str(tmp_path / "photos")))
+    (run / "run.json").write_text(json.dumps(record))
+    shutil.copy(photos / "test" / "dark" / "1.png", tmp_path / "photos" / "test" / "dark" / "new.png")
+    with pytest.warns(UserWarning, match="The images changed since .* was trained. test: 20 images then, 21 now"):
+        assert inside("evaluate", run, "--attack=fgsm") == 0
+    del record["data"]
+    (run / "run.json").write_text(json.dumps(record))
+    with pytest.warns(UserWarning, match="does not say its classes and preprocessing"):
+        assert inside("export", run, f"--to={tmp_path / 'saved'}") == 0
+
+
+def test_reports_are_never_overwritten(inside, of_photos, tmp_path):
+    flags = ("--attack=fgsm", f"--output={tmp_path}")
+    assert inside("evaluate", of_photos, *flags) == 0
+    assert inside("evaluate", of_photos, *flags, "--split=test[:50%]") == 0
+    assert inside("evaluate", of_photos, *flags) == 0
+    names = ["fgsm-linf-4-test-2.json", "fgsm-linf-4-test.json", "fgsm-linf-4-test_..50pct.json"]
+    assert sorted(os.listdir(tmp_path / "reports")) == names
+    assert (tmp_path / "report.json").resolve().name == "fgsm-linf-4-test-2.json"
+
+
+def test_weights_of_the_zoo_on_a_folder(inside, tmp_path, capsys):
+    """Its classes are matched by name, as far as a folder's name can be theirs, or by number; others are refused."""
+    names = data.class_names("fashion_mnist_mini")
+    images, labels = next(iter(data.load("fashion_mnist_mini", "test[:60]", 60)))
+    layouts = {
+        "named": [name.replace("/", "_") for name in names],
+        "numbered": list("0123456789"),
+        "other": list("abcdefghij"),
+    }
+    for layout, folders in layouts.items():
+        for index, (image, label) in enumerate(zip(images.numpy(), labels.numpy())):
+            folder = tmp_path / layout / "test" / folders[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            keras.utils.save_img(folder / f"{index}.png", image, scale=False)
+    clean = {}
+    for layout in ("named", "numbered"):
+        flags = ["--model=ResNet8", "--weights=sat-fashion-mnist", f"--dataset={tmp_path / layout}", "--attack=fgsm"]
+        assert inside("evaluate", *flags, f"--output={tmp_path}") == 0
+        clean[layout] = json.loads((tmp_path / "report.json").read_text())["results"][0]["accuracy"]
+    assert clean["named"] == clean["numbered"] > 0.7
+    with pytest.raises(ValueError, match="does not know: 'a'"):
+        inside("evaluate", *flags[:2], f"--dataset={tmp_path / 'other'}", "--attack=fgsm")
+
+
+def test_unreadable_weights(run, folder, tmp_path):
+    (tmp_path / "run.json").write_bytes((folder / "run.json").read_bytes())
+    (tmp_path / "model.weights.h5").write_bytes(b"<html>")
+    done = run("evaluate", tmp_path)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "model.weights.h5 is damaged" in done.stderr

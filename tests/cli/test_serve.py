@@ -1,0 +1,28 @@
+"""The command `keras-sat serve`."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+
+COMMAND = os.path.join(os.path.dirname(sys.executable), "keras-sat")
+
+
+def test_serve(inside, folder, tmp_path):
+    assert inside("export", folder, f"--to={tmp_path / 'net' / '1'}") == 0
+    command = [COMMAND, "serve", str(tmp_path / "net"), "--rest_port=0", "--grpc_port=0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        lines = [process.stdout.readline() for _ in range(3)]
+        address = lines[1].split()[-1]
+        with urllib.request.urlopen(address, timeout=60) as answer:
+            assert json.load(answer)["model_version_status"][0]["state"] == "AVAILABLE"
+        process.send_signal(signal.SIGTERM)
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 0
+    assert error == ""

@@ -1,0 +1,120 @@
+"""The command `keras-sat train`."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from keras_sat import cli
+
+COMMAND = os.path.join(os.path.dirname(sys.executable), "keras-sat")
+
+
+@pytest.mark.slow
+def test_two_workers_are_given_the_same_command(train_flags, free_ports, tmp_path):
+    """Real processes on loopback; the chief alone speaks and writes."""
+    path, processes = tmp_path / "gelu", []
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
+    for index in range(2):
+        environment = {"TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})}
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": os.environ | environment}
+        processes.append(subprocess.Popen([COMMAND, *train_flags, f"--output={path}"], **options))
+    (output, error), (silent, _) = (process.communicate(timeout=240) for process in processes)
+    assert [process.returncode for process in processes] == [0, 0], error
+    assert f"keras-sat evaluate {path}" in output
+    assert "val_robust_accuracy" in output
+    assert "val_robust_accuracy" not in silent
+    assert set(os.listdir(path)) == {"model.weights.h5", "run.json", "logs", "checkpoints"}
+    assert len(list((path / "logs" / "train").iterdir())) == 1
+    record = json.loads((path / "run.json").read_text())
+    assert (record["iterations"], record["finished"]) == (20, True)
+
+
+# A shell that starts the tests in the background has them, and all that they start, ignore Ctrl-C.
+HEED_CTRL_C = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def interrupted(arguments, when, patience=0.0):
+    """Runs a training and sends Ctrl-C once a line of its output holds `when`; returns exit status and stderr."""
+    command = [sys.executable, "-c", HEED_CTRL_C, COMMAND, "train", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        for line in process.stdout:
+            if when in line:
+                break
+        time.sleep(patience)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=120)
+    finally:
+        process.kill()  # else a failure would leave it to take the cores from the tests after it
+        process.communicate()
+    return process.returncode, error
+
+
+def test_ctrl_c_leaves_what_was_trained_and_the_run_goes_on(inside, tmp_path):
+    path = tmp_path / "run"
+    command = [f"--output={path}", "--epochs=4", "--image_size=14", "--batch_size=500", "--ema=0.9", "--steps=1"]
+    status, error = interrupted(command, "val_loss", patience=0.1)  # the first epoch is done
+    assert status == 130
+    assert error.strip().endswith(f"the same command goes on; what was trained so far lies in {path}")
+    assert "Traceback" not in error
+    record = json.loads((path / "run.json").read_text())
+    assert record["finished"] is False
+    assert 20 <= record["iterations"] < 80
+    assert (path / "checkpoints" / f"step-{record['iterations']}.npz").exists()
+    with pytest.warns(UserWarning, match=r"was interrupted at step \d+"):
+        assert inside("evaluate", path, "--attack=fgsm", "--split=test[:100]") == 0
+    assert inside("train", *command) == 0
+    record = json.loads((path / "run.json").read_text())
+    assert (record["finished"], record["iterations"]) == (True, 80)
+    assert [len(values) for values in record["history"].values()] == [4] * len(record["history"])
+    assert (path / "report.json").exists()
+
+
+def test_ctrl_c_before_the_first_step_leaves_nothing(tmp_path):
+    status, error = interrupted([f"--output={tmp_path / 'run'}", "--steps=10"], "10 classes", patience=1.0)
+    assert (status, error.strip()) == (130, "keras-sat: interrupted")
+    assert os.listdir(tmp_path) == []
+
+
+def test_ctrl_c_while_tensorflow_starts_is_a_line(tmp_path):
+    command = [sys.executable, "-c", HEED_CTRL_C, COMMAND, "train", f"--output={tmp_path / 'run'}"]
+    for patience in (0.3, 1.0, 2.0):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        time.sleep(patience)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+        assert (process.returncode, error.strip()) in ((130, "keras-sat: interrupted"), (-2, ""))  # or before our code
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_damaged_file_ends_the_training_with_its_name(photos, tmp_path, monkeypatch, capfd):
+    shutil.copytree(photos, tmp_path / "photos")
+    bad = tmp_path / "photos" / "train" / "dark" / "cut.png"
+    bad.write_bytes((photos / "train" / "dark" / "1.png").read_bytes()[:-40])
+    flags = ["--image_size=16", "--channels=1", "--crop=stretch", "--epochs=1", "--batch_size=10", "--steps=1"]
+    flags += [f"--dataset={tmp_path / 'photos'}", f"--output={tmp_path / 'run'}"]
+    for more, status, said in (
+        ([], 1, f"keras-sat: This image cannot be read: {bad} (cut short"),
+        (
+            ["--skip-damaged"],
+            0,
+            f"keras-sat: {tmp_path / 'photos'}: damaged files are left out, 1 in all: train/dark/cut.png",
+        ),
+    ):
+        monkeypatch.setattr(sys, "argv", [COMMAND, "train", *flags, *more])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        error = capfd.readouterr().err
+        assert left.value.code == status, error
+        assert any(line.startswith(said) for line in error.splitlines()), error
+        assert (tmp_path / "run").exists() == (status == 0)

@@ -1,0 +1,65 @@
+"""The configuration of a run."""
+
+import dataclasses
+
+import keras
+import pytest
+
+from keras_sat.run import Run, configuration
+from keras_sat.training import Free
+
+
+def test_validation_and_calibration_see_all_classes(quick, photos, monkeypatch):
+    monkeypatch.setattr(configuration, "VALIDATION_IMAGES", 6)
+    monkeypatch.setattr(configuration, "CALIBRATION_IMAGES", 4)
+    run = quick(photos)
+    ((images, labels),) = run.validation_data()
+    assert sorted(labels.numpy()) == [0, 0, 0, 1, 1, 1]
+    calibration = run.calibration_images()
+    means = sorted(calibration.mean((1, 2, 3)))
+    assert means[2] > 2 * means[1]  # two are bright
+    pixels = {image.tobytes() for x, _ in run.load_data("train", 24) for image in x.numpy()}
+    assert {image.tobytes() for image in calibration} <= pixels  # evaluation's own
+
+
+def test_precision_is_that_of_the_run_alone(short, tmp_path):
+    model = dataclasses.replace(short, precision="mixed_bfloat16")
+    with configuration.dtype_policy(model.precision):
+        assert model.build().get_layer("conv0").compute_dtype == "bfloat16"
+    assert keras.config.dtype_policy().name == "float32"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "ResNet9"}, "model must be one of ResNet8"),
+        ({"activation": "swich"}, "Known are"),
+        ({"norm": "l1"}, "linf, l2"),
+        ({"epsilon": -1.0}, "epsilon"),
+        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"precision": "fp16"}, "mixed_float16"),
+        ({"attack_precision": "bf16"}, "attack_precision must be one of"),
+        ({"image_size": 0}, "image_size"),
+        ({"rand_augment": 5.0}, r"rand_augment must be in 0..1"),
+        ({"cutmix": -1.0}, r"cutmix must be in 0..1"),
+        ({"mixup": 0.0}, "mixup must be positive"),
+        ({"clip_norm": -1.0}, "clip_norm must be positive"),
+        ({"warmup_epochs": -1.0}, "warmup_epochs must be at least 0"),
+        ({"crop": "centre"}, "crop must be one of stretch, padded"),
+        ({"channels": 2}, "channels must be 1 or 3"),
+    ],
+)
+def test_bad_values(options, message):
+    with pytest.raises(ValueError, match=message):
+        Run(**options)
+
+
+def test_replays_are_free_adversarial_training():
+    """The attack gives its ball and step size: epsilon, unless the run says another."""
+    run = Run(replays=4, epsilon=8.0)
+    assert run.attack().resolved_step_size == 8
+    assert run.training_objective() == Free(4)
+    assert dataclasses.replace(run, step_size=3.0).attack().resolved_step_size == 3
+    with pytest.raises(ValueError, match="objective must be adversarial with replays. Received: 'trades'"):
+        Run(replays=4, objective="trades")
