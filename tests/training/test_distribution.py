@@ -1,3 +1,4 @@
+import functools
 import json
 import pathlib
 import subprocess
@@ -62,7 +63,7 @@ def test_two_workers_of_which_one_is_killed_equal_one_device(free_ports, tmp_pat
     assert {path.name for path in (tmp_path / "checkpoints").glob("*.npz")} == {"step-8.npz", "step-10.npz"}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def batches():
     rng = np.random.default_rng(3)
     images, labels = rng.integers(0, 256, (40, 8, 8, 3)).astype(np.uint8), rng.integers(0, 4, 40)
@@ -78,21 +79,36 @@ def trained(strategy, model, batches, optimizer=None, attack=FROM_IMAGE, **optio
     return trainer, np.concatenate([np.ravel(weight) for weight in trainer.classifier.get_weights()]), history
 
 
+def sgd():
+    return keras.optimizers.SGD(0.05)
+
+
+@pytest.fixture(scope="module")
+def on_one_device(tiny_model, batches):
+    """Returns a function that trains on one device: (weights, history). It trains once for each optimizer."""
+
+    @functools.cache
+    def train(optimizer):
+        return trained("none", tiny_model, batches, optimizer, jit_compile=False)[1:]
+
+    return train
+
+
 @pytest.mark.parametrize(
     ("optimizer", "options"),
     [
-        (lambda: keras.optimizers.SGD(0.05), {}),
+        (sgd, {}),
         (lambda: keras.optimizers.SGD(0.5, global_clipnorm=0.1), {}),
         (lambda: keras.optimizers.SGD(0.5, clipnorm=0.1), {}),
         (lambda: keras.optimizers.SGD(0.5, clipvalue=0.01), {}),
-        (lambda: keras.optimizers.SGD(0.05), {"steps_per_execution": 5}),
-        (lambda: keras.optimizers.SGD(0.05), {"jit_compile": True}),
+        (sgd, {"steps_per_execution": 5}),
+        (sgd, {"jit_compile": True}),
         (lambda: keras.optimizers.SGD(0.05, use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=None), {}),
     ],
     ids=["plain", "global_clipnorm", "clipnorm", "clipvalue", "steps_per_execution", "jit_compile", "ema"],
 )
-def test_two_replicas_equal_one(optimizer, options, tiny_model, batches):
-    _, one, alone = trained("none", tiny_model, batches, optimizer, jit_compile=False)
+def test_two_replicas_equal_one(optimizer, options, tiny_model, batches, on_one_device):
+    one, alone = on_one_device(optimizer)
     _, two, mirrored = trained("mirrored", tiny_model, batches, optimizer, **options)
     np.testing.assert_allclose(two, one, atol=1e-5 if "jit_compile" not in options else 1e-3)
     assert mirrored["accuracy"] == pytest.approx(alone["accuracy"])
