@@ -134,7 +134,9 @@ class _Search:
     epsilon_scale: threats.Scale
     step_size: threats.Scale
 
-    def until_broken(self, images, labels, seed, start, static_shapes):
+    def until_broken(
+        self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, start: tf.Tensor | None, static_shapes: bool
+    ) -> tf.Tensor:
         """Returns, for each example, the first iterate that succeeds, or else the last one."""
 
         def attempt(number, state):
@@ -155,7 +157,7 @@ class _Search:
         state = survivors.initial_state(images, labels, seed, start)
         return survivors.loop(attempt, state, self.attack.restarts, static_shapes)[0]
 
-    def one_start(self, images, labels, start):
+    def one_start(self, images: tf.Tensor, labels: tf.Tensor, start: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor | None]:
         """Returns the images that one start keeps, and their scores for `keep="worst"`, otherwise None."""
 
         def step(points, worst, worst_score):
@@ -177,7 +179,7 @@ class _Search:
         score = self.score_of(points, labels)
         return _larger(score, points, worst_score, worst)
 
-    def start(self, images, seed):
+    def start(self, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """Returns the points at which a start begins."""
         if not self.attack.random_start:
             return images
@@ -188,7 +190,7 @@ class _Search:
         coins = randomness.uniform(coin_seed, [1 if seed.shape.rank == 1 else tf.shape(images)[0], 1, 1, 1])
         return tf.where(coins < self.attack.clean_start, images, noisy)
 
-    def score_of(self, points, labels):
+    def score_of(self, points: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         """Returns how close the points are to success, float32 [batch]; positive if they succeed."""
         return self._score(labels, gradients.logits(self.logits_fn, points))
 

@@ -1,12 +1,14 @@
 """Checks whether a defence is robust, or only hides its gradients from the attacks (masked gradients)."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from keras_sat import data, deployed, files, losses
 from keras_sat.attacks import gradients, judging
+from keras_sat.attacks.attack import Attack
 from keras_sat.attacks.pgd import FGSM, PGD
 from keras_sat.attacks.square import Square
 from keras_sat.attacks.threats import Ball
@@ -126,9 +128,9 @@ def audit(
     Raises:
         ValueError: if no example is classified correctly, or for a dataset that `evaluate` would refuse.
     """
-    model = deployed.model_of(model)
-    images, labels = _take(model, dataset, examples)
-    auditor = _Auditor(model, images, labels, ball, seed, steps)
+    network = deployed.model_of(model)
+    images, labels = _take(network, dataset, examples)
+    auditor = _Auditor(network, images, labels, ball, seed, steps)
     questions = {
         "softmax in the output": auditor.softmax,
         "randomness": auditor.randomness,
@@ -167,13 +169,14 @@ def _take(model, dataset, count):
 class _Auditor:
     """The examples, and a method for each check, which returns its outcome and what it measured."""
 
-    def __init__(self, model, images, labels, ball, seed, steps):
+    def __init__(self, model: Any, images: tf.Tensor, labels: tf.Tensor, ball: Ball, seed: int, steps: int) -> None:
         self.images, self.labels, self.ball, self.seed, self.steps = images, labels, ball, seed, steps
         self.raw = model
         self.probabilities = losses.probabilities(model, images)
         # The other checks need logits: the attacks refuse probabilities.
         self.model = _as_logits(model, self.probabilities)
-        self.has_gradient, self.attacked = True, {}
+        self.has_gradient = True
+        self.attacked: dict[Attack, float] = {}
 
     def softmax(self) -> tuple[str, str]:
         kind = self.probabilities

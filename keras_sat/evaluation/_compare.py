@@ -122,15 +122,17 @@ def _checked(attacks):
 class _Comparing:
     """Collects, batch by batch, which images each network classifies correctly, clean and attacked."""
 
-    def __init__(self, networks, attacks, seed):
+    def __init__(self, networks: dict[str, Any], attacks: dict[str, Attack], seed: int) -> None:
         self.networks, self.attacks, self._seed = networks, attacks, tf.constant([seed, 0], tf.int32)
         self._sources = {
             name: [attack for attack in attacks.values() if _can_attack(attack, network)]
             for name, network in networks.items()
         }
         self._images = 0
-        self._correct = {}  # {(network, column): [correctly classified images of each batch]}
-        self._not_finite = {}  # {(network, column): number of outputs that are not finite}
+        # {(network, column): the correctly classified images of each batch}
+        self._correct: dict[tuple[str, str], list[np.ndarray]] = {}
+        # {(network, column): number of outputs that are not finite}
+        self._not_finite: dict[tuple[str, str], int] = {}
 
     def add(self, images: tf.Tensor, labels: tf.Tensor) -> None:
         """Adds a batch."""
