@@ -200,7 +200,7 @@ def _label_lines(labels, classes):
 def _training(trainer):
     """Returns the facts on the training for the card."""
     return {
-        "objective": repr(trainer.objective),
+        "objective": trainer.objective.settings(),
         "attack": trainer.attack.settings(),
         "attack_batch_norm": trainer.attack_batch_norm,
     }

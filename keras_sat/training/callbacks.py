@@ -156,7 +156,7 @@ class PerturbationImages(keras.callbacks.Callback):
 
     Args:
         images: a few images [batch, height, width, 1 or 3].
-        labels: int [batch].
+        labels: integers [batch] or [batch, 1], or one-hot [batch, classes].
         attack: the attack, such as `PGD(LinfBall(4))`. Perturbations are shown scaled; 0 is grey.
         log_dir: folder of TensorBoard.
         every: number of epochs between two writings.
@@ -165,7 +165,7 @@ class PerturbationImages(keras.callbacks.Callback):
     def __init__(self, images: Array, labels: Array, attack: Attack, log_dir: Path, every: int = 1) -> None:
         super().__init__()
         self.images = tf.cast(images, tf.float32)
-        self.labels = labels
+        self.labels = losses.hard_labels(labels)
         self.attack = attack
         self.every = every
         self._writer = tf.summary.create_file_writer(log_dir)

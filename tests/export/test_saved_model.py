@@ -13,10 +13,10 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
 from keras_sat import data, deployed, evaluation, models, provenance
-from keras_sat.attacks import PGD, LinfBall
+from keras_sat.attacks import FGSM, PGD, LinfBall
 from keras_sat.export import SIGNATURES, export_litert, export_saved_model, verify
 from keras_sat.preprocessing import CROPS, Preprocessing
-from keras_sat.training import AdversarialModel
+from keras_sat.training import AdversarialModel, Free
 
 LABELS = [f"class {number}" for number in range(10)]
 CARD = pathlib.Path("assets", "robustness_card.json")
@@ -171,6 +171,15 @@ def test_damaged_images_are_named(loaded):
     assert loaded.signatures["serving_bytes"](image_bytes=tf.constant([good]))["logits"].shape == (1, 10)
 
 
+def test_a_trainer_of_free_adversarial_training_is_exported_with_what_it_did(tmp_path):
+    trainer = AdversarialModel(resnet("silu"), FGSM(LinfBall(4)), objective=Free(replays=2))
+    export_saved_model(trainer, tmp_path / "saved", signatures=["serving_default"], warmup=False)
+    training = json.loads((tmp_path / "saved" / CARD).read_text())["training"]
+    assert training["objective"] == {"objective": "Free", "replays": 2}
+    assert training["attack"] == json.loads(json.dumps(FGSM(LinfBall(4)).settings()))
+    assert training["attack_batch_norm"] == "batch"
+
+
 def test_features_and_input_gradients(loaded, model):
     images, labels = tf.constant(pixels(), tf.float32), tf.range(5, dtype=tf.int64)
     features = loaded.signatures["features"](images=images)["features"]
@@ -228,7 +237,7 @@ def test_assets(saved, model, tmp_path):
     card = json.loads((tmp_path / "saved" / CARD).read_text())
     assert card["training"]["attack"]["steps"] == 3
     assert (card["training"]["attack_batch_norm"], card["licence"]) == ("batch", "mine")
-    assert card["training"]["objective"] == "AdversarialTraining()"
+    assert card["training"]["objective"] == {"objective": "AdversarialTraining"}
     clean, attacked = card["measured"]["accuracy"]
     assert (clean["name"], clean["n"], attacked["settings"]["epsilon"]) == ("clean", 5, 4)
     assert card["measured"]["batch_norm"] == "frozen"

@@ -57,7 +57,7 @@ def test_averaged_weights_are_validated_and_the_others_given_back_bit_for_bit(ti
 
 def test_perturbations_are_shown_in_tensorboard(tiny_model, images, labels, tmp_path):
     attack = PGD(LinfBall(8), steps=2)
-    show = PerturbationImages(images[:3], labels[:3], attack, str(tmp_path), every=2)
+    show = PerturbationImages(images[:3], np.eye(4)[labels[:3]], attack, str(tmp_path), every=2)  # one-hot
     trainer_of(tiny_model(), attack).fit(images, labels, epochs=4, verbose=0, callbacks=[show])
     (path,) = tmp_path.glob("events*")
     seen = {}
