@@ -24,6 +24,7 @@ with keras_sat_command.quiet():  # TensorFlow's start-up notes would come after 
 FAST = [
     "tests/test_activations.py::*",
     "tests/test_files.py::*",
+    "tests/test_internals.py::*",
     "tests/test_losses.py::*",
     "tests/test_preprocessing.py::*",
     "tests/test_package.py::test_imports_go_one_way",
@@ -37,6 +38,7 @@ FAST = [
     "tests/evaluation/test_report.py::*",
     "tests/models/test_blocks.py::*",
     "tests/models/test_classifier.py::*",
+    "tests/models/test_graph.py::*",
     "tests/training/test_schedules.py::*",
     # what is refused: configurations, inputs, flags and requests
     "tests/attacks/*refus*",
