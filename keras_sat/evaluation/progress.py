@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tqdm
 
 from keras_sat.evaluation.stages import Stage
 from keras_sat.evaluation.state import Row
@@ -60,6 +59,8 @@ class Progress:
             self._bar = None
 
     def _open(self, title, total):
+        import tqdm  # here, so that importing the package stays fast
+
         count = "{n_fmt}" if total is None else "{n_fmt}/{total_fmt}"
         interval = 0.1 if sys.stdout.isatty() else _MINUTE
         self._bar = tqdm.tqdm(

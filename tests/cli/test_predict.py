@@ -31,8 +31,8 @@ def test_the_pixels_of_a_folder_are_the_same_everywhere(inside, photos, of_photo
         assert inside("predict", subject, *paths, "--top=2", "--json") == 0
         rows = json.loads(capsys.readouterr().out)
         assert [row["image"] for row in rows] == paths
-        found = [[row["classes"]["bright"], row["classes"]["dark"]] for row in rows]
-        np.testing.assert_allclose(found, outputs["probabilities"], atol=tolerance)
+        probabilities = [[row["classes"]["bright"], row["classes"]["dark"]] for row in rows]
+        np.testing.assert_allclose(probabilities, outputs["probabilities"], atol=tolerance)
     given = (f"--dataset={photos}", "--epsilon=4", f"--output={tmp_path}")
     assert inside("evaluate", saved, "--attack=fgsm", *given) == 0
     card = json.loads((saved / "assets" / "robustness_card.json").read_text())
