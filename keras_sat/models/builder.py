@@ -85,8 +85,9 @@ def builder(
             )(outputs)
         elif pooling:
             outputs = _POOLS[pooling](name=f"{pooling}_pool")(outputs)
-        sources = inputs if input_tensor is None else keras.utils.get_source_inputs(input_tensor)
-        model = keras.Model(sources, outputs, name=name)
+        sources = keras.utils.get_source_inputs(inputs)
+        # Keras warns at each call of a model that was made with a list of one input.
+        model = keras.Model(sources[0] if len(sources) == 1 else sources, outputs, name=name)
         weights_lib.load(model, source, build_network=functools.partial(build, activation=activation))
         return model
 
