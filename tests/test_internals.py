@@ -18,6 +18,7 @@ import tensorflow as tf
 import waitress
 
 from keras_sat import internals
+from keras_sat.training import distribution
 
 PACKAGE = pathlib.Path(internals.__file__).parent
 PUBLIC_UNDERSCORES = {"_asdict", "_fields", "_replace"}  # of named tuples
@@ -199,8 +200,7 @@ def test_first_batch():
 
 
 def test_first_batch_of_replicas():
-    strategy = tf.distribute.MirroredStrategy([device.name for device in tf.config.list_logical_devices("CPU")])
-    with strategy.scope():
+    with distribution.strategy("mirrored").scope():  # a second one in a process would disturb the first
         model = Seeing()
         model.compile("sgd", "mse")
     model.fit(dataset(), epochs=2, validation_data=dataset(), shuffle=False, verbose=0)
