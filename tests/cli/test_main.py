@@ -31,7 +31,7 @@ print(*sys.modules)
     assert "Serves a SavedModel" in done.stdout
     modules = set(done.stdout.splitlines()[-1].split())
     assert "keras_sat.cli.serve" in modules
-    assert not modules & {"keras_sat.run", "keras_sat.serving", "tensorflow_datasets", "matplotlib", "waitress"}
+    assert not modules & {"keras_sat.run", "keras_sat.serving", "tensorflow_datasets", "waitress"}
 
 
 def test_all_of_an_error_is_shown_when_asked(run, tmp_path):
