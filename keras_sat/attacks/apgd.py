@@ -60,7 +60,7 @@ class APGD(Attack):
 
     @property
     def accepts_start(self) -> bool:
-        """Whether the attack starts at a random point, so that `start=` may replace it: yes."""
+        """Whether a call may choose the point at which the attack starts: yes."""
         return True
 
     @property

@@ -153,8 +153,18 @@ class Attack(abc.ABC):
 
     @property
     def accepts_start(self) -> bool:
-        """Whether the attack starts at a point that may be chosen: a random point, or the one that `start=` gives."""
+        """Whether a call may choose the point at which the attack starts (`start=`)."""
         return False
+
+    @property
+    def random_start(self) -> bool:
+        """Whether the attack starts at a random point, and not at the image itself."""
+        return True
+
+    @property
+    def step_size(self) -> float | None:
+        """The step size that was given, in the images' unit; None if there is none, or if a rule chooses it."""
+        return None
 
     @property
     def accepts_scale(self) -> bool:
@@ -186,14 +196,13 @@ class Attack(abc.ABC):
         if self.ball is None:
             raise ValueError(f"{self} has no epsilon to change.")
         changes: dict[str, Any] = {"ball": self.ball.with_radius(radius)}
-        step_size = getattr(self, "step_size", None)
-        if step_size is not None:
+        if self.step_size is not None:
             if not self.ball.radius:
                 raise ValueError(
-                    f"step_size {step_size:g} cannot be scaled with epsilon from an epsilon of 0: give {self} "
+                    f"step_size {self.step_size:g} cannot be scaled with epsilon from an epsilon of 0: give {self} "
                     "another epsilon, or step_size=None."
                 )
-            changes["step_size"] = step_size * radius / self.ball.radius or None
+            changes["step_size"] = self.step_size * radius / self.ball.radius or None
         return dataclasses.replace(self, **changes)
 
     def with_loss(self, loss: LossFunction) -> "Attack":

@@ -80,8 +80,8 @@ class PGD(Attack):
 
     @property
     def accepts_start(self) -> bool:
-        """Whether the attack starts at a random point, so that `start=` may replace it."""
-        return self.random_start
+        """Whether a call may choose the point at which the attack starts: yes."""
+        return True
 
     @property
     def accepts_scale(self) -> bool:

@@ -152,15 +152,10 @@ def sweep(
     evaluation.classify_clean(bar)
     evaluation.sweep(at, bar)
     bar.close()
-    more = {"sweep": str(attack), **_relative_step_size(settings.values())}
+    more = {"sweep": str(attack)}
+    if attack.step_size is not None:
+        more["step_size"] = f"{attack.step_size / attack.ball.radius:g} x epsilon"
     return evaluation.to_report({name: [str(attack)] for name in at}, settings, more)
-
-
-def _relative_step_size(settings):
-    """Returns {"step_size": "0.25 x epsilon"} if all rows have the same step size relative to epsilon, else {}."""
-    steps = [(one["step_size"], np.max(one["epsilon"])) for one in settings if "step_size" in one]
-    ratios = {f"{step / epsilon:g}" for step, epsilon in steps if epsilon}
-    return {"step_size": f"{ratios.pop()} x epsilon"} if len(ratios) == 1 else {}
 
 
 class _Evaluation:
@@ -290,7 +285,8 @@ class _Evaluation:
                 points = self._adversarial(stage, images[robust], labels[robust], seeds, points)
                 correct = self._record(row, 1, batch[robust], images[robust], points, labels[robust])
                 robust[robust] = correct
-                points = points[correct] if stage.attack.accepts_start else None
+                continues = stage.attack.accepts_start and stage.attack.random_start
+                points = points[correct] if continues else None
             broken = batch[~robust]
             row.broken_by[broken] = 1  # also those that a smaller epsilon broke
             if number:

@@ -451,7 +451,7 @@ def _check_objective(objective, attack):
         raise ValueError(
             f"{objective!r} needs an attack whose loss it can choose, such as PGD. Received: {attack!r}"
         ) from None
-    if not attack.accepts_start:
+    if not attack.random_start:
         raise ValueError(
             f"{objective!r} has no gradient at the image itself: the attack needs random_start=True. "
             f"Received: {attack!r}"

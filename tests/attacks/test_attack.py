@@ -45,7 +45,9 @@ def test_every_attack_is_one_and_says_what_it_is(attack):
     assert attack.max_forward_passes >= 1
     assert sum(stage.max_forward_passes for stage in attack.stages) == attack.max_forward_passes
     assert attack.needs_gradients == (not isinstance(attack, Square))
-    assert attack.accepts_start == (attack in (PGD(BALL), APGD(BALL)))
+    assert attack.accepts_start == isinstance(attack, (PGD, APGD))
+    assert attack.random_start == (attack != FGSM(BALL))
+    assert attack.step_size == (8 if attack == FGSM(BALL) else None)
     assert {"attack", "norm", "epsilon", "bounds"} <= attack.settings().keys()
     assert attack.with_radius(4).ball == LinfBall(4)
     assert attack.bounds == BALL.bounds
@@ -69,7 +71,7 @@ def test_variants():
         Square(BALL).with_loss(losses.margin)
 
 
-@pytest.mark.parametrize("attack", [FAB(BALL), Square(BALL), AutoAttack(BALL), FGSM(BALL)], ids=str)
+@pytest.mark.parametrize("attack", [FAB(BALL), Square(BALL), AutoAttack(BALL)], ids=str)
 def test_a_start_that_would_be_ignored_is_refused(attack, tiny_model, images, labels):
     with pytest.raises(ValueError, match="does not accept start="):
         attack(tiny_model(), images, labels, start=images)

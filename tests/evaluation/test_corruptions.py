@@ -66,6 +66,13 @@ def test_refusals():
         Corruption("contrast", bounds=(1, 0))
 
 
+def test_images_of_another_range_are_no_images(images):
+    with pytest.raises(ValueError, match="must lie within the bounds"):
+        Corruption("contrast")(None, images.astype(np.float32) - 100, None)
+    with pytest.warns(UserWarning, match=r"bounds=\(0, 1\)"):
+        Corruption("contrast")(None, images / 255, None)
+
+
 def test_bounds_of_each_channel(images):
     low, high = np.array([-2.0, -1.0, 0.0]), np.array([2.0, 1.0, 3.0])
     scaled = (low + images / 255 * (high - low)).astype(np.float32)

@@ -417,6 +417,9 @@ def test_in_a_sweep_fgsm_steps_as_far_as_each_epsilon(ball, whole):
         assert row.correct == np.sum(~broken)  # broken at this epsilon, or at a smaller one
     explicit = sweep(model, data, PGD(ball, steps=2, step_size=ball.radius / 4), [0, *radii], progress=False)
     assert [row.settings["step_size"] for row in explicit.results[2:]] == [radius / 4 for radius in radii]
+    assert explicit.context["step_size"] == "0.25 x epsilon"
+    by_rule = sweep(model, data, PGD(ball, steps=1), radii, progress=False)
+    assert "step_size" not in by_rule.context  # nobody gave one
     with pytest.raises(ValueError, match="cannot be scaled with epsilon from an epsilon of 0"):
         sweep(model, data, PGD(LinfBall(0), step_size=1), [1], progress=False)
 
