@@ -66,7 +66,7 @@ class Deployed:
         self.name = path
 
     def __call__(self, images: Array) -> tf.Tensor:
-        """Returns the logits [batch, classes] of images [batch, height, width, channels], in the range that the network expects."""
+        """Returns the logits [batch, classes] of images [batch, height, width, channels]."""
         _check_size(self.path, self._size, images)
         outputs = self._function(**{self._input: tf.cast(images, self._dtype)})[self._output]
         return logits_of(outputs) if self._output == "probabilities" else outputs
@@ -126,7 +126,7 @@ class LiteRT:
         self._classes = self._run.get_output_details()["logits"]["shape"][-1]
 
     def __call__(self, images: Array) -> tf.Tensor:
-        """Returns the logits [batch, classes] of images [batch, height, width, channels], in the range that the network expects."""
+        """Returns the logits [batch, classes] of images [batch, height, width, channels]."""
         _check_size(self.path, self._size, images)
         logits = tf.numpy_function(self._logits, [tf.cast(images, tf.float32)], tf.float32, stateful=False)
         return tf.ensure_shape(logits, (images.shape[0], self._classes))

@@ -102,7 +102,7 @@ class Folder:
             )
 
     def _classes(self, known):
-        """Returns the names of the classes. Raises ValueError for an unknown class, or a split or class without images."""
+        """Returns the names of the classes. Raises ValueError for an unknown class, or one without images."""
         for split, files in self._files.items():
             if not any(files.values()):
                 raise ValueError(f"{self.path}/{split} has no images. {_expected(self.path)}")
