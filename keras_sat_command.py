@@ -12,7 +12,10 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Ends the process at Ctrl-C with one line, also while TensorFlow is imported, which would lose an exception."""
+    """Ends the process at Ctrl-C with one line, also while TensorFlow is imported.
+
+    (A KeyboardInterrupt that is raised during this import would be lost.)
+    """
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
@@ -32,7 +35,7 @@ def interruptible() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Discards what native code writes to stderr. With an NVIDIA driver it is kept, because it may matter there."""
+    """Discards what native code writes to stderr. With an NVIDIA driver nothing is discarded: messages may matter."""
     if os.path.exists("/proc/driver/nvidia"):
         yield
         return

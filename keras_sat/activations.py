@@ -18,7 +18,7 @@ _attacking = contextvars.ContextVar("keras_sat_training_attack", default=False)
 
 @contextlib.contextmanager
 def training_attack() -> Iterator[None]:
-    """Marks the forward passes in this context as those of the attack in training, for `SmoothBackwardReLU`."""
+    """Marks the forward passes in this context as part of the training attack. See `SmoothBackwardReLU`."""
     token = _attacking.set(True)
     try:
         yield
@@ -31,7 +31,8 @@ class GELU(keras.layers.Layer):
     """Gaussian error linear unit, x Phi(x), where Phi is the normal distribution function (arXiv:1606.08415).
 
     Args:
-        approximate: True, as in the release: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))); False: exact, by erf.
+        approximate: True (default), as in the release: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))). False: the
+            exact function, computed with erf.
         kwargs: arguments of keras.layers.Layer.
     """
 
@@ -52,9 +53,9 @@ class GELU(keras.layers.Layer):
 class Mish(keras.layers.Layer):
     """Mish, x tanh(softplus(x)), computed as x t / (2 - t) with t = s (2 - s), s = sigmoid(x) (arXiv:1908.08681).
 
-    It is used in place of Keras' function. On a CPU, TensorFlow fuses the bias of a convolution, an addition and
-    tanh(softplus) to an operation that it does not implement. They follow each other in a residual block whose batch
-    norm is folded.
+    It replaces Keras' function, which fails on a CPU in a residual block whose batch norm is folded: there, the bias of
+    a convolution, an addition and tanh(softplus) follow each other. TensorFlow fuses them to an operation that it does
+    not implement.
     """
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
@@ -68,7 +69,7 @@ class ParametricSoftplus(keras.layers.Layer):
     """Parametric softplus, log(1 + exp(alpha x)) / alpha.
 
     Args:
-        alpha: > 0. The larger it is, the closer the function is to ReLU.
+        alpha: > 0, 10 by default. The larger it is, the closer the function is to ReLU.
         kwargs: arguments of keras.layers.Layer.
 
     Raises:
@@ -90,11 +91,11 @@ class ParametricSoftplus(keras.layers.Layer):
 class SmoothReLU(keras.layers.Layer):
     """SmoothReLU: x - log(1 + beta x) / beta for x >= 0, and 0 for x < 0.
 
-    As in the release, the trained weight is the square root of beta, of shape [1], in each layer. It starts at 20.
+    As in the release, each layer trains the square root of beta, a weight of shape [1].
 
     Args:
-        beta: initial value, > 0.
-        trainable_beta: whether beta is trained. If not, the layer has no weight.
+        beta: initial value of beta, > 0, 400 by default.
+        trainable_beta: whether beta is trained, True by default. If not, the layer has no weight.
         kwargs: arguments of keras.layers.Layer.
 
     Raises:
@@ -124,15 +125,16 @@ class SmoothReLU(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("keras_sat")
 class SmoothBackwardReLU(keras.layers.Layer):
-    """ReLU with a smooth derivative in training: that of parametric softplus, sigmoid(alpha x).
+    """ReLU whose derivative in training is smooth: sigmoid(alpha x), the derivative of parametric softplus.
 
-    It is for the ablation of the paper (section 3): which of the two gradients of adversarial training profits from
-    smoothness? The forward pass is exactly ReLU. In evaluation, so is the derivative.
+    It reproduces the ablation of the paper (section 3), which makes only one of the two gradients of adversarial
+    training smooth. The forward pass is exactly ReLU. In evaluation, the derivative is ReLU's too.
 
     Args:
-        smooth_backward: which gradient is smooth: "attacker" (the one that makes the training examples, see
-            `training_attack`), "optimizer" (that of the weights: calls with training=True) or "both".
-        alpha: > 0; 10 in the paper.
+        smooth_backward: which gradient is smooth. "attacker": the gradient of the attack that makes the training
+            examples (see `training_attack`). "optimizer": the gradient of the weights, in calls with training=True.
+            "both" (default).
+        alpha: > 0, 10 by default and in the paper.
         kwargs: arguments of keras.layers.Layer.
 
     Raises:
@@ -224,8 +226,8 @@ def layer(spec: Any, name: str | None = None, dtype: Any = None) -> keras.layers
             serialises it; a function of a tensor (to save the model, register it with
             `keras.saving.register_keras_serializable`); or a subclass of keras.layers.Layer, which is called with
             `name` and `dtype`.
-        name: name of the layer.
-        dtype: dtype or dtype policy of the layer; default: Keras' global policy.
+        name: name of the layer. Default: a name that Keras chooses.
+        dtype: dtype or dtype policy of the layer. Default: Keras' global policy.
 
     Raises:
         ValueError: for an unknown name or option; or for a layer instance, because the whole network would share it.
@@ -258,14 +260,14 @@ def _named_layer(spec, kwargs):
 
 
 def smoothness(spec: Any, low: float = -8.0, high: float = 8.0) -> str:
-    """Returns how often an activation is continuously differentiable on [low, high], judged numerically.
+    """Returns how many times an activation is continuously differentiable on [low, high], measured numerically.
 
     Let D be the (k+1)-th difference on a grid of step h, divided by h^k. Where the k-th derivative jumps, D does not
-    depend on h. Where it is continuous, D falls with h. Both are computed in float64, on a coarse and a fine grid.
+    depend on h. Where it is continuous, D falls with h. D is computed in float64, on a coarse and on a fine grid.
 
     Args:
         spec: an activation, see `layer`.
-        low, high: the interval. Details narrower than about 1e-4 are not noticed.
+        low, high: the interval, -8 and 8 by default. Details narrower than about 1e-4 are not detected.
 
     Returns:
         "C2" (twice continuously differentiable, or more often), "C1", "C0", or "discontinuous".

@@ -24,12 +24,12 @@ _SMALLEST = 1e-30  # in place of a probability that float32 rounded to 0, so tha
 class Deployed:
     """A signature of a SavedModel as a function from images to logits. `load` returns it.
 
-    Gradient-based attacks use the SavedModel's own gradients. Where it has none (an integer input, a lookup, a
-    quantized graph), they raise ValueError or LookupError, and `Square` attacks it through its outputs alone.
+    Gradient-based attacks use the gradients of the SavedModel. If it has none (an integer input, a lookup, a quantized
+    graph), these attacks raise ValueError or LookupError. `Square` needs only the outputs.
 
     Args:
         path: the folder of the SavedModel.
-        signature: the name of the signature to call; it must take images alone.
+        signature: the name of the signature to call. Images must be its only input.
         output: the name of the output that holds the logits; None: see `load`.
 
     Raises:
@@ -37,12 +37,12 @@ class Deployed:
 
     Attributes:
         path: the folder.
-        name: the folder too, for reports.
-        has_gradients: True; some operations of the graph may have none all the same.
-        image_size: height and width of the images in pixels, where they are equal and fixed; else None.
-        channels: channels of the images; None if any.
-        classes: names of the classes, in order; None if unknown.
-        preprocessing: the `Preprocessing` that makes its images; None if unknown.
+        name: the folder as well; reports use it as the name of the model.
+        has_gradients: True, although single operations of the graph may have no gradient.
+        image_size: height and width of the images in pixels, if they are equal and fixed; otherwise None.
+        channels: number of channels of the images; None if any number is accepted.
+        classes: names of the classes, in the order of the logits; None if unknown.
+        preprocessing: the `Preprocessing` that converts files to images for this model; None if unknown.
     """
 
     has_gradients: bool = True
@@ -88,13 +88,15 @@ def _output_name(path, outputs, asked):
 class LiteRT:
     """A LiteRT (TensorFlow Lite) file as a function from images to logits. `load` returns it.
 
-    It has no gradients. `Square` can attack it, and so can examples that were made for other networks.
+    It has no gradients. `Square` can attack it, and adversarial examples that were made for other networks can be
+    tried on it.
 
     Args:
         path: the file, as `export.export_litert` writes it.
 
     Raises:
-        ValueError: if the file is no LiteRT file or takes something else than images, or ai-edge-litert is missing.
+        ValueError: if the file is not a LiteRT file, if "images" is not its only input, or if ai-edge-litert is not
+            installed.
 
     Attributes:
         path, name, has_gradients, image_size, channels, classes, preprocessing: see `Deployed`; has_gradients is False.
@@ -137,14 +139,15 @@ class LiteRT:
 
 
 def load(path: Path, signature: str = "serving_default", output: str | None = None) -> Deployed | LiteRT:
-    """Returns a SavedModel or a LiteRT file as a function that attacks, `evaluate` and `audit` take as a model.
+    """Returns a SavedModel or a LiteRT file as a function that attacks, `evaluate` and `audit` accept as a model.
 
     Args:
-        path: the folder of a SavedModel, or a FILE.tflite.
-        signature: the name of the SavedModel's signature to call; it must take images alone.
-        output: the name of the output that holds the logits. Default: "logits"; else "probabilities", whose logarithm
-            is taken (it equals the logits up to a constant, which does not change the losses of the attacks); else the
-            only output.
+        path: the folder of a SavedModel, or the path of a `.tflite` file.
+        signature: the name of the SavedModel's signature to call, "serving_default" by default. Images must be its
+            only input.
+        output: the name of the output that holds the logits. Default: "logits" if there is such an output. Otherwise
+            "probabilities", whose logarithm is used: it equals the logits up to a constant, which does not change the
+            losses of the attacks. Otherwise the only output.
 
     Raises:
         ValueError: if there is no SavedModel, signature or output of that name, or no LiteRT file.
@@ -171,14 +174,14 @@ def read(path: str) -> Any:
     try:
         with files.without_wildcards(path) as plain:
             return tf.saved_model.load(plain)
-    except (OSError, IndexError, tf.errors.OpError) as error:  # an IndexError where a file is cut short
+    except (OSError, IndexError, tf.errors.OpError) as error:  # IndexError: the file is incomplete
         raise ValueError(f"{path} is not a SavedModel, or a damaged one: {error}") from error
 
 
 def labels_of(path: str) -> list[str] | None:
     """Returns the class names of an export, in order; None if it has none.
 
-    They are in assets/labels.txt of a SavedModel's folder, or at the end of a LiteRT file, which is a zip archive too.
+    They are in assets/labels.txt of a SavedModel's folder, or in the zip archive at the end of a LiteRT file.
     """
     text = _asset(path, LABELS)
     return None if text is None else text.rstrip("\n").split("\n")
@@ -215,7 +218,7 @@ def _text(path):
 
 
 def _square(size):
-    """Returns height and width as one number; None if they are not fixed, or differ."""
+    """Returns the side length of square images; None if height and width differ or are not fixed."""
     return size[0] if size.rank == 2 and size[0] == size[1] else None
 
 
@@ -228,7 +231,7 @@ def _check_size(path, size, images):
 def logits_of(probabilities: tf.Tensor) -> tf.Tensor:
     """Returns log(p) of probabilities p [batch, classes]: the logits up to a constant for each image.
 
-    Probabilities [batch, 1] are those of class 1; for them it returns log(p / (1 - p)), one logit.
+    With one output, p [batch, 1] is the probability of class 1, and the result is log(p / (1 - p)), one logit.
     """
     if probabilities.shape[-1] == 1:
         return log_odds(probabilities)

@@ -20,10 +20,10 @@ def expanded(path: Path) -> str:
 
 @contextlib.contextmanager
 def without_wildcards(path: Path) -> Iterator[Path]:
-    """Yields a path of the same folder that has none of the characters `[ ] * ? \\`.
+    """Yields a path to the same folder that has none of the characters `[ ] * ? \\`.
 
-    TensorFlow's loader takes a path with such characters for a pattern. The path that is yielded is `path` itself, or
-    a temporary link to it.
+    TensorFlow's loader interprets a path with such characters as a pattern. The yielded path is `path` itself, or a
+    temporary link to it.
 
     Args:
         path: an existing folder.

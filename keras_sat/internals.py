@@ -1,8 +1,8 @@
-"""Every use of what Keras, TensorFlow or waitress keep private or do not document. No other file has one.
+"""All uses of private or undocumented parts of Keras, TensorFlow and waitress. No other file uses such parts.
 
-There is no public way to do these things. Each function says where it was seen to work, and what would replace it.
-`tests/test_internals.py` has a canary test for each: it fails when an upgrade breaks the function, and when the library
-gets a new public name that may replace it.
+There is no public way to do these things. Each docstring says in which versions the function works, and what would
+replace it. `tests/test_internals.py` has a canary test for each function: it fails when an upgrade breaks the function,
+and when the library gets a new public name that may replace it.
 """
 
 import functools
@@ -18,21 +18,22 @@ T = TypeVar("T")
 
 
 def all_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
-    """Returns a layer or model and all layers inside it, at any depth, also those that a layer keeps in a list.
+    """Returns a layer or model and all layers inside it, at any depth, also the layers in a list of a layer.
 
     Private: `Layer._flatten_layers`. Seen in Keras 3.12 to 3.15.
-    Replaced by: a public method that does this. `Model.layers` has the first level only, layers have no such attribute,
-    and `tf.train.TrackableView` misses layers in lists.
+    Replaced by: a public method that does this. `Model.layers` has the first level only, other layers have no such
+    attribute, and `tf.train.TrackableView` misses layers in lists.
     """
     return layer._flatten_layers()
 
 
 def without_weights(function: Callable[..., T], *args: Any) -> T:
-    """Returns `function(*args)`, where the layers that the function makes never get weights.
+    """Returns `function(*args)`. The layers that the function makes never allocate their weights.
 
-    Undocumented: within `keras.StatelessScope(initialize_variables=False)`, Keras puts new variables on a list. At the
-    end of the next scope, whichever that is, it gives them values. There is one list for each thread. So the function
-    runs in a thread of its own, and the list ends with it. Seen in Keras 3.12 to 3.15.
+    Undocumented: within `keras.StatelessScope(initialize_variables=False)`, Keras puts new variables on a list instead
+    of initialising them. It would initialise them at the end of the next scope of this thread. There is one list for
+    each thread. So the function runs in a thread of its own, and the list disappears with it. Seen in Keras 3.12 to
+    3.15.
     Replaced by: a public way to build layers without variables, or to empty the list.
     """
 
@@ -45,12 +46,12 @@ def without_weights(function: Callable[..., T], *args: Any) -> T:
 
 
 def skip_steps(model: keras.Model, steps: int) -> None:
-    """Makes `fit` count the next steps without taking them, and without reading their batches.
+    """Makes `fit` count the next steps without running them, and without reading their batches.
 
-    For `on_epoch_begin` of a callback.
+    Call it in `on_epoch_begin` of a callback.
 
     Undocumented: `Model.train_function`, which `fit` looks up before each step. Seen in Keras 3.12 to 3.15.
-    Replaced by: an argument of `fit` that says at which step of an epoch it begins. `initial_epoch` counts epochs.
+    Replaced by: an argument of `fit` for the step of an epoch at which it begins. (`initial_epoch` counts epochs only.)
     """
     take_step, left = model.train_function, steps
 
@@ -66,23 +67,24 @@ def skip_steps(model: keras.Model, steps: int) -> None:
 
 
 class FirstBatch:
-    """Base class, before keras.Model, of a model that looks at its first batch on the host, before the first step.
+    """Base class of a model that checks its first batch on the host, before the first step.
 
-    XLA leaves out the assertions of a graph, so this is the place to check data. `see_first_batch` is called once for
-    each dataset of `fit` and `evaluate`, and for each `train_on_batch` and `test_on_batch`.
+    List it before keras.Model in the bases of the class. XLA drops the assertions of a graph, so data are checked here.
+    `see_first_batch` is called once for each dataset of `fit` and `evaluate`, and for each `train_on_batch` and
+    `test_on_batch`.
 
-    Private: `Model._maybe_symbolic_build`, the only method that Keras calls with the data before the first step. It is
-    overridden for several workers too, where Keras' own averages the batch over the workers, which fails. Private as
-    well: `_first_batches` and `_dataset` of the iterator's `data_adapter`. Seen in Keras 3.12 to 3.15.
-    Replaced by: a public method or callback that is given the first batch.
+    Private: `Model._maybe_symbolic_build`, the only method that Keras calls with the data before the first step. With
+    several workers, Keras' own method would average the batch over the workers, which fails. Private as well:
+    `_first_batches` and `_dataset` of the iterator's `data_adapter`. Seen in Keras 3.12 to 3.15.
+    Replaced by: a public method or callback that receives the first batch.
     """
 
     def see_first_batch(self, batch: Any) -> None:
-        """Does what is to be done with the first batch.
+        """Checks the first batch. Subclasses implement this method.
 
         Args:
-            batch: (images, labels) or (images, labels, sample weights), as `fit` gets them. Under several replicas, the
-                part of the first one.
+            batch: (images, labels) or (images, labels, sample weights), as `fit` gets them. With several replicas: the
+                first replica's part of the batch.
 
         Raises:
             ValueError: for a batch that the model cannot be trained or evaluated on.
@@ -106,7 +108,7 @@ _seen: weakref.WeakSet = weakref.WeakSet()  # Keras' iterators whose first batch
 
 
 def _check_ends(iterator):
-    """Raises ValueError for a dataset that never ends where nobody says after how many steps to stop."""
+    """Raises ValueError for an infinite dataset if `fit` or `evaluate` was given no number of steps."""
     dataset = getattr(iterator.data_adapter, "_dataset", None)  # adapters of arrays and generators have none
     is_endless = isinstance(dataset, tf.data.Dataset) and dataset.cardinality() == tf.data.INFINITE_CARDINALITY
     if is_endless and iterator.steps_per_epoch is None:
@@ -117,8 +119,8 @@ def _check_ends(iterator):
 
 
 def _first_batch(iterator, strategy):
-    """Returns the first batch of the data, or one replica's part of it; None where there is none."""
-    batches = getattr(iterator.data_adapter, "_first_batches", None)  # a generator's, which cannot be read twice
+    """Returns the first batch of the data, or the first replica's part of it; None if the data are empty."""
+    batches = getattr(iterator.data_adapter, "_first_batches", None)  # of a generator, which cannot be read twice
     if batches:
         return batches[0]
     for _, _, batches in iterator:
@@ -136,16 +138,16 @@ def _first_replica(strategy, value):
 def close_waitress(server: Any, connections: MutableMapping[int, Any], grace: float) -> None:
     """Ends a waitress server that runs in another thread: its requests first, then its `run`.
 
-    Undocumented: `server.task_dispatcher`, `server.trigger`, and the module `waitress.wasyncore`. `server.close` is for
-    the thread that runs the server, which would go on waiting. Seen in waitress 3.0.2.
+    Undocumented: `server.task_dispatcher`, `server.trigger`, and the module `waitress.wasyncore`. `server.close` must
+    be called in the thread that runs the server; called here, it would not wake that thread. Seen in waitress 3.0.2.
     Replaced by: a method that ends `run` from another thread.
 
     Args:
-        server: what `waitress.create_server` returned.
-        connections: the dict that it was given as `map`.
-        grace: seconds for the requests that are running.
+        server: the object that `waitress.create_server` returned.
+        connections: the dict that was passed to `create_server` as `map`.
+        grace: seconds to wait for running requests to finish.
     """
-    from waitress import wasyncore  # of the extra `serve`
+    from waitress import wasyncore  # installed by the extra `serve`
 
     server.task_dispatcher.shutdown(timeout=grace)
     server.trigger.pull_trigger(lambda: wasyncore.close_all(connections))  # runs in the server's own thread

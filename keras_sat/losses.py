@@ -45,8 +45,8 @@ def hard_labels(y: Any, classes: int | None = None) -> tf.Tensor:
 
     Raises:
         ValueError: for labels of another shape or type; labels not in 0..classes - 1; numbers that are not whole; or
-            rows that do not sum to 1, such as those of images with several labels. In a tf.function, the last two raise
-            tf.errors.InvalidArgumentError. XLA leaves these two checks out.
+            rows that do not sum to 1, such as those of images with several labels. In a tf.function, the range is not
+            checked, and the last two raise tf.errors.InvalidArgumentError. XLA drops the last two checks.
     """
     shape = getattr(y, "shape", None)
     if shape is None or len(shape) not in (1, 2):
@@ -131,12 +131,13 @@ def two_classes(outputs: tf.Tensor) -> tf.Tensor:
 def probabilities(function: LogitsFunction, images: Array) -> str | None:
     """Returns "softmax" or "sigmoid" if a network seems to return such probabilities, and None if it returns logits.
 
-    It is judged by the outputs. Those of a softmax are not negative, and sum to 1, or to another constant (to 100 for
-    percent). Those of a sigmoid stay in 0..1, even for images with a contrast a hundred times as large.
+    The function looks at the outputs for some images. Outputs of a softmax are not negative, and sum to 1, or to
+    another constant (to 100 for percent). Outputs of a sigmoid stay in 0..1, even for images with a contrast that is a
+    hundred times as large.
 
     Args:
-        function: from images to outputs [batch, classes].
-        images: float32 [batch, ...], for which the network is called.
+        function: the network, a function from images to outputs [batch, classes].
+        images: float32 [batch, height, width, channels], on which the network is called.
     """
     outputs = tf.cast(function(images), tf.float32)
     if outputs.shape[-1] > 1 and bool(_sums_to_one(outputs) | _sums_alike(outputs)):
@@ -149,7 +150,7 @@ def probabilities(function: LogitsFunction, images: Array) -> str | None:
 
 
 def _sums_alike(outputs):
-    """Says whether the rows differ, but have the same sum, and no entry is negative: percent, for example."""
+    """Returns whether the rows differ but have the same sum, and no entry is negative. An example is percent."""
     sums = tf.reduce_sum(outputs, axis=-1)
     alike = tf.reduce_max(sums) - tf.reduce_min(sums) <= 1e-3 * tf.reduce_max(sums)
     differ = tf.reduce_any(tf.abs(outputs - outputs[:1]) > 1e-2 * tf.reduce_max(sums))
@@ -189,7 +190,8 @@ def without_label(labels: Array, logits: tf.Tensor) -> tf.Tensor:
 def dlr(labels: Array, logits: Array) -> tf.Tensor:
     """Returns the difference of logits ratio, margin / (z_1 - z_3), [batch]; z_1 >= z_2 >= ... are the sorted logits.
 
-    It does not change if all logits are shifted or scaled. Source: Croce and Hein 2020, arXiv:2003.01690, equation 6.
+    It does not change if all logits are shifted or multiplied by a positive number. Source: Croce and Hein 2020,
+    arXiv:2003.01690, equation 6.
 
     Raises:
         ValueError: for fewer than 3 classes.

@@ -42,8 +42,8 @@ class Preprocessing:
             "padded": EfficientNet's centre crop. It is the largest centred part with the aspect ratio of the output,
             reduced by the factor size / (size + 32), where size is the shorter side of the output, or by 7/8 if size <
             224. It is resized with TensorFlow 1's bicubic kernel.
-            "shortest_edge": the image is resized (bicubic) until it covers 256/224 of the output size, then its centre
-            is cut out.
+            "shortest_edge": the image is resized (bicubic) to the smallest size that covers 256/224 of the output's
+            height and width. Then its centre is cut out.
 
     Raises:
         ValueError: for an invalid size, number of channels or crop.
@@ -169,10 +169,10 @@ def apply_to_each(
     shape: tuple[int, int, int],
     parallel: int | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Applies a function to each of n elements, and says for which of them it failed.
+    """Applies a function to each of n elements. Returns the results, and the indices of the elements where it failed.
 
-    If a decoder fails in a graph, the whole graph fails, and the error does not name the image. A dataset can skip
-    failed elements (`ignore_errors`), and the missing indices are those that failed.
+    If a decoder fails in a graph, the whole graph fails, and the error does not name the image. But a dataset can skip
+    the elements that fail (`ignore_errors`). Their indices are then missing from the results.
 
     Args:
         function: called as function(*element), returns uint8 pixels of `shape`.
@@ -208,7 +208,8 @@ def to_uint8(image: tf.Tensor) -> tf.Tensor:
 def stateless(layer: keras.layers.Layer, seed: tf.Tensor, inputs: Any) -> Any:
     """Returns the output of a random Keras preprocessing layer, with random numbers that depend on `seed` alone.
 
-    The layer's own random state is neither read nor changed. So a pipeline is reproducible, and can begin at any step.
+    The layer's own random state is neither read nor changed. So a data pipeline that uses it is reproducible, and can
+    begin at any step.
 
     Args:
         layer: a Keras preprocessing layer, such as RandAugment.

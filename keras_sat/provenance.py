@@ -1,4 +1,4 @@
-"""What computed a figure, and with which weights: for reports, robustness cards and runs."""
+"""How a result was computed: model, weights and software versions, for reports, robustness cards and runs."""
 
 import glob
 import hashlib

@@ -20,8 +20,8 @@ def difference(
 ) -> str | None:
     """Compares the logits and the input gradients of two networks on a batch.
 
-    The gradient is that of a fixed random combination of the logits. Unlike the gradient of a loss, it does not vanish
-    where the loss is saturated. The median over the examples counts, because at a kink of ReLU rounding alone may
+    The gradient is taken of a fixed random combination of the logits. Unlike the gradient of a loss, it does not vanish
+    where the loss is saturated. The median over the examples is compared, because at a kink of ReLU rounding alone may
     change the gradient of a single example.
 
     Args:

@@ -10,7 +10,7 @@ from keras_sat.attacks import gradients, randomness, survivors, validation
 from keras_sat.attacks.attack import Attack, target_classes
 from keras_sat.typing import LogitsFunction, LossFunction
 
-_MOMENTUM = 0.75  # weight of the new step; the step before has 0.25
+_MOMENTUM = 0.75  # weight of the new step; the previous step has weight 0.25
 _RISES = 0.75  # share of the steps since the last checkpoint that must have raised the loss; rho in the paper
 
 
@@ -18,10 +18,10 @@ _RISES = 0.75  # share of the steps since the last checkpoint that must have rai
 class APGD(Attack):
     """Auto-PGD (Croce and Hein 2020, arXiv:2003.01690, algorithm 1), with the settings of the authors' AutoAttack.
 
-    It starts with steps of 2 epsilon and momentum. At checkpoints, it halves the step size of an example and returns to
-    the example's best point if fewer than 75 % of the steps raised the loss, or if neither step size nor best loss
-    changed since the last checkpoint. An example is finished at its first misclassified iterate. An example for which
-    there is none returns the iterate of the largest loss.
+    It starts with a step size of 2 epsilon and uses momentum. At checkpoints, it halves the step size of an example and
+    returns to the example's best point if at most 75 % of the steps raised the loss, or if neither step size nor best
+    loss changed since the last checkpoint. An example is finished at its first misclassified iterate. If there is no
+    such iterate, the attack returns the iterate with the largest loss.
 
     Args:
         ball: `LinfBall` or `L2Ball`.
@@ -30,12 +30,12 @@ class APGD(Attack):
         loss: the loss to ascend: `losses.cross_entropy` or `losses.dlr`. With fewer than 3 classes there is no DLR
             loss, and the margin replaces it.
         targets: 0, or the number of target classes to try one after the other, those with the largest logits first.
-            `losses.targeted_dlr` then replaces `loss`; with fewer than 4 classes, `losses.targeted_margin` does. More
-            targets than there are other classes are reduced to these.
+            `losses.targeted_dlr` then replaces `loss`; with fewer than 4 classes, `losses.targeted_margin` does. If
+            there are fewer other classes than `targets`, all other classes are tried, with a warning.
         eot: number of gradients to average in each step, >= 1, for networks with random output.
 
     Raises:
-        ValueError: for a configuration that cannot be run.
+        ValueError: for a field with an invalid value.
     """
 
     steps: int = 100
@@ -95,7 +95,7 @@ class APGD(Attack):
         return survivors.loop(attempt, state, self.restarts * targets.shape[1], static_shapes)[0]
 
     def _one_start(self, logits_fn, attempt, target, start, static_shapes):
-        """Returns the misclassified iterates, otherwise those of the largest loss, and which are misclassified."""
+        """Returns an iterate of each example, the misclassified one or that with the largest loss, and "broken"."""
         images = attempt["images"]
         none, batch = tf.zeros_like(images), tf.shape(images)[0]
         state = {
@@ -140,7 +140,7 @@ class APGD(Attack):
     def _checkpoint(self, window, gradient, state):
         """Returns the points to continue from, the gradient there, and the state.
 
-        `window` is the number of steps since the last checkpoint; 0 between them.
+        `window` is the number of steps since the last checkpoint; 0 if there is no checkpoint at this step.
         """
         is_checkpoint = window > 0
         oscillates = state["rises"] <= _RISES * tf.cast(window, tf.float32)
@@ -174,9 +174,11 @@ class APGD(Attack):
 
 
 def checkpoints(steps: int) -> list[int]:
-    """Returns, for the points after 0, 1, ... `steps` steps, the steps since the last checkpoint; 0 between them.
+    """Returns a list of `steps` + 1 integers that says at which steps there are checkpoints.
 
-    The first window has 22 % of the steps, each next one 3 % less, none less than 6 %.
+    Entry i is the number of steps since the previous checkpoint if there is a checkpoint after i steps, otherwise 0.
+    The first checkpoint comes after 22 % of all steps. Each next interval is shorter by 3 % of all steps, but not
+    shorter than 6 % of them (section 3.1 of the paper).
     """
     window, shrink, shortest = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
     marks, at = [0] * (steps + 1), window

@@ -59,22 +59,25 @@ class Attack(abc.ABC):
             labels: int [batch], in 0..classes-1: the true classes, or the target classes of a targeted attack.
             seed: an int or an int tensor [2]: the same seed returns the same images. A tensor [batch, 2] gives each
                 image a seed of its own. The result for an image then does not depend on the other images of the batch.
-            start: images like `images` from which the first start begins, such as the result for a smaller epsilon.
-                None: the start that the attack is configured with. Only for attacks with `accepts_start`.
+            start: float [batch, height, width, channels], the points at which the first start begins, for example the
+                result for a smaller epsilon. None: the start that the attack is configured with. Only for attacks with
+                `accepts_start`.
             static_shapes: False removes finished examples from the batch, which saves time. True keeps all shapes, as
                 XLA and TPUs require. Both return the same images.
-            epsilon_scale: factor of epsilon, a scalar that may be a tensor in a graph. None: 1. Only for attacks with
-                `accepts_scale`.
-            step_size_scale: factor of the step size, likewise. The step size is not scaled by `epsilon_scale`.
+            epsilon_scale: factor of epsilon, >= 0: a number, or a scalar tensor in a graph. None: 1. Only for attacks
+                with `accepts_scale`.
+            step_size_scale: factor of the step size, >= 0: a number, or a scalar tensor in a graph. None: 1. The step
+                size is not scaled by `epsilon_scale`. Only for attacks with `accepts_scale`.
 
         Returns:
-            float32, of the shape of `images`, within the ball and the bounds to 1e-5. Where an attack finds no
-            misclassified image, it returns its best attempt.
+            float32, of the shape of `images`, within the ball and the bounds (tolerance 1e-5). The docstring of each
+            attack says which image it returns for an example that it cannot break.
 
         Raises:
             ValueError: for images outside the bounds or not finite, labels outside the classes, a `logits_fn` that
-                returns probabilities, or an argument that this attack does not accept. (Inside a tf.function, images
-                outside the bounds raise tf.errors.InvalidArgumentError.)
+                returns probabilities, or an argument that this attack does not accept. Inside a tf.function, the labels
+                and the network are not checked, and images outside the bounds raise tf.errors.InvalidArgumentError
+                (under XLA they raise nothing).
         """
         scales = self._check_accepts(start, epsilon_scale=epsilon_scale, step_size_scale=step_size_scale)
         images, labels, are_levels = _as_tensors(self, images, labels)
@@ -208,6 +211,10 @@ class Attack(abc.ABC):
     def with_loss(self, loss: LossFunction) -> "Attack":
         """Returns the attack with another loss to ascend.
 
+        Args:
+            loss: function of labels [batch] and logits [batch, classes] that returns losses [batch]. See
+                `keras_sat.losses`.
+
         Raises:
             ValueError: if the attack has no `loss` to choose.
         """
@@ -256,15 +263,15 @@ def _any_number(tensor):
 def target_classes(
     logits_fn: LogitsFunction, images: tf.Tensor, labels: tf.Tensor, number: int, name: str
 ) -> tf.Tensor:
-    """Returns the classes to aim at, the most likely first, int32 [batch, targets]; the labels for `number` 0.
+    """Returns the target classes of each example, the most likely first, int32 [batch, targets].
 
     Args:
         logits_fn: See `Attack.__call__`.
         images: float32 [batch, height, width, channels].
         labels: int32 [batch].
-        number: how many target classes to return. More than there are other classes are reduced to these, with a
-            warning.
-        name: of the attack, for the warning.
+        number: number of target classes, >= 0. If there are fewer classes besides the label, all of these are
+            returned, with a warning. 0 returns the labels, [batch, 1].
+        name: name of the attack, for the warning.
     """
     if not number:
         return labels[:, None]

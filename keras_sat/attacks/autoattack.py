@@ -26,14 +26,16 @@ class AutoAttack(Attack):
     | "plus"     | APGD-CE, APGD-DLR and FAB, 5 restarts each; Square; APGD-T, FAB-T |
     | "rand"     | APGD-CE and APGD-DLR, each gradient a mean over 20: for networks whose output is random |
 
+    An example that no attack breaks returns the result of the last attack.
+
     Args:
         ball: `LinfBall` or `L2Ball`.
         version: "standard", which RobustBench reports, "plus" or "rand".
         steps: gradient steps of each attack, >= 1; 100 in published figures.
-        queries: forward passes of Square, >= 1; 5000 in published figures.
+        queries: queries of `Square`, >= 1; 5000 in published figures.
 
     Raises:
-        ValueError: for a configuration that cannot be run.
+        ValueError: for a field with an invalid value.
     """
 
     version: str = "standard"

@@ -12,7 +12,8 @@ from keras_sat.typing import LogitsFunction
 _OVERSHOOT = 1.05  # eta in the paper: a projection goes this far beyond the plane
 _BIAS = 0.1  # alpha_max in the paper: largest weight of the step that starts at the image
 _BACKWARD = 0.9  # beta in the paper: share of its perturbation that an adversarial point keeps
-_PRECISION = 1e-5  # of the projection: far below the overshoot, above the rounding error of a sum over an image
+# Relative tolerance of the projection: far below the overshoot, above the rounding error of a sum over an image.
+_PRECISION = 1e-5
 _FAR = 1e10  # larger than any distance
 
 
@@ -21,23 +22,24 @@ class FAB(Attack):
     """Fast adaptive boundary attack (Croce and Hein 2020, arXiv:1907.02044), with the settings of AutoAttack.
 
     Each step linearises the decision boundary at the point, and projects both the point and the image onto it, within
-    the bounds. The next point is a weighted mean of the two, slightly beyond the plane. A misclassified point is moved
-    back towards the image. FAB needs no step size. It looks for the smallest perturbation, not for the worst one in a
-    ball. The closest misclassified image is returned, projected into the ball; the image itself if there is none.
+    the bounds. The next point is a weighted mean of the two, slightly beyond the boundary. A misclassified point is
+    moved back towards the image. FAB needs no step size. It looks for the smallest perturbation, not for the largest
+    loss in a ball. It returns the closest misclassified image, projected into the ball. If there is none, it returns
+    the image itself.
 
     Args:
         ball: `LinfBall` or `L2Ball`: the norm to minimise, and the ball of the images that are returned.
-        steps: steps of a start, >= 1.
+        steps: steps of each start, >= 1.
         restarts: number of starts (for each target class), >= 1. The first starts at the image, others at a random
             point within half of epsilon.
         targets: number of target classes to aim at one after the other, the most likely first, with one gradient per
-            step (FAB-T). More than there are other classes are reduced to these. 0 aims at the nearest boundary of
-            all classes, which takes as many gradients per step as there are classes.
-        keep: "first" stops for an example whose perturbation fits into the ball, for robust accuracy; "closest"
-            continues to the end, for the smallest perturbation.
+            step (FAB-T). If there are fewer other classes, all of them are tried, with a warning. 0 aims at the
+            nearest boundary of all classes, which takes as many gradients per step as there are classes.
+        keep: "first" is for robust accuracy: an example is finished as soon as a misclassified image is in the ball.
+            "closest" is for the smallest perturbation: all examples continue to the end.
 
     Raises:
-        ValueError: for a configuration that cannot be run.
+        ValueError: for a field with an invalid value.
     """
 
     steps: int = 100
@@ -56,7 +58,7 @@ class FAB(Attack):
 
     @property
     def max_forward_passes(self) -> int:
-        """Forward passes of one example at most. A gradient counts as two. (Without targets: for ten classes.)"""
+        """Forward passes of one example at most. A gradient counts as two. With targets=0, ten classes are assumed."""
         return (3 if self.targets else 12) * self.steps * self.restarts * max(1, self.targets)
 
     def perturb(

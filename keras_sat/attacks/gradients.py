@@ -1,4 +1,4 @@
-"""The only module that opens a gradient tape: for gradients of inputs, and of a training step."""
+"""Gradients with respect to images and to weights. No other module opens a gradient tape."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,14 +25,14 @@ def logits(logits_fn: LogitsFunction, images: tf.Tensor) -> tf.Tensor:
 def value_and_gradient(
     logits_fn: LogitsFunction, loss: LossFunction, images: tf.Tensor, labels: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Differentiates the loss of each example by its own image.
+    """Returns the loss of each example, the logits, and the gradient of each loss with respect to its own image.
 
-    The losses are added, not averaged: the gradient of an example does not depend on the rest of the batch, and does
+    The losses are added, not averaged. So the gradient of an example does not depend on the rest of the batch, and does
     not underflow in float16. The tape watches only the images, so no gradient of a weight is computed.
 
     Args:
         logits_fn: maps images to logits [batch, classes].
-        loss: maps labels and logits to losses [batch], as those of `keras_sat.losses`.
+        loss: maps labels and logits to losses [batch]. See `keras_sat.losses`.
         images: float32 [batch, height, width, channels].
         labels: int [batch].
 
@@ -40,7 +40,7 @@ def value_and_gradient(
         losses [batch], logits [batch, classes], gradients of the shape of `images`; all float32.
 
     Raises:
-        ValueError: if the logits do not depend on the images.
+        ValueError: if the logits have no gradient with respect to the images, or do not have shape [batch, classes].
     """
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(images)
@@ -91,11 +91,11 @@ def training_gradient(
     sources: Sequence[Any],
     scale: Callable[[tf.Tensor], tf.Tensor] = tf.identity,
 ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor | None]]:
-    """Differentiates the loss of a training step by weights, and by images if they are among the sources.
+    """Returns the loss of a training step, the logits, and the gradients with respect to `sources`.
 
     Args:
         forward: a function without arguments that returns a scalar loss and the logits.
-        sources: variables, and tensors that `forward` uses.
+        sources: variables and tensors, such as weights and images, on which the result of `forward` depends.
         scale: function applied to the loss before it is differentiated: the loss scaling of the optimizer.
 
     Returns:

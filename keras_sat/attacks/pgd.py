@@ -23,21 +23,23 @@ class PGD(Attack):
     Args:
         ball: `LinfBall` or `L2Ball`: epsilon, norm and bounds.
         steps: number of gradient steps, >= 1.
-        step_size: length of a step in the images' unit; None takes the ball's rule: max(1 pixel, epsilon / steps) for
-            `LinfBall`, 2.5 epsilon / steps for `L2Ball`.
+        step_size: length of a step in the images' unit, > 0. None takes the ball's rule: max(1 level, epsilon / steps)
+            for `LinfBall`, where a level is 1 / 255 of the bounds' range; 2.5 epsilon / steps for `L2Ball`.
         random_start: True starts at a uniform random point of the ball, False at the image.
         clean_start: probability, 0..1, that the whole batch starts from the clean images instead of a random point.
             (With a seed per example, each example draws for itself.) The release trains with 0.2 and evaluates with 0.
-        restarts: number of independent starts, >= 1. An example keeps its worst result.
+        restarts: number of independent starts, >= 1. Of the results of all starts, the one with the largest margin of a
+            wrong class is returned (of the target class, if targeted).
         targeted: whether the labels are the classes to reach. Otherwise they are the classes to leave.
         keep: "last" returns the last iterate, as the paper evaluates. "worst" returns the iterate with the largest
             margin of a wrong class (of the target class, if targeted): a misclassified iterate is never replaced by
             one that is classified correctly. "first" is as strong as "worst" and costs less: an example is finished at
-            its first misclassified iterate (or the first that reaches the target), the others continue to the end.
+            its first misclassified iterate (or the first that reaches the target). The other examples continue to the
+            end and return the last iterate.
         loss: function of labels and logits that the attack ascends (descends, if targeted), see `keras_sat.losses`.
 
     Raises:
-        ValueError: for a configuration that cannot be run.
+        ValueError: for a field with an invalid value.
     """
 
     steps: int = 10
@@ -127,7 +129,7 @@ class PGD(Attack):
 
 @dataclasses.dataclass(frozen=True)
 class _Search:
-    """A PGD attack with what only a call knows: the network, and values that may be tensors in a graph."""
+    """A PGD attack with the values of one call: the network, and the scales, which may be tensors in a graph."""
 
     attack: PGD
     logits_fn: LogitsFunction
@@ -180,7 +182,7 @@ class _Search:
         return _larger(score, points, worst_score, worst)
 
     def start(self, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """Returns the points at which a start begins."""
+        """Returns the initial points of a start, float32 [batch, height, width, channels]."""
         if not self.attack.random_start:
             return images
         noisy = self.attack.ball.sample(randomness.fold(seed, 0), images, self.epsilon_scale)
@@ -217,11 +219,13 @@ def _larger(score, points, other_score, other_points):
 def FGSM(ball: threats.Ball, **options: Any) -> PGD:  # noqa: N802 - the name of the attack
     """Returns the fast gradient sign method (arXiv:1412.6572): one step of length epsilon from the image itself.
 
-    With `random_start=True` it is the step of "fast" adversarial training (arXiv:2001.03994).
+    With `random_start=True` and a step size of 1.25 epsilon, it is the attack of "fast" adversarial training
+    (arXiv:2001.03994).
 
     Args:
         ball: `LinfBall` or `L2Ball`.
-        **options: further fields of `PGD`.
+        **options: further fields of `PGD`. They replace the defaults here: `steps=1`, `step_size` epsilon,
+            `random_start=False`.
     """
     fields: dict[str, Any] = {"steps": 1, "step_size": ball.radius or None, "random_start": False}
     return PGD(ball, **(fields | options))

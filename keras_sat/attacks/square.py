@@ -26,12 +26,12 @@ class Square(Attack):
 
     Args:
         ball: `LinfBall` or `L2Ball`.
-        queries: forward passes of a start after its first one, >= 1.
+        queries: number of proposals of each start, >= 1. Each is a forward pass; the initial point needs one more.
         restarts: number of independent starts, >= 1, for examples that are still robust.
         p_init: share of the image that the first squares cover, in (0, 1].
 
     Raises:
-        ValueError: for a configuration that cannot be run. A call also raises it for images of unknown size.
+        ValueError: for a field with an invalid value. A call also raises it for images of unknown size.
     """
 
     queries: int = 5000
@@ -101,8 +101,15 @@ class Square(Attack):
 def square_sizes(queries: int, p_init: float, height: int, width: int, norm: str) -> list[int]:
     """Returns the side length of the square of each query, in pixels; 0 for the first query, which is the start.
 
-    A square covers a share p of the image, `p_init` at first; p is halved after 10, 50, 200, 500, 1000, 2000, ...
-    queries. See `Square` for the arguments; height and width are those of the images, `norm` is "linf" or "l2".
+    A square covers a share p of the image, which is `p_init` at first. p is halved after 10, 50, 200, 500, 1000, 2000,
+    4000, 6000 and 8000 queries.
+
+    Args:
+        queries: See `Square`.
+        p_init: See `Square`.
+        height: height of the images in pixels.
+        width: width of the images in pixels.
+        norm: "linf" or "l2". For "l2" sizes are odd and at least 3, where the images are large enough.
     """
     sizes = [0]
     for query in range(queries):

@@ -19,11 +19,12 @@ Scale: typing.TypeAlias = float | tf.Tensor
 class Ball(abc.ABC):
     """Base class of `LinfBall` and `L2Ball`: all images within a distance of epsilon from an image.
 
-    Points and images are float32 tensors [batch, height, width, channels].
+    Images, points (images near them), gradients and perturbations (`delta`) are float32 tensors
+    [batch, height, width, channels].
 
     With an epsilon per channel, each channel is divided by its share of the largest epsilon. In these units the ball
-    has one radius, and all algorithms treat it as such. Lengths, step sizes and `radius` are in the unit of the channel
-    with the largest epsilon.
+    has one radius for all channels. Lengths, step sizes and `radius` are in the unit of the channel with the largest
+    epsilon.
     """
 
     epsilon: float | tuple
@@ -36,7 +37,7 @@ class Ball(abc.ABC):
 
     @abc.abstractmethod
     def default_step_size(self, steps: int) -> float:
-        """Returns the step size of an attack of `steps` steps that is not given one, in the images' unit."""
+        """Returns the default step size of an attack with `steps` steps, in the images' unit."""
 
     @abc.abstractmethod
     def sample(self, seed: tf.Tensor, images: tf.Tensor, scale: Scale = 1.0) -> tf.Tensor:
@@ -70,7 +71,7 @@ class Ball(abc.ABC):
 
     @property
     def radius(self) -> float:
-        """Epsilon; the largest of several channels."""
+        """Epsilon in the images' unit. With an epsilon per channel: the largest one."""
         return max(self.epsilon) if isinstance(self.epsilon, tuple) else self.epsilon
 
     @property
@@ -84,10 +85,13 @@ class Ball(abc.ABC):
         return max((len(value) for value in (self.epsilon, *self.bounds) if isinstance(value, tuple)), default=None)
 
     def with_radius(self, radius: float) -> "Ball":
-        """Returns the ball of another radius. Each channel keeps its share.
+        """Returns the ball with another radius. Each channel keeps its share.
+
+        Args:
+            radius: >= 0, in the images' unit. With an epsilon per channel: the new largest one.
 
         Raises:
-            ValueError: if an epsilon of 0 is given for each channel: it has no shares.
+            ValueError: if the epsilon of every single channel is 0, so that the channels have no shares.
         """
         if self.shares is not None and not self.radius:
             raise ValueError(f"An epsilon of 0 for each channel cannot be scaled. Received: {self!r}")
@@ -138,7 +142,7 @@ class LinfBall(Ball):
         return images + self.to_channels(randomness.uniform(seed, tf.shape(images), -radius, radius))
 
     def steepest(self, gradients: tf.Tensor) -> tf.Tensor:
-        """Returns sign(g)."""
+        """Returns sign(g). With an epsilon per channel, each channel is multiplied by its share."""
         return self.to_channels(tf.sign(_finite(gradients)))
 
     def project(self, points: tf.Tensor, images: tf.Tensor, scale: Scale = 1.0) -> tf.Tensor:
@@ -158,7 +162,8 @@ class L2Ball(Ball):
     With an epsilon for each channel, `||(x' - x) / epsilon||_2 <= 1`.
 
     Args:
-        epsilon: See `LinfBall`. In pixels of 0..255, 0.5 of the usual [0, 1] scale is `L2Ball(127.5)`.
+        epsilon: See `LinfBall`. For images in 0..255, `L2Ball(127.5)` is the epsilon of 0.5 that is usual for images in
+            0..1.
         bounds: See `LinfBall`.
 
     Raises:
@@ -168,7 +173,10 @@ class L2Ball(Ball):
     norm = "l2"
 
     def default_step_size(self, steps: int) -> float:
-        """Returns 2.5 epsilon / steps: from any start, the border can be reached (Madry et al., arXiv:1706.06083)."""
+        """Returns 2.5 epsilon / steps (Madry et al., arXiv:1706.06083).
+
+        So the steps suffice to reach any point of the ball from any other one.
+        """
         return 2.5 * self.radius / steps
 
     def sample(self, seed: tf.Tensor, images: tf.Tensor, scale: Scale = 1.0) -> tf.Tensor:
@@ -180,7 +188,7 @@ class L2Ball(Ball):
         return images + self.to_channels(self.radius * scale * length * direction)
 
     def steepest(self, gradients: tf.Tensor) -> tf.Tensor:
-        """Returns g / ||g||, and 0 for g = 0."""
+        """Returns g / ||g||, and 0 for g = 0. With an epsilon per channel: in the units of one radius, see `Ball`."""
         return self.to_channels(normalized(self.to_channels(gradients)))
 
     def project(self, points: tf.Tensor, images: tf.Tensor, scale: Scale = 1.0) -> tf.Tensor:

@@ -1,4 +1,4 @@
-"""Checks of what an attack is given: its fields, images, labels and network."""
+"""Checks of an attack's fields, images, labels and network."""
 
 import numbers
 import warnings
@@ -83,7 +83,7 @@ def check_values(images: tf.Tensor, bounds: tuple[Any, Any], are_levels: bool = 
     Args:
         images: float32 [batch, height, width, channels], eager.
         bounds: smallest and largest valid value of a pixel.
-        are_levels: whether the images were integers: these are never taken for images in 0..1.
+        are_levels: whether the images came as integers. For integers there is no warning: they are levels in 0..255.
     """
     fault = _range_fault(images, bounds)
     if fault:
@@ -113,8 +113,8 @@ def check_logits(logits_fn: LogitsFunction, images: tf.Tensor, labels: tf.Tensor
         labels: int [batch].
 
     Raises:
-        ValueError: if the network returns no logits [batch, classes] but another shape or probabilities, or if a
-            label is not one of its classes.
+        ValueError: if the network returns another shape than [batch, classes], or probabilities instead of logits, or
+            if a label is not one of its classes.
     """
     if images.shape[0] == 0:
         return
@@ -138,7 +138,8 @@ def check_batch(images: tf.Tensor, labels: tf.Tensor, ball: threats.Ball) -> Non
         ball: threat model of the attack.
 
     Raises:
-        BadBatch: for images that are not finite, outside the bounds, or in 0..1 although the bounds are 0..255.
+        BadBatch: for images that are not finite, outside the bounds, or in 0..1 although the bounds are 0..255. (If
+            all values are 0 or 1, the images may be nearly black. Then there is only a warning.)
         ValueError: for another shape.
     """
     pixels = tf.cast(images, tf.float32)
@@ -172,9 +173,10 @@ def check_untargeted(attack: "Attack") -> None:
 
 
 class BadBatch(tf.errors.InvalidArgumentError, ValueError):
-    """Images that the attack cannot be used for.
+    """The error for images that do not fit the attack.
 
-    It is a ValueError for the first batch, and the InvalidArgumentError that a graph raises for a later batch.
+    It has two base classes. For the first batch, callers expect a ValueError. For later batches, the graph raises
+    InvalidArgumentError.
     """
 
 
@@ -192,7 +194,8 @@ def _reach(images):
 def looks_scaled(images: tf.Tensor, bounds: tuple[Any, Any]) -> bool:
     """Returns whether images seem to be in 0..1 although the bounds are 0..255 or similar.
 
-    Black images do not tell. Bounds that begin below 0 are those of standardised images: the user chose them.
+    False for images that are all black (0), and for a lower bound other than 0: then the user chose the bounds for
+    standardised images.
     """
     low, high = (np.broadcast_to(bound, np.shape(bound) or (1,)) for bound in bounds)
     if np.min(low) != 0 or np.max(low) != 0 or np.min(high) <= 2:

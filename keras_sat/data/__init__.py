@@ -1,4 +1,4 @@
-"""Loads datasets of TFDS, the embedded dataset, or a folder of images as a tf.data.Dataset of (images, labels).
+"""Loads a TFDS dataset, the embedded dataset or a folder of images as a tf.data.Dataset of (images, labels).
 
 Images are NHWC, uint8 pixels 0..255.
 """

@@ -20,7 +20,7 @@ from keras_sat.typing import Path
 
 SPLITS = ("train", "test", "validation", "val", "valid")
 AUTOTUNE = tf.data.AUTOTUNE
-_CHUNK = 16  # images that are decoded by one inner dataset, which names those that fail
+_CHUNK = 16  # number of images that one inner dataset decodes; it reports which of them fail
 _DIGESTED = 1000  # the fingerprint of a split includes the first bytes of this many files
 DAMAGED = "This image cannot be read:"
 
@@ -30,10 +30,10 @@ class Folder:
 
     Splits are folders named `train`, `test`, `validation`, `val` or `valid`. The classes are the folders in `train`,
     sorted by name. Hidden files and folders (".x", "._x.jpg", "__MACOSX") are ignored. Files that are not JPEG, PNG,
-    GIF, BMP or WebP are skipped; a warning gives their numbers and an example.
+    GIF, BMP or WebP are skipped; a warning gives their number and an example.
 
-    The order of a split is fixed, and mixes the classes: each slice of it, such as `test[:500]`, has all classes in
-    proportion.
+    The order of a split is fixed, and mixes the classes. So each slice of it, such as `test[:500]`, has the classes in
+    the same proportions as the split.
 
     Args:
         path: path of the folder.
@@ -43,7 +43,7 @@ class Folder:
 
     Attributes:
         path: the absolute path of the folder.
-        name: the same.
+        name: the same as `path`.
         classes: names of the classes, in the order of the labels.
         splits: {split: number of images}.
 
@@ -102,7 +102,7 @@ class Folder:
             )
 
     def _classes(self, known):
-        """Returns the names of the classes; raises ValueError for splits or classes without images, or unknown ones."""
+        """Returns the names of the classes. Raises ValueError for an unknown class, or one without images."""
         for split, files in self._files.items():
             if not any(files.values()):
                 raise ValueError(f"{self.path}/{split} has no images. {_expected(self.path)}")
@@ -138,7 +138,7 @@ class Folder:
             warnings.warn(f"{self.path}/{split} has no images of {_names(lacking)}.", stacklevel=5)
 
     def _kinds_of(self, split, names):
-        """Returns which files the folders of these classes hold in place of images, for an error message."""
+        """Returns which files, not images, are in the folders of these classes; as a text for an error message."""
         folders = {os.path.join(self.path, split, name) for name in names}
         kinds = [kind for kind, paths in self._left_out.items() if folders & {os.path.dirname(path) for path in paths}]
         return f": {', '.join(sorted(kinds))} cannot be read, {reading.READABLE} can" if kinds else ""
@@ -159,7 +159,7 @@ class Folder:
         return [path for split in self._files for path, _ in self._ordered(split)]
 
     def readings(self) -> Iterator[reading.Reading]:
-        """Decodes all images; yields the `Reading` of each, with its path relative to the folder."""
+        """Decodes all images, and yields the `Reading` of each one, with its path relative to the folder."""
         for image in reading.read_all(self.paths()):
             place = os.path.relpath(image.path, self.path)
             yield dataclasses.replace(image, path=_normal(place))
@@ -168,13 +168,13 @@ class Folder:
         """Returns the images of a split or slice, in order: [(path, label), ...].
 
         Args:
-            split: such as "test" or "test[:500]".
+            split: a split or slice, such as "test" or "test[:500]".
         """
         ranges = slices.absolute(self.path, split, self.splits)
         return [example for name, begin, end in ranges for example in self._ordered(name)[begin:end]]
 
     def _ordered(self, split):
-        """Returns the examples of a whole split, in an order in which any slice has all classes in proportion."""
+        """Returns the examples of a whole split, in an order in which each slice has the proportions of the classes."""
         if split in self._orders:
             return self._orders[split]
         numbers = {_normal(name): number for number, name in enumerate(self.classes)}
@@ -189,7 +189,7 @@ class Folder:
     def size_and_channels(self) -> tuple[tuple[int, int] | None, int]:
         """((height, width) of the images, or None if they differ in size; channels, 1 if all images are grey, else 3).
 
-        The headers of the files are read, until the size and the channels are certain.
+        The headers of the files are read until the result is certain.
 
         Raises:
             ValueError: for a file that cannot be decoded. The message names it.
@@ -284,7 +284,7 @@ class Folder:
 
 
 def damaged(path: str) -> str:
-    """Returns an error message: what is wrong with a file, and what to do."""
+    """Returns an error message that says why a file cannot be read, and what the user can do."""
     fault = reading.read(path).fault or "damaged"
     return f"{DAMAGED} {path} ({fault}). `keras-sat check` lists all such files; --skip_damaged leaves them out."
 

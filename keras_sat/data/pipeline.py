@@ -17,22 +17,22 @@ from keras_sat.typing import Path
 
 Source: TypeAlias = Folder | Prepared  # an opened dataset
 
-# Datasets whose images must not be mirrored: a mirrored digit, say, may be another digit or none.
+# Datasets whose images must not be mirrored: a mirrored digit, for example, may be another digit or no digit.
 WITHOUT_FLIP = ("mnist", "emnist", "kmnist", "svhn_cropped", "gtsrb", "mnist_corrupted")
-LARGEST_SMALL_IMAGE = 64  # pixels: up to this size, augmentation shifts an image; of larger ones it takes a random part
+LARGEST_SMALL_IMAGE = 64  # pixels: augmentation shifts images up to this size, and takes a random part of larger ones
 AUTOTUNE = tf.data.AUTOTUNE
 
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """Describes the data that a network is trained on. A run records it, and evaluation and export use it.
+    """The data that a network is trained on. A run records it; evaluation and export use it.
 
     Attributes:
         dataset: TFDS' name, or the absolute path of a folder.
         classes: names of the classes, in the order of the labels.
         preprocessing: how images are converted to pixels.
-        splits: {split: fingerprint}. A fingerprint is a dict of "images" (their number), "sha256" (a digest of how they
-            are stored) and, for a folder, "classes" ({class: number of images}).
+        splits: {split: fingerprint}. A fingerprint is a dict of "images" (number of images), "sha256" (see
+            `Folder.fingerprint` and `Prepared.fingerprint`) and, for a folder, "classes" ({class: number of images}).
     """
 
     dataset: str
@@ -58,9 +58,9 @@ class Description:
         return cls(**{**values, "preprocessing": Preprocessing.of(settings["preprocessing"])})
 
     def differences(self, other: "Description") -> list[str]:
-        """Returns the differences to another description, as a list of lines; [] if the data are the same.
+        """Returns the differences from another description, as a list of lines; [] if the data are the same.
 
-        The name of the dataset, or the path of the folder, may differ.
+        The name of the dataset, or the path of the folder, is not compared.
 
         Args:
             other: the newer description.
@@ -103,8 +103,8 @@ def source(
     """Opens a dataset.
 
     Args:
-        dataset: "fashion_mnist_mini", which is embedded; another name of TFDS; the path of a folder of images; or an
-            opened dataset, which is returned unchanged.
+        dataset: "fashion_mnist_mini", which is embedded; the name of a TFDS dataset; the path of a folder of images; or
+            an opened dataset, which is returned unchanged.
         data_dir: TFDS' folder of prepared datasets. Default: TFDS' own default.
         classes: names of the classes that a network knows, in the order of its outputs. The labels of the dataset then
             follow this order. Default: the dataset's classes.
@@ -129,10 +129,10 @@ def source(
 
 
 def is_folder(name: str) -> bool:
-    """Returns whether the name of a dataset is taken for the path of a folder.
+    """Returns whether the name of a dataset is interpreted as the path of a folder.
 
-    A name that TFDS knows means a folder only if that folder has splits. Otherwise a run's folder that is named like
-    its dataset would be taken for the dataset.
+    If TFDS has a dataset of this name, a folder of the same name is used only if it has splits. Without this rule, the
+    folder of a run that has the name of its dataset, such as "cifar10", would be read in place of the dataset.
 
     Args:
         name: name of a dataset, or a path.
@@ -156,7 +156,7 @@ def describe(
     crop: str | None = None,
     channels: int | None = None,
 ) -> Description:
-    """Returns the `Description` of a dataset that a network is to be trained on. See `load` for the arguments."""
+    """Returns the `Description` of a dataset. See `load` for the arguments."""
     opened = source(dataset, data_dir)
     how = preprocessing_of(opened, image_size, crop, channels)
     splits = {split: opened.fingerprint(split) for split in opened.splits}
@@ -166,7 +166,7 @@ def describe(
 def preprocessing_of(
     opened: Source, image_size: int | None = None, crop: str | None = None, channels: int | None = None
 ) -> Preprocessing:
-    """Returns the `Preprocessing` of an opened dataset. What is not given is determined from its images.
+    """Returns the `Preprocessing` of an opened dataset. Arguments that are None are determined from its images.
 
     Args:
         opened: a dataset that `source` has opened.
@@ -222,8 +222,8 @@ def load(
 
     Args:
         name: name or path of the dataset, or a dataset that `source` has opened.
-        split: "train", "test", or a slice in TFDS' syntax, such as "test[:500]". A slice of a folder has all classes in
-            proportion.
+        split: "train", "test", or a slice in TFDS' syntax, such as "test[:500]". A slice of a folder has the classes in
+            the same proportions as the split.
         batch_size: number of images in a batch, over all devices and workers together.
         image_size: height and width of the returned images, in pixels. Default: the size of the images.
         training: whether to shuffle (differently in each epoch), to augment, and to drop the last, partial batch.
@@ -237,18 +237,18 @@ def load(
             `preprocessing.Preprocessing`. Default: "stretch" if the images have one size, otherwise "padded".
         channels: 1 (grey) or 3 (RGB). Default: 1 if all images are grey, otherwise 3.
         preprocessing: a `preprocessing.Preprocessing`, in place of `image_size`, `crop` and `channels`.
-        sample: for evaluation, number of images to draw at random from the split: at least one of each class, then in
-            proportion. Default: all images.
+        sample: with training=False, number of images to draw at random from the split: at least one of each class, the
+            others in proportion to the sizes of the classes. Default: all images.
         epochs: in training, number of epochs in the dataset, one after the other, for `fit(steps_per_epoch=...)`.
-            Default: one epoch, a different one in each iteration.
+            Default: one epoch, with a different order each time the dataset is iterated.
         first_step: with `epochs`, index of the first batch, counted over all epochs. Default: 0.
         rand_augment: in training, factor 0..1 of Keras' RandAugment. Default: it is not used.
         mixup: in training, alpha of Keras' MixUp. Default: it is not used. With `mixup` or `cutmix`, labels are float32
             [batch, classes].
         cutmix: in training, factor of Keras' CutMix. Default: it is not used. With `mixup` and `cutmix`, each batch
             gets one of them, chosen at random.
-        input_context: for `strategy.distribute_datasets_from_function`: the dataset is this worker's share of the
-            images, in batches for one replica.
+        input_context: for `strategy.distribute_datasets_from_function`. The dataset then has this worker's share of the
+            images, in batches for one replica. Default: all images.
 
     Returns:
         A tf.data.Dataset of images, uint8 [batch, height, width, channels] in 0..255, and int64 labels [batch].
@@ -292,7 +292,7 @@ def class_names(name: Path | Source, data_dir: Path | None = None) -> list[str]:
 def evaluation_split(name: Path | Source, data_dir: Path | None = None) -> str:
     """Returns the name of the split to evaluate on: the first of "test", "validation", "val" and "valid" that exists.
 
-    See `source` for the arguments.
+    If none of these splits exists, it returns "test". See `source` for the arguments.
     """
     splits = source(name, data_dir).splits
     return next((split for split in SPLITS[1:] if split in splits), "test")
@@ -322,7 +322,7 @@ def _sampled(dataset, total, places):
     is_chosen = np.zeros(total, bool)
     is_chosen[places] = True
     dataset = dataset.enumerate().filter(lambda place, _: tf.gather(tf.constant(is_chosen), place))
-    dataset = dataset.take(len(places)).map(lambda _, example: example)  # stops after the last
+    dataset = dataset.take(len(places)).map(lambda _, example: example)  # stops reading after the last one
     return dataset.apply(tf.data.experimental.assert_cardinality(len(places)))
 
 

@@ -17,8 +17,8 @@ from keras_sat.typing import Path
 
 EMBEDDED = os.path.join(os.path.dirname(os.path.dirname(__file__)), "datasets")
 SHUFFLE_BYTES = 2**29  # limit of the shuffle buffer
-LOOKED_AT = 100  # number of images that determine the range of pixels that are not uint8
-STRATIFIED_BYTES = 2**30  # of larger splits, labels are not read for a stratified sample
+LOOKED_AT = 100  # number of images that determine the range of the pixels, if these are not uint8
+STRATIFIED_BYTES = 2**30  # in splits larger than this, labels are not read to draw a stratified sample
 AUTOTUNE = tf.data.AUTOTUNE
 
 
@@ -43,8 +43,8 @@ def info(name: str, data_dir: Path | None = None) -> Any:
 class Prepared:
     """A classification dataset of TFDS.
 
-    Pixels of uint8 are used as they are. Pixels of uint16 in 0..65535 and of floats in 0..1 are scaled to 0..255, with
-    a warning.
+    Pixels in 0..255 are used unchanged. Pixels of uint16 in 0..65535, of floats in 0..1 and of booleans are scaled to
+    0..255, with a warning.
 
     Args:
         name: name of a dataset of TFDS, or of an embedded one.
@@ -97,7 +97,7 @@ class Prepared:
         return None if None in shape[:2] else tuple(shape[:2]), 1 if shape[-1] == 1 else 3
 
     def readings(self) -> Iterator[reading.Reading]:
-        """Decodes all images; yields the `Reading` of each. Its path is SPLIT/CLASS/NUMBER."""
+        """Decodes all images, and yields the `Reading` of each one. The path of a reading is SPLIT/CLASS/NUMBER."""
         for split in self.splits:
             images = self.map_images(self.read(split), lambda image: preprocessing.pixels(image, 3), None)
             for number, (pixels, label) in enumerate(images.as_numpy_iterator()):
@@ -123,7 +123,7 @@ class Prepared:
         """Returns the sorted indices of a stratified random sample of a split. See `slices.stratified`.
 
         If the split is larger than `STRATIFIED_BYTES`, it takes minutes to read its labels. The sample is then drawn
-        without regard to the classes.
+        uniformly, not stratified.
 
         Args:
             split: a split or slice, such as "train".
@@ -182,7 +182,7 @@ class Prepared:
         Args:
             dataset: a dataset from `read`, which may have additional tensors in each element.
             function: called with an image and the additional tensors, returns uint8 pixels. The image is the bytes of a
-                file as a string tensor, or uint8 pixels, whichever the dataset stores.
+                file as a string tensor, or uint8 pixels, depending on what the dataset stores.
             shape: not used. See `Folder.map_images`.
         """
 
@@ -192,7 +192,7 @@ class Prepared:
         return dataset.map(tf.autograph.experimental.do_not_convert(one), AUTOTUNE)
 
     def _given(self, stored):
-        """Returns what a function of `map_images` is called with."""
+        """Returns the image with which `map_images` calls its function: the bytes of a file, or uint8 pixels."""
         return stored if self._is_file else self._bytes(self._decoded(stored))
 
     @functools.cached_property

@@ -1,4 +1,4 @@
-"""Image files: which formats can be read, what a header says, and whether a file can be decoded."""
+"""Image files: the formats that can be read, the size in the header, and whether a file can be decoded."""
 
 import concurrent.futures
 import dataclasses
@@ -37,12 +37,12 @@ class Reading:
 
 
 def is_hidden(name: str) -> bool:
-    """Returns whether a name is that of a hidden or system file or folder, such as ".x" or "Thumbs.db"."""
+    """Returns whether a name belongs to a hidden or system file or folder, such as ".x" or "Thumbs.db"."""
     return name.startswith((".", "__MACOSX")) or name in ("Thumbs.db", "desktop.ini")
 
 
 def header(path: Path) -> tuple[tuple[int, int], bool] | None:
-    """Reads the header of an image file; returns ((height, width), is_grey), or None if it cannot be read."""
+    """Returns ((height, width), is_grey) from the header of an image file, or None if it cannot be read."""
     from PIL import Image, UnidentifiedImageError  # needed only for folders of images
 
     try:
@@ -69,7 +69,7 @@ def _is_grey(palette):
 
 
 def read(path: str) -> Reading:
-    """Decodes an image file in the same way as training does."""
+    """Returns the `Reading` of an image file, which is decoded in the same way as in training."""
     try:
         size = os.path.getsize(path)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The parts of the networks: convolution, batch norm and activation, and residual blocks of them."""
+"""The parts of the networks: convolution, batch norm, activation, and residual blocks that consist of these."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from keras_sat import activations
 
 # The release asks for 1e-5, but the fused kernel of its TensorFlow uses at least this value.
 BATCH_NORM_EPSILON = 1.001e-5
-SE_RATIO = 0.25  # filters of squeeze-and-excite, as a share of those of the block's input
+SE_RATIO = 0.25  # filters of squeeze-and-excite, as a share of the channels of the block's input
 
 
 def _kernel_initializer():
@@ -17,7 +17,7 @@ def _kernel_initializer():
 
 
 def rescale(x: keras.KerasTensor) -> keras.KerasTensor:
-    """Scales pixels from 0..255 to -1..1, always in float32, because bfloat16 rounds pixels to whole levels."""
+    """Scales pixels from 0..255 to -1..1, always in float32: bfloat16 would round pixels to whole levels."""
     return keras.layers.Rescaling(2 / 255, -1.0, dtype="float32", name="rescaling")(x)
 
 
@@ -55,8 +55,8 @@ def conv(
         size: height and width of the kernel.
         strides: stride in both directions.
         groups: number of channel groups.
-        fixed_padding: for strides > 1: True pads `size // 2` on each side, as the release's ResNets; False uses
-            TensorFlow's "same" padding, which depends on the image size, as EfficientNet.
+        fixed_padding: for strides > 1. True pads `size // 2` pixels on each side, as the ResNets of the release do.
+            False uses TensorFlow's "same" padding, which depends on the image size, as EfficientNet does.
         name: name of the layer.
     """
     fixed = fixed_padding and strides > 1
@@ -84,7 +84,7 @@ def conv_bn(
     name: str,
     **options: Any,
 ) -> keras.KerasTensor:
-    """Applies a convolution, a batch norm and, unless it is None, the activation. See `conv` for the options."""
+    """Applies a convolution, a batch norm, and an activation unless it is None. See `conv` for the options."""
     x = batch_norm(conv(x, filters, size, name=name, **options), f"{name}_bn", zero_gamma)
     return x if activation is None else activations.layer(activation, f"{name}_act")(x)
 
@@ -112,11 +112,11 @@ def bottleneck(
     Args:
         x: Keras tensor, channels last.
         filters: a quarter of the number of output channels.
-        strides: of the block.
+        strides: stride of the block.
         activation: see `activations.layer`.
         name: prefix of the layers' names.
         groups: number of groups of the 3x3 convolution.
-        base_width: channels of a group of the 3x3 convolution, where `filters` is 64.
+        base_width: number of channels of each group of the 3x3 convolution, in a block with `filters` 64.
     """
     inner = filters * base_width * groups // 64
     y = conv_bn(x, inner, 1, activation=activation, name=f"{name}_conv1")
@@ -146,9 +146,10 @@ def mbconv(
     Args:
         x: Keras tensor, channels last.
         filters: number of output channels.
-        size, strides: of the depthwise convolution.
+        size, strides: kernel size and stride of the depthwise convolution.
         expansion: factor by which a 1x1 convolution first multiplies the channels; 1: there is no such convolution.
-        activation: of all nonlinearities except the gate of squeeze-and-excite, a sigmoid; see `activations.layer`.
+        activation: activation at all nonlinearities except the gate of squeeze-and-excite, which is a sigmoid. See
+            `activations.layer`.
         drop_rate: probability that an example skips the block in training (stochastic depth).
         name: prefix of the layers' names.
     """
@@ -179,7 +180,7 @@ def squeeze_excite(x: keras.KerasTensor, filters: int, activation: Any, name: st
     Args:
         x: Keras tensor, channels last.
         filters: number of channels between the two convolutions of the gate.
-        activation: between them; see `activations.layer`.
+        activation: activation between the two convolutions; see `activations.layer`.
         name: prefix of the layers' names.
     """
     gate = keras.layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}_squeeze")(x)

@@ -16,16 +16,18 @@ _DOC = """Builds {name} with `activation` at every nonlinearity{sites}.
         include_top: whether the network ends in global average pooling and a dense layer of `classes` outputs.
         weights: None (random weights); "sat-imagenet" or another tag of `keras_sat.models.list_weights()`, downloaded
             on first use ("sat-fashion-mnist" is part of the package); or the path of a `.weights.h5` file of this
-            network. If `classes` is not that of a tag's weights, the head gets random weights.
-        input_tensor: a Keras tensor of pixels that the network starts from, in place of `input_shape`.
-        input_shape: (height, width, channels), 1 or 3 channels; default: that of the weights, or {shape}. Height and
-            width may be None. Pixels are 0..255, RGB, uint8 or float32; the scaling to -1..1 is in the model.
+            network. If the weights of a tag have another number of classes than `classes`, the head keeps its random
+            weights, with a warning.
+        input_tensor: a Keras tensor of pixels that is the input of the network, in place of `input_shape`.
+        input_shape: (height, width, channels), with 1 or 3 channels. Default: the input shape of the weights, or
+            {shape}. Height and width may be None. Pixels are 0..255, RGB, uint8 or float32; the model scales them to
+            -1..1.
         pooling: with include_top=False, the pooling of the feature map: None, "avg" or "max".
-        classes: number of classes; default: that of the weights, or 1000.
+        classes: number of classes. Default: the number of classes of the weights, or 1000.
         classifier_activation: None for logits, which attacks and training need; or "softmax".
-        activation: of every nonlinearity, as in `keras_sat.activations.layer`: "silu",
-            {{"name": "gelu", "approximate": False}}, ...
-        name: of the model.
+        activation: the activation at every nonlinearity, "silu" by default. See `keras_sat.activations.layer`; for
+            example {{"name": "gelu", "approximate": False}}.
+        name: name of the model.
 
     Returns:
         A functional keras.Model; its logits are float32.
@@ -47,13 +49,13 @@ def builder(
     """Returns the public function that builds the network `name`.
 
     Args:
-        name: of the function, and the default name of its models.
+        name: name of the function, and the default name of its models.
         trunk: function from a Keras tensor of pixels and an activation to a feature map.
-        input_shape: (height, width, channels), the default.
-        kernel_initializer: makes the initializer of the dense layer. Each model needs a new one, because an initializer
-            draws its seed when it is made.
-        dropout: rate before the dense layer.
-        sites: for the docstring: nonlinearities that are easily forgotten.
+        input_shape: the default (height, width, channels).
+        kernel_initializer: function that returns the initializer of the dense layer. Each model needs a new one,
+            because an initializer draws its seed when it is created.
+        dropout: rate of the dropout before the dense layer.
+        sites: text for the docstring, about nonlinearities that a reader may not expect.
     """
 
     architecture, default_shape = name, input_shape
@@ -79,7 +81,7 @@ def builder(
         if include_top:
             outputs = keras.layers.GlobalAveragePooling2D(name="avg_pool")(outputs)
             outputs = keras.layers.Dropout(dropout, name="top_dropout")(outputs) if dropout else outputs
-            # Logits are float32 under mixed precision too.
+            # The dense layer stays in float32 under mixed precision.
             outputs = keras.layers.Dense(
                 classes, classifier_activation, kernel_initializer=kernel_initializer(), dtype="float32", name="linear"
             )(outputs)

@@ -19,9 +19,8 @@ _SQUASHING = {"softmax": tf.nn.softmax, "sigmoid": tf.sigmoid}
 def check(model: Any) -> None:
     """Raises ValueError unless a model is a built Keras classifier with one input, and logits as its one output.
 
-    Whether the output is logits or probabilities is judged by the outputs for random inputs: see
-    `losses.probabilities`. A subclassed model does not tell its input shape, and passes here; `AdversarialModel` judges
-    it by the first batch.
+    Random inputs show whether the output is logits or probabilities: see `losses.probabilities`. The input shape of a
+    subclassed model is unknown, so its output is not checked here; `AdversarialModel` checks it on the first batch.
     """
     if not isinstance(model, keras.Model) or not model.built:
         raise ValueError(
@@ -39,7 +38,7 @@ def check(model: Any) -> None:
 
 
 def check_interface(model: Any) -> None:
-    """Raises ValueError for a functional model with several inputs or outputs, or an output not [batch, classes]."""
+    """Raises ValueError for a functional model with several inputs or outputs, or an output that has not two axes."""
     inputs, outputs = getattr(model, "inputs", None) or [], getattr(model, "outputs", None) or []
     if len(inputs) > 1 or len(outputs) > 1 or (outputs and len(outputs[0].shape) != 2):
         raise ValueError(
@@ -59,22 +58,23 @@ def check_images(model: Any, images: Array) -> None:
 
 
 def _probabilities(model):
-    """Returns the kind of probabilities that a model returns for random inputs; None for logits, or where none fit."""
+    """Returns "softmax" or "sigmoid" if a model returns such probabilities for random inputs; otherwise None."""
     inputs = some_inputs(model)
     return None if inputs is None else losses.probabilities(lambda x: model(x, training=False), inputs)
 
 
 def some_inputs(model: keras.Model, shape: tuple[int | None, ...] | None = None) -> tf.Tensor | None:
-    """Returns 8 random images to compare models on: four in 0..255, and the same in 0..1.
+    """Returns 8 random images on which models can be compared: four in 0..255, and the same four in 0..1.
 
-    So half of them are in the range that the model is made for.
+    One of the two ranges is usually the range that the model expects.
 
     Args:
         model: a functional or sequential keras.Model.
-        shape: (height, width, channels). Where one of them is None, several sizes are tried. Default: the model's.
+        shape: (height, width, channels). If one of them is None, sizes of 32, 96 and 224 pixels are tried. Default: the
+            input shape of the model.
 
     Returns:
-        A float32 tensor [8, height, width, channels]; None if the model accepts none of the sizes.
+        A float32 tensor [8, height, width, channels]; None if the model fails for all of these sizes.
     """
     shape = shape or model.inputs[0].shape[1:]
     for side in _SIDES if None in shape else _SIDES[:1]:
@@ -91,33 +91,33 @@ def some_inputs(model: keras.Model, shape: tuple[int | None, ...] | None = None)
 def output_layer(model: keras.Model) -> keras.Operation | None:
     """Returns the layer or operation of keras.ops that makes a functional model's output; None for other models.
 
-    It need not be the last of `model.layers`, which are in the order of their first calls.
+    It is not always the last of `model.layers`, which are in the order of their first calls.
     """
     calls = graph.calls(model)
     return calls[-1].operation if calls else None
 
 
 def is_linear(layer: Any) -> bool:
-    """Says whether a layer is Keras' own dense layer without an activation, whose outputs are logits."""
+    """Returns whether a layer is a keras.layers.Dense, not a subclass, without an activation. It returns logits."""
     return type(layer) is keras.layers.Dense and layer.activation is keras.activations.linear
 
 
 def without_softmax(model: keras.Model) -> keras.Model:
-    """Returns a model of the logits of a classifier that ends in a softmax, as those of keras.applications do.
+    """Returns a model that returns logits, from a classifier that ends in a softmax (like those of keras.applications).
 
     The softmax may be a layer, the activation of the last dense layer, or a function such as keras.ops.softmax. Layers
-    after it that change nothing, such as Activation("linear", dtype="float32"), are left out too. A sigmoid at the end
-    is taken off in the same way.
+    after it that change nothing, such as Activation("linear", dtype="float32"), are removed too. A sigmoid at the end
+    is removed in the same way.
 
     Args:
         model: a functional or sequential keras.Model.
 
     Returns:
-        A keras.Model that shares the layers of `model`, except for a last layer whose activation was the softmax, which
-        is copied. The two are compared on random inputs.
+        A keras.Model that shares the layers of `model`. A last layer whose activation was the softmax is copied. Both
+        models are compared on random inputs.
 
     Raises:
-        ValueError: if the model does not end in a softmax or sigmoid that can be taken off.
+        ValueError: if the model does not end in a softmax or sigmoid that can be removed.
     """
     changes = _without_squashing(model)
     if changes is None:
@@ -131,7 +131,7 @@ def without_softmax(model: keras.Model) -> keras.Model:
 
 
 def _without_squashing(model):
-    """Returns the changes for `graph.rebuild` that take off a softmax or sigmoid at the end; None if there is none."""
+    """Returns the changes for `graph.rebuild` that remove a softmax or sigmoid at the end; None if there is none."""
     calls = graph.calls(model)
     makers = {id(tensor): index for index, call in enumerate(calls) for tensor in call.outputs}
     changes, index = {}, len(calls) - 1 if calls else None
@@ -166,7 +166,7 @@ def _without_activation(layer, inputs):
 
 
 def _check_stripped(model, stripped):
-    """Raises ValueError unless the softmax or sigmoid of the new model's outputs is the output of the model."""
+    """Raises ValueError unless the softmax or sigmoid of the new model's output equals the output of the model."""
     inputs = some_inputs(model)
     if inputs is None:
         return
@@ -187,11 +187,11 @@ def _squashes(function):
 
 
 def _acts_as(function, other):
-    """Says whether two functions of logits return the same for random logits."""
+    """Returns whether two functions of logits return the same for random logits."""
     logits = tf.constant(np.random.default_rng(0).normal(0, 2, (4, 5)), tf.float32)
     try:
         return np.allclose(np.array(function(logits), np.float32), other(logits), atol=1e-2)
-    except (ValueError, TypeError, tf.errors.InvalidArgumentError):  # it is not made for five classes
+    except (ValueError, TypeError, tf.errors.InvalidArgumentError):  # the function does not accept five classes
         return False
 
 
@@ -208,11 +208,11 @@ def in_precision(model: keras.Model, policy: str) -> keras.Model:
 
     Args:
         model: a functional or sequential keras.Model.
-        policy: "float32", "mixed_bfloat16" or "mixed_float16". In the mixed ones, layers that scale pixels keep the
-            precision that they have: see `scales_pixels`.
+        policy: "float32", "mixed_bfloat16" or "mixed_float16". With a mixed precision, layers that scale pixels keep
+            their precision: see `scales_pixels`.
 
     Returns:
-        The copy; or `model` itself, for "float32", if it computes in float32 already.
+        The copy; or `model` itself for "float32", if it already computes in float32.
 
     Raises:
         ValueError: for another precision, or a model that cannot be copied.
@@ -232,7 +232,7 @@ def in_precision(model: keras.Model, policy: str) -> keras.Model:
             model = keras.Model(model.inputs[0], model.outputs[0], name=model.name)
         copy = keras.models.clone_model(model, clone_function=convert, recursive=True)
         set_weights(copy, model.get_weights())
-    except Exception as error:  # a layer that cannot be made from its configuration may raise anything
+    except Exception as error:  # a layer that its configuration cannot rebuild may raise any exception
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{model.name} cannot be copied in {policy}: {reason}") from error
     return copy
@@ -243,7 +243,8 @@ def config_in(layer: keras.Operation, policy: str | None) -> dict[str, Any]:
 
     Args:
         layer: a layer, or an operation of keras.ops.
-        policy: a dtype policy; None keeps the layer's. Layers that scale pixels change to "float32" only.
+        policy: a dtype policy, or None to keep the layer's policy. Layers that scale pixels accept "float32" only, and
+            ignore another policy.
     """
     if not isinstance(layer, keras.layers.Layer):  # an operation computes in the precision of its inputs
         return layer.get_config()
@@ -252,26 +253,26 @@ def config_in(layer: keras.Operation, policy: str | None) -> dict[str, Any]:
 
 
 def scales_pixels(layer: Any) -> bool:
-    """Says whether a layer scales pixels. It must not do so in bfloat16, which rounds pixels to whole levels."""
+    """Returns whether a layer scales pixels. It must not do so in bfloat16, which rounds pixels to whole levels."""
     return isinstance(layer, (keras.layers.Rescaling, keras.layers.Normalization))
 
 
 def set_weights(model: keras.layers.Layer, weights: list[Any]) -> None:
-    """Sets the weights of a model or layer, and updates what its layers derive from them (`refresh`).
+    """Sets the weights of a model or layer, and updates values that its layers compute from them (see `refresh`).
 
     Args:
         model: a keras.Model or layer.
-        weights: arrays as from `get_weights()`.
+        weights: arrays, as `get_weights()` returns them.
     """
     model.set_weights(weights)
     refresh(model)
 
 
 def refresh(model: keras.layers.Layer) -> None:
-    """Makes the layers of a model update what they derive from their weights. Call it after assigning weights.
+    """Makes the layers of a model update values that they compute from their weights. Call it after assigning weights.
 
-    A `keras.layers.Normalization` computes with constants, which its `finalize_state` makes from its variables. Custom
-    layers do such things in `load_own_variables`.
+    A `keras.layers.Normalization` computes with constants, which `finalize_state` computes from its variables. Custom
+    layers compute such values in `load_own_variables`.
     """
     for layer in internals.all_layers(model):
         if not layer.built or isinstance(layer, keras.Model):
@@ -285,13 +286,13 @@ def refresh(model: keras.layers.Layer) -> None:
 
 
 def computes_low(model: keras.Model) -> bool:
-    """Says whether a layer of a model computes in float16 or bfloat16."""
+    """Returns whether any layer of a model computes in float16 or bfloat16."""
     return any(
         getattr(layer, "compute_dtype", None) in ("float16", "bfloat16") for layer in internals.all_layers(model)
     )
 
 
 def leaves(model: keras.Model) -> Iterator[keras.layers.Layer]:
-    """Yields the layers of a model, and in place of an inner model the layers of that."""
+    """Yields the layers of a model. An inner model is replaced by its layers."""
     for layer in model.layers:
         yield from leaves(layer) if isinstance(layer, keras.Model) else [layer]

@@ -52,13 +52,13 @@ def fold(model: keras.Model) -> keras.Model:
     layer is complete, the copy computes the same logits and gradients, up to float32 rounding. Compare the two before
     you rely on the copy: `evaluate` and `AdversarialModel` do it with `attacks.agreement`.
 
-    The copy has weights of its own. Later changes of the model do not reach it: `Folding` follows them.
+    The copy has its own weights. Later changes of the model's weights do not change the copy; use `Folding` for that.
 
     Args:
         model: a functional or sequential keras.Model.
 
     Returns:
-        The copy; or `model` itself where there is nothing to fold, or the model cannot be copied.
+        The copy; or `model` itself if there is nothing to fold, or if the model cannot be copied.
     """
     pairs = _pairs(model)
     copy = _copied(model, pairs)
@@ -74,16 +74,16 @@ def fold(model: keras.Model) -> keras.Model:
 
 
 class Folding:
-    """Folds a classifier while it is being trained, with its current weights each time.
+    """Folds the batch norms of a classifier that is being trained. Each call of `bind` uses the current weights.
 
         folding = Folding(model)
         logits_fn = folding.bind()    # in a graph: folded once, for all steps of an attack
 
-    The layers that are not folded are the model's own. With `precision`, they are copies.
+    Layers that are not folded are shared with the model. With `precision`, they are copies.
 
     Args:
         model: a keras.Model.
-        precision: "mixed_bfloat16" or "mixed_float16" to compute in that precision; None for the model's own.
+        precision: "mixed_bfloat16" or "mixed_float16" to compute in that precision; None for the model's precision.
 
     Raises:
         ValueError: for another precision, or a model that cannot be copied in this precision.
@@ -114,13 +114,13 @@ class Folding:
     def bind(self) -> LogitsFunction:
         """Returns the model in inference mode, folded with its current weights, as a function from images to logits.
 
-        It is the model itself where nothing can be folded.
+        If nothing can be folded, it is the model itself.
         """
         pairs = None if self._copy is None else _values(self._model, self._copy, self._pairs)
-        if pairs is None:  # also if the model was given other weights since, as by LoRA
+        if pairs is None:  # also if layers got additional weights in the meantime, for example by LoRA
             return functools.partial(self._model, training=False)
         values = {id(variable): tf.cast(value, variable.dtype) for variable, value in pairs}
-        # The others are the states of seed generators, which inference does not use.
+        # All other variables are states of seed generators, which inference does not use: zeros replace them.
         lists = [
             [values[id(v)] if id(v) in values else tf.zeros(v.shape, v.dtype) for v in variables]
             for variables in (self._copy.trainable_variables, self._copy.non_trainable_variables)
@@ -132,13 +132,13 @@ class Folding:
 
 
 def _copied(model, pairs, precision=None, borrows=False):
-    """Returns a copy of the model without its folded batch norms; None if there is nothing to do, or it is impossible.
+    """Returns a copy of the model without its folded batch norms; None if nothing changes or a copy is impossible.
 
     Args:
         model: the keras.Model.
         pairs: see `_pairs`.
         precision: dtype policy of the copy; None keeps each layer's own.
-        borrows: True: the layers that need no change are the model's own; False: all layers are copies.
+        borrows: True shares the layers that need no change with the model. False copies all layers.
     """
     if not pairs and precision is None:
         return None
@@ -157,9 +157,9 @@ def _copied(model, pairs, precision=None, borrows=False):
         return type(layer).from_config(config | ({"use_bias": True} if layer in pairs else {}))
 
     try:
-        uncompiled = keras.Model(model.inputs[0], model.outputs[0])  # the clone of a compiled model has an optimizer
+        uncompiled = keras.Model(model.inputs[0], model.outputs[0])  # a clone of a compiled model would be compiled too
         return keras.models.clone_model(uncompiled, clone_function=convert, recursive=precision is not None)
-    except Exception:  # no layers, or one that cannot be made from its configuration: a layer may raise anything
+    except Exception:  # no layers, or a layer that its configuration cannot rebuild: layers may raise any exception
         return None
 
 
@@ -179,9 +179,9 @@ def _values(model, copy, pairs):
 
 
 def _twins(model, copy):
-    """Yields (layer, its counterpart in the copy) for all layers with weights, those of inner models included.
+    """Yields (layer, its counterpart in the copy) for all layers with weights, also for layers of inner models.
 
-    The counterpart is None where a `get_config` leaves out the layer's name.
+    The counterpart is None if the layer's `get_config` does not return its name.
     """
     named = {layer.name: layer for layer in copy.layers}
     for layer in model.layers:
@@ -210,7 +210,7 @@ def _pairs(model):
 
 
 def _takes(layer, norm):
-    """Says whether the batch norm that follows a layer can be folded into it."""
+    """Returns whether the batch norm that follows a layer can be folded into it."""
     is_linear = getattr(layer, "activation", None) is keras.activations.linear
     is_plain = not getattr(layer, "lora_enabled", False) and getattr(layer, "quantization_mode", None) is None
     last_axis = norm.axis in (-1, len(norm.input.shape) - 1)
@@ -230,5 +230,5 @@ def _folded(layer, norm):
 
 
 def _value(variable):
-    """Returns the current value of a Keras variable; of a mirrored one, this replica's."""
+    """Returns the current value of a Keras variable; for a mirrored variable, the value of this replica."""
     return tf.convert_to_tensor(variable.value)

@@ -1,7 +1,7 @@
-"""Reads and changes the graph of a functional Keras model, with Keras' public functions alone.
+"""Reads and changes the graph of a functional Keras model, with public functions of Keras only.
 
 A layer may be called several times, also in other models. `layer.input` and `layer.output` are the tensors of its first
-call only. `keras.models.clone_model` repeats each call of one model, and lets us see them.
+call only. `keras.models.clone_model` repeats each call of one model, and its arguments let us record the calls.
 """
 
 import itertools
@@ -17,7 +17,8 @@ class Call(NamedTuple):
     Attributes:
         operation: the layer, inner model or operation of keras.ops that is called.
         inputs: the Keras tensors that it takes.
-        outputs: the Keras tensors that it returns. They stand for the model's own, and belong to no model.
+        outputs: the Keras tensors that it returns. All these tensors represent tensors of the model, but are not the
+            same objects.
     """
 
     operation: keras.Operation
@@ -50,9 +51,9 @@ def rebuild(model: keras.Model, changes: Mapping[int, Callable[..., Any]], name:
     """Returns a model that shares the layers of another one, with some calls replaced.
 
     Args:
-        model: a functional or sequential keras.Model. Its first output is that of the new model.
-        changes: {index of a call in `calls(model)`: what is called instead, with the same arguments}.
-        name: of the new model; default: that of `model`.
+        model: a functional or sequential keras.Model. The new model has its first output.
+        changes: {index of a call in `calls(model)`: the layer or function to call instead, with the same arguments}.
+        name: name of the new model. Default: the name of `model`.
     """
     index = itertools.count()
 
@@ -66,17 +67,17 @@ def rebuild(model: keras.Model, changes: Mapping[int, Callable[..., Any]], name:
 
 
 def skip(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-    """Returns its first argument: a change for `rebuild` that leaves a call out."""
+    """Returns its first argument. In the `changes` of `rebuild`, it removes a call."""
     return inputs
 
 
 def is_functional(model: Any) -> bool:
-    """Says whether a model has a graph: whether it is a functional or a built sequential keras.Model."""
+    """Returns whether a model has a graph: whether it is a functional or a built sequential keras.Model."""
     return isinstance(model, keras.Model) and bool(getattr(model, "inputs", None))
 
 
 class _Mark(keras.Operation):
-    """Stands for an operation of a model. It computes nothing."""
+    """A placeholder for an operation of a model. It computes nothing."""
 
     def __init__(self, operation: keras.Operation) -> None:
         super().__init__(name=operation.name)

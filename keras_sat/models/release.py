@@ -1,7 +1,7 @@
 """Loads the authors' released checkpoints (TF1 bundles) into the models of this package.
 
-Names and layouts are those of cihangxie/SmoothAdversarialTraining: those of tensorpack for ResNets, and those of
-Google's TPU code for EfficientNets.
+The checkpoints are from https://github.com/cihangxie/SmoothAdversarialTraining. The variables of ResNets have the names
+and layouts of tensorpack, and the variables of EfficientNets those of Google's TPU code.
 """
 
 import os
@@ -26,15 +26,15 @@ BATCH_NORM = ("gamma", "beta", "moving_mean", "moving_variance")
 def load(model: keras.Model, prefix: Path, ema: bool = False) -> None:
     """Loads a checkpoint of the authors' release into a model.
 
-    Every weight of the model gets a value, and every variable of the checkpoint is used, except those of the training
+    Every weight of the model gets a value. Every variable of the checkpoint is used, except the state of the training
     (optimizer slots, step, learning rate, moving averages). The released ResNets take BGR images, and the models of
-    this package RGB images: the input channels of the first kernel are reversed.
+    this package RGB images. So the input channels of the first kernel are reversed.
 
     Args:
         model: a ResNet-50, -101 or -152, ResNeXt or EfficientNet of this package, with the checkpoint's activation.
         prefix: path of the bundle, without `.index` or `.data-00000-of-00001`.
-        ema: whether to use the moving averages of the weights, as for EfficientNet-L1-Enhanced. If the checkpoint has
-            nothing but averages, they are used in any case.
+        ema: whether to use the moving averages of the weights, as for EfficientNet-L1-Enhanced. Default: False. If the
+            checkpoint has moving averages only, they are used in any case.
 
     Raises:
         ValueError: if there is no readable checkpoint, or variables are missing, left over, of another shape or not
@@ -66,7 +66,7 @@ def load(model: keras.Model, prefix: Path, ema: bool = False) -> None:
 
 
 def _read(prefix, ema):
-    """Returns {name: array} of the network's variables, by names that do not depend on the hardware they ran on."""
+    """Returns {name: array} of the network's variables, by names that do not depend on the hardware of the training."""
     try:
         folder, name = os.path.split(files.expanded(prefix))
         with files.without_wildcards(folder) as plain:
@@ -128,9 +128,9 @@ def _efficientnet_names(layer, layers):
     if layer == "linear":
         return ["head/dense/kernel", "head/dense/bias"]
     if layer.endswith("_act"):
-        return [f"{layer}/smoothrelu_beta"]  # a name of ours: no released EfficientNet has it
+        return [f"{layer}/smoothrelu_beta"]  # a name of this package: no released EfficientNet has such a variable
     scope, site = re.fullmatch(r"(stem|head|blocks_\d+)_?(.*)", layer.removesuffix("_bn")).groups()
-    site = site or "expand"  # the convolution of the stem, and of the head, is named as the first one of a block
+    site = site or "expand"  # the convolution of the stem or head has the name of the first convolution of a block
     if site.startswith("se_"):
         number = {"se_reduce": "", "se_excite": "_1"}[site]
         return [f"{scope}/se/conv2d{number}/{name}" for name in ("kernel", "bias")]

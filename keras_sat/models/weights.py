@@ -1,4 +1,4 @@
-"""The weights that `weights=` of the builders names: their registry (weights.json), downloads and files."""
+"""Pretrained weights, for the argument `weights=` of the builders: registry (weights.json), downloads and files."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from keras_sat import activations, extras, files
 from keras_sat.models import classifier, release
 from keras_sat.typing import Path
 
-Entry: TypeAlias = dict[str, Any]  # what the registry says of one checkpoint
+Entry: TypeAlias = dict[str, Any]  # the facts about one checkpoint in the registry
 
 REGISTRY = os.path.join(os.path.dirname(__file__), "weights.json")
 HEAD = "linear"
@@ -25,13 +25,13 @@ HEAD = "linear"
 def resolve(
     weights: Path | None, architecture: str, activation: Any, input_shape: tuple[int | None, ...] | None = None
 ) -> Entry | str | None:
-    """Returns the weights that the argument `weights` of a builder names. Nothing is built or downloaded yet.
+    """Returns what the argument `weights` of a builder refers to. It builds and downloads nothing.
 
     Args:
         weights: None; a tag such as "sat-imagenet", "sat-imagenet-380" or "sat-fashion-mnist"; or the path of a
             `.weights.h5` file.
         architecture: name of the builder.
-        activation: of the network; see `activations.layer`.
+        activation: activation of the network; see `activations.layer`.
         input_shape: (height, width, channels) of the network; None for the input shape of the weights.
 
     Returns:
@@ -59,16 +59,17 @@ def shape_and_classes(entry: Entry) -> tuple[tuple[int, int, int], int]:
 def load(model: keras.Model, source: Entry | str | None, build_network: Callable[..., keras.Model]) -> None:
     """Loads weights into a model that was just built.
 
-    A registered network is built a second time only where the model is not the whole network of the weights: without a
-    head, with another number of classes, or upon other layers. Then it gets the weights of the layers of the same name.
+    The model may differ from the network of a registered checkpoint: it may have no head, another number of classes, or
+    other layers before the network. Then the whole network is built too, and the layers of the model get the weights of
+    its layers of the same name.
 
     Args:
         model: the keras.Model.
-        source: what `resolve` returned.
-        build_network: builds the same network with its head, for the arguments `input_shape` and `classes`.
+        source: the result of `resolve`.
+        build_network: function that builds the whole network, with the arguments `input_shape` and `classes`.
 
     Raises:
-        ValueError: if the weights cannot be downloaded, are damaged, or are of another network.
+        ValueError: if the weights cannot be downloaded, are damaged, or belong to another network.
     """
     if isinstance(source, dict):
         network = model if _is_network_of(source, model) else _network(source, build_network)
@@ -80,10 +81,10 @@ def load(model: keras.Model, source: Entry | str | None, build_network: Callable
 
 
 def _is_network_of(entry, model):
-    """Says whether a model with an entry's architecture is its whole network, and nothing more.
+    """Returns whether a model with an entry's architecture is exactly the network of the entry.
 
-    The number of parameters tells of another head, and of other layers before the network. Of those, layers such as
-    Normalization have weights that are not trained.
+    Another head, or other layers before the network, change the number of trainable parameters. The exception is a
+    layer such as Normalization, whose weights are not trainable. So such layers are looked for, too.
     """
     parameters = sum(math.prod(weight.shape) for weight in model.trainable_weights)
     return parameters == entry["parameters"] and all(layer.trainable_weights for layer in model.layers if layer.weights)
@@ -95,24 +96,24 @@ def _network(entry, build_network):
 
 
 def entries() -> list[Entry]:
-    """Returns the entries of the registry. Each contains the facts that all checkpoints of its release share."""
+    """Returns the entries of the registry. Each entry includes the facts that are common to its release."""
     with open(REGISTRY, encoding="utf-8") as file:
         releases = json.load(file).items()
     return [{"release": name, **release, **entry} for name, release in releases for entry in release["checkpoints"]]
 
 
 def tags() -> list[str]:
-    """Returns the tags that the argument `weights` of a builder can be."""
+    """Returns the tags that the argument `weights` of a builder accepts."""
     return sorted({entry["tag"] for entry in entries()})
 
 
 def list_weights() -> list[dict[str, Any]]:
     """Returns a dict for each set of pretrained weights.
 
-    Its keys are "tag" (the argument `weights` of the builder), "model" (the builder), "activation", "image_size",
-    "parameters", "clean" and "robust" (accuracy in percent), "under" (the attack that "robust" was measured under) and
-    "source". For "sat-imagenet", accuracies are on ImageNet, as the authors report them. For "sat-fashion-mnist", they
-    were measured with this package; `weights.json` has their confidence intervals.
+    Its keys are "tag" (the argument `weights` of the builder), "model" (the builder), "activation", "image_size" (in
+    pixels), "parameters" (their number), "clean" and "robust" (accuracy in percent, or None), "under" (the attack with
+    which "robust" was measured) and "source". For "sat-imagenet", accuracies are on ImageNet, as the authors report
+    them. For "sat-fashion-mnist", they were measured with this package; `weights.json` has their confidence intervals.
     """
     rows = []
     for entry in entries():
@@ -131,12 +132,13 @@ def find(architecture: str, activation: Any, tag: str, image_size: int | None = 
 
     Args:
         architecture: name of the builder.
-        activation: of the network; see `activations.layer`.
-        tag: such as "sat-imagenet".
-        image_size: height of the images. The weights trained at this size are preferred to those of the tag itself.
+        activation: activation of the network; see `activations.layer`.
+        tag: a tag such as "sat-imagenet".
+        image_size: height of the images in pixels. If there is an entry with the tag TAG-SIZE for this size, such as
+            "sat-imagenet-380", it is preferred to the entry of the tag.
 
     Raises:
-        ValueError: if there is no such entry. The message names the ones that there are.
+        ValueError: if there is no such entry. The message names the existing ones.
     """
     released = [entry for entry in entries() if tag.startswith(entry["release"])]
     if not released:
@@ -178,14 +180,14 @@ def home() -> str:
 def fetch(entry: Entry, network: keras.Model | None) -> str:
     """Returns the path of an entry's `.weights.h5` file. On first use, downloads and converts the checkpoint.
 
-    An entry with a "file" is part of the package. The SHA-256 of the file is verified each time; that of a
-    converted one is in a file beside it. Of several processes one downloads, and the others wait. An incomplete file
-    never has this path.
+    The file of an entry with the key "file" is part of the package. The SHA-256 of the file is verified at each call.
+    For a converted file, it is stored in PATH.sha256. If several processes need a file, one downloads it, and the
+    others wait. The path never holds an incomplete file.
 
     Args:
-        entry: of the registry.
-        network: the network of the entry, for the conversion, which changes its weights. None: only for an entry that
-            needs no conversion.
+        entry: an entry of the registry.
+        network: the network of the entry, which is used for the conversion and gets the weights. None is allowed only
+            if no conversion is necessary.
 
     Raises:
         ValueError: if the checkpoint cannot be downloaded, or is not the one expected.
@@ -194,7 +196,7 @@ def fetch(entry: Entry, network: keras.Model | None) -> str:
     if "file" in entry:
         return _embedded(entry)
     path = os.path.join(home(), f"{entry['id']}.weights.h5")
-    if os.path.exists(path) and _is_intact(path):  # without the lock, for the folder may be read-only
+    if os.path.exists(path) and _is_intact(path):  # without the lock, because the folder may be read-only
         return path
     os.makedirs(home(), exist_ok=True)
     with filelock.FileLock(f"{path}.lock"):
@@ -221,7 +223,7 @@ def _is_intact(path):
 
 
 def _convert(entry, network, path):
-    # The process that left such a folder was killed: there is only one at a time, under the lock.
+    # If the folder exists, the process that made it was killed: the lock allows one process at a time.
     folder = os.path.join(home(), f".fetching-{entry['id']}")
     shutil.rmtree(folder, ignore_errors=True)
     os.mkdir(folder)
@@ -237,7 +239,10 @@ def _convert(entry, network, path):
 
 
 def _download(name, drive_id, folder, sha256):
-    """Downloads one file of a checkpoint into `folder`: from the mirror KERAS_SAT_WEIGHTS_URL, or from Google Drive."""
+    """Downloads one file of a checkpoint into `folder`.
+
+    The source is the URL in the environment variable KERAS_SAT_WEIGHTS_URL if it is set, otherwise Google Drive.
+    """
     mirror, path = os.environ.get("KERAS_SAT_WEIGHTS_URL"), os.path.join(folder, name)
     origin = f"{mirror.rstrip('/')}/{name}" if mirror else f"Google Drive, file {drive_id}"
     try:
@@ -247,7 +252,7 @@ def _download(name, drive_id, folder, sha256):
             _download_from_drive(drive_id, path)
     except ImportError:
         raise
-    except Exception as error:  # the class of the errors of Keras' get_file
+    except Exception as error:  # Keras' get_file raises plain Exception
         raise ValueError(
             f"{name} could not be downloaded from {origin}: {' '.join(str(error).split())} KERAS_SAT_WEIGHTS_URL "
             "can name a folder of the files on another server."
@@ -270,7 +275,7 @@ def _download_from_drive(drive_id, path):
 
 
 def _copy(network, model):
-    """Copies the weights of a network to the layers of the same name. A head of other classes keeps its random ones."""
+    """Copies the weights of a network to the layers of the same name. A head of another size stays random."""
     twins = {layer.name: layer for layer in network.layers if layer.weights}
     for layer in model.layers:
         twin = twins.get(layer.name)

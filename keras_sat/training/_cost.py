@@ -1,4 +1,4 @@
-"""Estimates what an adversarial training costs, from a few of its steps."""
+"""Estimates the time and memory of an adversarial training from a few of its steps."""
 
 import dataclasses
 import resource
@@ -44,20 +44,23 @@ def cost(
 
         print(training.cost(model, dataset, PGD(LinfBall(4), steps=1)))
 
-    The steps train the model. Then all its variables get back their values, also after an error.
+    The steps change the weights of the model. Afterwards all variables get their former values, also after an error.
 
-    The first step, which compiles, is not counted. The time to read the data is not counted: all steps use one batch.
+    The first step, which compiles, is not timed. The time to read the data is not included: all steps use one batch.
 
     Args:
         model: a built Keras classifier; see `AdversarialModel`.
-        dataset: the training data, batches of (images, labels).
+        dataset: the training data, a tf.data.Dataset of batches (images, labels).
         attack: see `AdversarialModel`.
-        steps: number of steps to time. Their median is used.
-        optimizer: see `compile`. Its variables count as memory.
-        options: other arguments of `AdversarialModel`.
+        steps: number of steps to time, >= 1. Their median is used.
+        optimizer: optimizer, or its name, as for `compile`. Its variables count as memory.
+        options: further arguments of `AdversarialModel`.
 
     Returns:
         A `Cost`.
+
+    Raises:
+        ValueError: see `AdversarialModel`.
     """
     before = [keras.ops.convert_to_numpy(variable) for variable in model.variables]  # seed generators included
     try:

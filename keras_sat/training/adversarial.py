@@ -28,56 +28,58 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
         trainer.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
         trainer.fit(train_dataset, validation_data=test_dataset)
 
-    `train_step` attacks the batch and takes Keras' own step on the adversarial images. The logs of training therefore
+    `train_step` attacks the batch, then takes a usual training step on the adversarial images. So the logs of training
     show the objective, and the metrics on the adversarial images. `evaluate` reports the compiled loss and metrics on
     the clean images, and `robust_accuracy`: the share of images that are classified correctly both clean and under
-    `evaluation_attack`. `predict` and calls are inference on the images as they are. The attack ascends its own loss
-    for the hard label, also if the training loss uses label smoothing, for example.
+    `evaluation_attack`. `predict`, and a call of the trainer, run the classifier without an attack. The attack ascends
+    its own loss with hard labels, even if the training loss uses label smoothing, for example.
 
     The noise of the attack depends on `seed`, the iterations of the optimizer and the replica. The same seed gives the
-    same run, a resumed run continues as the uninterrupted one, and two replicas never draw the same noise. `evaluate`
-    draws the same noise at each call.
+    same run. A resumed run continues like one that was not interrupted. Two replicas never draw the same noise.
+    `evaluate` draws the same noise at each call.
 
     Args:
         model: a built Keras classifier from images [batch, height, width, channels] to logits [batch, classes], from
-            this package, keras.applications or any other source. `fit` trains its weights. It is what is saved and
-            exported (`.classifier`).
-        attack: the attack that makes the training examples, such as `PGD(LinfBall(4), steps=1, clean_start=0.2)`, the
-            one of the SAT paper.
+            this package, keras.applications or any other source. `fit` trains its weights. It is the attribute
+            `classifier`; `save` and `export` write only this model.
+        attack: the attack that makes the training examples. The SAT paper uses
+            `PGD(LinfBall(4), steps=1, clean_start=0.2)`.
         evaluation_attack: the attack of `evaluate` and of the validation in `fit`. Default: `attack` without a clean
             start; with `Free`, PGD-10 in the same ball.
-        attack_batch_norm: mode in which the network is attacked in training. "frozen", the default and the paper's:
+        attack_batch_norm: mode in which the network is attacked in training. "frozen" (default, as in the paper):
             inference mode. "batch": training mode (batch statistics, active dropout), without updating any statistics.
             `Free` always attacks in training mode. The evaluation attack always uses inference mode.
-        attack_precision: None, or "mixed_bfloat16" or "mixed_float16": the precision of the training attack alone. On
-            hardware that is faster in low precision, the attack costs less and finds nearly the same examples. Only
-            for `attack_batch_norm="frozen"`.
+        attack_precision: precision of the training attack only: "mixed_bfloat16", "mixed_float16", or None (default)
+            for the precision of the model. On hardware that is faster in low precision, the attack costs less and finds
+            nearly the same examples. Only for `attack_batch_norm="frozen"`.
         objective: `AdversarialTraining()`, the default; `TRADES(beta)`, `MART(beta)` or `Free(replays)`.
-        weight_perturbation: None, or `AWP(gamma)`.
-        epsilon_schedule: None, or a function that maps the iterations of the optimizer (an int64 tensor) to a factor
-            of epsilon and step size of the training attack. For example,
+        weight_perturbation: `AWP(gamma)`, or None (default) for no perturbation.
+        epsilon_schedule: a function from the number of iterations of the optimizer (an integer tensor) to a factor of
+            both epsilon and step size of the training attack, or None (default). For example,
             `keras.optimizers.schedules.PolynomialDecay(0.0, 1000, 1.0)` lets both grow over 1,000 iterations.
-        step_size_schedule: the same for the step size alone.
-        static_shapes: whether attacks keep the shape of the batch, see `Attack.__call__`. None: if XLA compiles the
-            step, and under a TPUStrategy.
-        seed: seed of the noise of the attacks.
+        step_size_schedule: a function like `epsilon_schedule`, for a factor of the step size only.
+        static_shapes: whether attacks keep the shape of the batch, see `Attack.__call__`. None (default): True if XLA
+            compiles the step, and under a TPUStrategy; otherwise False.
+        seed: seed of the noise of the attacks. Default: 0.
+        kwargs: further arguments of keras.Model, such as `name`.
 
-    The variable `trainer.step_size_factor`, 1 at first, also multiplies the step size. A value that a callback assigns
-    to it takes effect at the next batch.
+    The variable `trainer.step_size_factor` is another factor of the step size; its initial value is 1. A value that a
+    callback assigns to it takes effect at the next batch.
 
     Labels are integers [batch] or [batch, 1], or one-hot [batch, classes]. Sample weights affect the loss and the
     metrics, not the attack.
 
     The attacks run on a faster copy of the network: with folded batch norms, and in `attack_precision`. At the first
-    batch each copy is compared with the network, logits and input gradients. If they differ, the network itself is
-    attacked, and a warning says why.
+    batch, the logits and input gradients of each copy are compared with those of the network. If they differ, the
+    network itself is attacked, and a warning says why.
 
     Raises:
         ValueError: for a model that is not built or ends in a softmax, an unknown `attack_batch_norm`, an
             `attack_precision` in which the model cannot be copied, a targeted attack, or options that do not fit
-            together. In `fit` and `evaluate`: for a first batch of images outside the attack's bounds, images in 0..1
-            although the bounds are 0..255, or labels that are not classes of the network. (For images it is also a
-            tf.errors.InvalidArgumentError. Later batches raise only the latter, unless XLA compiles the step.)
+            together. In `fit` and `evaluate`: if the first batch has images outside the attack's bounds, images in 0..1
+            although the bounds are 0..255, or labels that are not classes of the network. (The error for images is a
+            tf.errors.InvalidArgumentError too. For a later batch, only this error is raised, and none if XLA compiles
+            the step.)
     """
 
     def __init__(
@@ -120,12 +122,12 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
         self.step_size_schedule = step_size_schedule
         self.static_shapes = static_shapes
         self.seed = seed
-        # Kept, not made at each step: an attack that runs eagerly is compiled once for this object.
+        # Created once, not at each step: an attack that runs eagerly is compiled once for each such object.
         self._inference = functools.partial(model, training=False)
         self._folding = folding.Folding(model)
         self._low = folding.Folding(model, attack_precision) if attack_precision else self._folding
         self._attack_precision = attack_precision
-        outputs = getattr(model, "outputs", None)  # one logit stands for two classes
+        outputs = getattr(model, "outputs", None)  # a network with one logit has two classes
         self._classes = max(2, outputs[0].shape[-1]) if outputs else None  # None: the model does not say
         self._are_logits_checked = self._are_copies_compared = False
         self.robust_accuracy = keras.metrics.Mean(name="robust_accuracy")
@@ -141,11 +143,12 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
         return distribution.pad_empty_replica(self._inference, inputs)
 
     def compile(self, optimizer: Any = "rmsprop", *args: Any, jit_compile: bool | str = "auto", **kwargs: Any) -> None:
-        """Compiles as Keras does. On several replicas, `jit_compile=True` compiles the attack alone with XLA.
+        """Compiles as Keras does. On several replicas, `jit_compile=True` compiles only the attack with XLA.
 
         Raises:
-            ValueError: for a loss that takes probabilities, because the model returns logits; on several replicas, for
-                settings that `distribution.check` refuses.
+            ValueError: for a loss that takes probabilities, because the model returns logits. On several replicas, also
+                for batch norms that are not synchronised, and for `gradient_accumulation_steps` or
+                `ema_overwrite_frequency` of the optimizer.
         """
         losses.check_takes_logits(args[0] if args else kwargs.get("loss"))
         replicas = self.distribute_strategy.num_replicas_in_sync
@@ -154,7 +157,11 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
         distribution.check(self.classifier, self.optimizer, self.distribute_strategy)
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
-        """Trains as Keras does. Checks labels and validation data before the first epoch."""
+        """Trains as Keras does. Checks labels and validation data before the first epoch.
+
+        Raises:
+            ValueError: see the class.
+        """
         validation = kwargs.get("validation_data")
         if y is not None:
             losses.hard_labels(np.asarray(y), self._classes)
@@ -208,7 +215,7 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
         super().make_test_function()
 
     def save(self, filepath: Path, **kwargs: Any) -> None:
-        """Saves the classifier, `.classifier`. The trainer around it has no weights of its own."""
+        """Saves the attribute `classifier`. The trainer itself has no weights that have to be saved."""
         return self.classifier.save(filepath, **kwargs)
 
     def save_weights(self, filepath: Path, **kwargs: Any) -> None:
@@ -220,10 +227,10 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
             return self.classifier.save_weights(filepath, **kwargs)
 
     def load_weights(self, filepath: Path, **kwargs: Any) -> None:
-        """Loads weights that the classifier or its trainer saved; with the optimizer's state if the file has it."""
+        """Loads weights that a classifier or its trainer saved, and the state of the optimizer if the file has it."""
         with _lent_optimizer(self.classifier, self.optimizer if _holds_optimizer(filepath) else None):
             self.classifier.load_weights(filepath, **kwargs)
-        # Traced functions may hold values that layers derived from the former weights.
+        # Traced functions may contain values that layers computed from the former weights.
         for function, make in (
             ("train_function", self.make_train_function),
             ("test_function", self.make_test_function),
@@ -233,7 +240,7 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
         self.predict_function = None
 
     def export(self, filepath: Path, **kwargs: Any) -> None:
-        """Exports the classifier, `.classifier`, as Keras does. `keras_sat.export` writes more."""
+        """Exports the attribute `classifier` as Keras does. `keras_sat.export` writes more signatures and files."""
         return self.classifier.export(filepath, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
@@ -252,7 +259,14 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
         return None
 
     def see_first_batch(self, batch: Any) -> None:
-        """Checks a batch, and compares the copies of the classifier that will be attacked with it."""
+        """Checks the first batch. On its images, compares the copies that will be attacked with the classifier.
+
+        Args:
+            batch: (images, labels), or (images, labels, sample weights).
+
+        Raises:
+            ValueError: see the class.
+        """
         self._check_batch(batch)
 
     def _check_batch(self, batch):
@@ -328,7 +342,7 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
         return logits
 
     def _descend(self, clean, adversarial, y, sample_weight):
-        """Takes Keras' step on a batch; returns the adversarial logits, and for `Free` the gradient of the images."""
+        """Takes a step of the optimizer. Returns the adversarial logits and, for `Free`, the gradient of the images."""
         forward = functools.partial(self._objective, clean, adversarial, y, sample_weight)
         if self.weight_perturbation is not None:
             forward = self.weight_perturbation.perturb(forward, self.classifier)
@@ -342,7 +356,7 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
         return logits, computed[len(weights)] if self.objective.replays else None
 
     def _objective(self, clean, adversarial, y, sample_weight):
-        """Returns the objective of a batch, divided by the number of replicas as in Keras; and adversarial logits."""
+        """Returns the objective of a batch, divided by the number of replicas as in Keras, and adversarial logits."""
         clean_outputs = self(clean, training=True) if self.objective.sees_clean else None
         outputs = self(adversarial, training=True)
         compared = clean_outputs if self.objective.compiled_loss == "clean" else outputs

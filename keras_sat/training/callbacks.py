@@ -14,18 +14,19 @@ from keras_sat.typing import Array, Dataset, LogitsFunction, Path
 
 
 class RobustAccuracy(keras.callbacks.Callback):
-    """Adds the accuracy under an attack of its own to the logs of an epoch, as `val_robust_accuracy`.
+    """Measures the accuracy under a given attack, and adds it to the logs of an epoch as `val_robust_accuracy`.
 
-    `fit(validation_data=...)` does the same with the trainer's `evaluation_attack`. This callback is for another
-    attack, or to measure only every few epochs. Pass it before the callbacks that read the figure:
+    `fit(validation_data=...)` does the same with the trainer's `evaluation_attack`. Use this callback for another
+    attack, or to measure only every few epochs. Pass it before the callbacks that read the value:
 
         keras.callbacks.ModelCheckpoint("best.keras", monitor="val_robust_accuracy", mode="max", save_best_only=True)
 
     Args:
         dataset: held-out images: batches of (images, labels), or a pair of arrays. See `evaluation.evaluate`.
         attack: the attack, such as `PGD(LinfBall(4), steps=50, keep="first")`.
-        every: number of epochs between measurements. In between, the last figure is repeated.
-        name: name of the figure in the logs.
+        every: number of epochs between measurements, >= 1. In between, the last value is repeated. The first epoch is
+            always measured.
+        name: name of the value in the logs.
 
     Raises:
         ValueError: for labels that are not class numbers, or a targeted attack.
@@ -41,7 +42,7 @@ class RobustAccuracy(keras.callbacks.Callback):
         self._last: float | None = None
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Measures, and adds the figure to the logs."""
+        """Measures the robust accuracy, and adds it to the logs."""
         if self._last is None or (epoch + 1) % self.every == 0:
             self._last = robust_accuracy(self.model.classifier, self.dataset, self.attack)
         logs[self.name] = self._last
@@ -52,16 +53,16 @@ class CatastrophicOverfittingGuard(keras.callbacks.Callback):
 
     Adversarial training with one step may lose all robustness within an epoch, while its accuracy on its own examples
     rises (Wong et al., arXiv:2001.03994; Andriushchenko and Flammarion, arXiv:2007.02617). Every few steps, this guard
-    measures robust accuracy on held-out images. If it falls below `collapse` times the best value so far, the guard
-    warns, and restores weights, moving statistics and optimizer of the last good probe. Then it stops the training, or
-    lowers the step size of the attack (`trainer.step_size_factor`) and continues.
+    measures robust accuracy on held-out images (a probe). If it falls below `collapse` times the best value so far, the
+    guard warns, and restores the weights, moving statistics and optimizer of the last good probe.
 
     Args:
         dataset: a few hundred held-out images: batches of (images, labels), or a pair of arrays. See
             `evaluation.evaluate`.
-        attack: an attack of several steps: `PGD(ball, steps=10)`.
+        attack: an attack with several steps, such as `PGD(ball, steps=10)`.
         every: number of steps between two probes.
-        action: "stop" or "roll back".
+        action: what follows after the weights are restored. "stop" (default) ends the training. "roll back" continues
+            with a smaller step size of the attack (`trainer.step_size_factor`).
         collapse: share of the best robust accuracy so far, in (0, 1), below which training has collapsed.
         factor: factor in (0, 1) by which "roll back" multiplies the step size.
 
@@ -129,9 +130,9 @@ class CatastrophicOverfittingGuard(keras.callbacks.Callback):
 
 
 class AveragedWeights(keras.callbacks.Callback):
-    """Validates with the weights that the optimizer averages (`use_ema=True`), then restores the others bit for bit.
+    """Validates with the optimizer's averaged weights (`use_ema=True`), then restores the training weights exactly.
 
-    keras.callbacks.SwapEMAWeights swaps by adding and subtracting, which rounds. A run that is resumed after a
+    keras.callbacks.SwapEMAWeights exchanges both by adding and subtracting, which rounds. A run that is resumed after a
     validation would then differ from a run that was not interrupted.
     """
 
@@ -155,11 +156,11 @@ class PerturbationImages(keras.callbacks.Callback):
     """Writes images, their adversarial versions and the perturbations to TensorBoard after each epoch.
 
     Args:
-        images: a few images [batch, height, width, 1 or 3].
+        images: a few images [batch, height, width, 1 or 3], in the range of the attack's bounds, such as 0..255.
         labels: integers [batch] or [batch, 1], or one-hot [batch, classes].
         attack: the attack, such as `PGD(LinfBall(4))`. Perturbations are shown scaled; 0 is grey.
-        log_dir: folder of TensorBoard.
-        every: number of epochs between two writings.
+        log_dir: folder of TensorBoard's logs.
+        every: images are written every so many epochs. Default: 1.
     """
 
     def __init__(self, images: Array, labels: Array, attack: Attack, log_dir: Path, every: int = 1) -> None:
@@ -171,7 +172,7 @@ class PerturbationImages(keras.callbacks.Callback):
         self._writer = tf.summary.create_file_writer(log_dir)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Attacks the images, and writes them."""
+        """Attacks the images, and writes the results."""
         if (epoch + 1) % self.every:
             return
         adversarial = self.attack(self.model.classifier, self.images, self.labels, seed=0)
@@ -201,7 +202,7 @@ def robust_accuracy(model: LogitsFunction, dataset: Dataset, attack: Attack, bat
         model: a Keras classifier.
         dataset: batches of (images, labels), or a pair of arrays, which is cut into batches of `batch_size`.
         attack: an attack that is not targeted, such as `PGD(LinfBall(4))`.
-        batch_size: images in a batch of a pair of arrays.
+        batch_size: number of images in a batch, if the dataset is a pair of arrays.
 
     Raises:
         ValueError: for a dataset without images, or labels that are not class numbers.

@@ -1,4 +1,4 @@
-"""Checkpoints of a training, from which it goes on, also inside an epoch, to the same weights."""
+"""Checkpoints: a training resumes from them, also inside an epoch, and ends with the same weights."""
 
 import json
 import math
@@ -21,7 +21,7 @@ from keras_sat.typing import Path
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Saves the whole state of a training, every so many steps, and restores it.
+    """Saves the whole state of a training every `every` steps, and restores it.
 
         with Checkpoint("runs/x/checkpoints", steps_per_epoch, every=500) as checkpoint:
             done = checkpoint.restore(trainer)      # 0 at first
@@ -31,43 +31,45 @@ class Checkpoint(keras.callbacks.Callback):
 
     The state is: the weights, the moving statistics, the optimizer (moments, averaged weights, iterations, loss scale),
     the state of dropout, and the number of steps done. The noise of the attack, and the order and augmentation of the
-    data, depend on the seed and the step alone. So a run that was killed and restarted, however often, ends with the
-    weights of an uninterrupted run; in float32 on a CPU, they are equal bit for bit. In the log of a resumed epoch,
-    metrics are those of the rest of the epoch.
+    data, depend only on the seed and the step. So a run that was killed and restarted, even several times, ends with
+    the weights of an uninterrupted run. In float32 on a CPU, they are equal bit for bit. The metrics of a resumed epoch
+    are computed from the steps after the restart only.
 
     A dataset of your own must begin with the batch of step `done`. It must have an unknown cardinality, because `fit`
     counts the skipped steps too: `dataset.filter(lambda *_: True)` makes it unknown.
 
-    A checkpoint consists of `step-N.npz`, and then `step-N.json` with its SHA-256. If the newest one is incomplete or
-    damaged, the one before it is used, with a warning. The last step of the training is saved too.
+    A checkpoint consists of two files: `step-N.npz`, and `step-N.json` with its SHA-256, which is written last. If the
+    newest checkpoint is incomplete or damaged, the one before it is used, with a warning. The last step of the training
+    is saved too.
 
-    In the `with` block, two signals are handled, if it is in the main thread. While `fit` runs, SIGTERM (pre-emption)
-    saves a checkpoint after the current step, and then ends the process with exit code 143. Ctrl-C saves a checkpoint
-    after the current step, and then raises KeyboardInterrupt; a second Ctrl-C, or one before the first step, raises it
-    at once. At other times the signals do what they do without a checkpoint. If `fit` fails, a signal that came is
-    delivered at the end of the block. The block is required: `fit` and `restore` raise ValueError outside it, because
-    Keras does not tell a callback that `fit` failed, and because the block locks the folder.
+    If the `with` block is in the main thread, it handles two signals. While `fit` runs, SIGTERM (pre-emption) saves a
+    checkpoint after the current step, and then ends the process with exit code 143. Ctrl-C saves a checkpoint after the
+    current step, and then raises KeyboardInterrupt. A second Ctrl-C, or a Ctrl-C before step 1 of the run, raises it at
+    once. Outside `fit`, the signals have their usual effect. If `fit` fails, a pending signal is delivered at the end
+    of the block. `fit` and `restore` raise ValueError outside a `with` block: the block locks the folder, and it
+    restores the signal handlers even if `fit` fails.
 
-    Of several workers, the chief alone reads and writes the folder. All must call `restore`, which sends them what the
-    chief read. They need no common folder.
+    With several workers, only the chief reads and writes the folder. All workers must call `restore`, which sends them
+    the state that the chief has read. They need no common folder.
 
     Args:
         folder: the folder to write to, used by one run at a time.
-        steps_per_epoch: the same as in `fit`.
-        every: number of steps between two checkpoints, >= 1.
-        keep: number of checkpoints to keep, >= 1.
-        is_chief: whether this process writes the checkpoints: `distribution.is_chief(strategy)`.
+        steps_per_epoch: the same as in `fit`, >= 1.
+        every: number of steps between two checkpoints, >= 1. Default: 500.
+        keep: number of checkpoints to keep, >= 1. Default: 2.
+        is_chief: whether this process writes the checkpoints: `distribution.is_chief(strategy)`. Default: True.
 
     Attributes:
-        folder, every, keep, is_chief: as in Args; `folder` is a str.
-        history: {epoch: {name: value}}, the logs of the epochs that have ended, those before `restore` included.
+        folder, every, keep, is_chief: see Args; `folder` is a str.
+        history: {epoch: {name: value}}, the logs of all finished epochs, also of epochs before `restore`.
 
     Raises:
-        ValueError: if another run uses the folder; in `restore`, if the checkpoints are of another network or
-            optimizer, or all are damaged; in `fit`, if the data end within an epoch; in both, outside a `with` block.
-        FloatingPointError: in `fit`, for a loss or weight that is not finite. The message has the step, the learning
-            rate and the last checkpoint.
-        OSError: in `fit`, if a checkpoint cannot be written. The ones before it are kept.
+        ValueError: for an argument that is not an integer >= 1. When the `with` block begins: if another run uses the
+            folder. In `restore`: if the checkpoints belong to another network or optimizer, or all are damaged. In
+            `fit`: if the data end within an epoch. In both: outside a `with` block.
+        FloatingPointError: in `fit`, for a loss that is not finite, or when a checkpoint is saved, for a weight that is
+            not finite. The message has the step, the learning rate and the last checkpoint.
+        OSError: in `fit`, if a checkpoint cannot be written. Earlier checkpoints are kept.
     """
 
     def __init__(
@@ -89,8 +91,8 @@ class Checkpoint(keras.callbacks.Callback):
         self._record: dict[str, Any] | None = None  # of the last checkpoint that this process saved
         self._is_entered = False
         self._is_fitting = False
-        self._signal: int | None = None  # came during `fit`, and waits for the end of the step
-        self._handlers: dict[int, Any] = {}  # {signal: its handler before}
+        self._signal: int | None = None  # a signal that arrived during `fit`, to be handled after the step
+        self._handlers: dict[int, Any] = {}  # {signal: its previous handler}
         self._lock = filelock.FileLock(os.path.join(self.folder, ".lock"))
 
     def __enter__(self) -> "Checkpoint":
@@ -122,7 +124,7 @@ class Checkpoint(keras.callbacks.Callback):
             trainer: a compiled `AdversarialModel`.
 
         Returns:
-            The number of steps that were done; 0, and the trainer unchanged, if there is no checkpoint.
+            The number of steps that were done. If there is no checkpoint: 0, and the trainer is unchanged.
 
         Raises:
             ValueError: see the class.
@@ -158,7 +160,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     @property
     def done(self) -> int:
-        """Number of steps that were done, over all epochs."""
+        """Number of steps done so far, over all epochs."""
         return self._done
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
@@ -214,7 +216,7 @@ class Checkpoint(keras.callbacks.Callback):
         if threading.current_thread() is not threading.main_thread():
             return  # Python allows no handlers there
         numbers = [signal.SIGTERM] if signal.getsignal(signal.SIGTERM) is not None else []  # None: not set by Python
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else Ctrl-C is ignored, or the user's
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, or the user handles it
             numbers.append(signal.SIGINT)
         self._handlers = {number: signal.signal(number, self._on_signal) for number in numbers}
 
@@ -231,7 +233,7 @@ class Checkpoint(keras.callbacks.Callback):
             signal.raise_signal(number)
 
     def _deliver(self):
-        """Raises anew a signal that came after the last step, or before a failure of `fit`."""
+        """Sends a pending signal again: one that arrived after the last step, or before `fit` failed."""
         number, self._signal = self._signal, None
         if number:
             signal.raise_signal(number)
@@ -265,7 +267,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._remove(kept=self._steps()[-1:] and [max(self._steps())])
 
     def _remove(self, kept: Iterable[int]) -> None:
-        """Removes the checkpoints of other steps, and incomplete files of killed runs."""
+        """Removes all checkpoints except those of the steps `kept`, and incomplete files of killed runs."""
         names = {os.path.basename(self._path(step, kind)) for step in kept for kind in ("npz", "json")}
         for name in os.listdir(self.folder):
             if "step-" in name and name not in names:
@@ -280,7 +282,7 @@ class Checkpoint(keras.callbacks.Callback):
             return record, dict(arrays)
 
     def _steps(self):
-        """Returns the steps that there are checkpoints of, damaged ones included."""
+        """Returns the steps of all checkpoints in the folder, also of damaged ones."""
         names = (name.removesuffix(".json").removeprefix("step-") for name in os.listdir(self.folder))
         return [int(name) for name in names if name.isdigit()]
 
@@ -299,7 +301,7 @@ class Checkpoint(keras.callbacks.Callback):
 
 
 def values(trainer: keras.Model) -> dict[str, np.ndarray]:
-    """Returns the values of all variables of a trainer and its optimizer, by names that every process gives them."""
+    """Returns {name: value} of all variables of a trainer and its optimizer. The names are the same in each process."""
     return {name: keras.ops.convert_to_numpy(variable) for name, variable in _state(trainer).items()}
 
 

@@ -1,4 +1,4 @@
-"""Training on several devices: strategies, and corrections of what Keras does wrong on several replicas."""
+"""Training on several devices: strategies, and corrections of Keras' mistakes on several replicas."""
 
 import contextlib
 import functools
@@ -102,13 +102,13 @@ def _tpu():
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
-    """Returns whether this process is the one that writes files: the chief, the first worker, or the only process."""
+    """Returns whether this process writes the files: it is the chief, the first worker, or the only process."""
     resolver = strategy.cluster_resolver
     return resolver is None or resolver.task_type in (None, "", "chief") or resolver.task_id == 0
 
 
 def has_several_workers(strategy: tf.distribute.Strategy) -> bool:
-    """Returns whether the strategy is one of several processes (MultiWorkerMirroredStrategy)."""
+    """Returns whether the strategy uses several processes (MultiWorkerMirroredStrategy)."""
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
@@ -136,7 +136,7 @@ def from_chief(strategy: tf.distribute.Strategy, array: np.ndarray) -> np.ndarra
 def heeding_lost_workers(strategy: tf.distribute.Strategy) -> Iterator[None]:
     """A context that raises a short ConnectionError if another worker has ended or cannot be reached.
 
-    TensorFlow raises long errors of the operations that waited for that worker.
+    It replaces TensorFlow's long errors about operations that waited for that worker.
 
     Raises:
         ConnectionError: if an operation fails because another worker is gone.
@@ -200,7 +200,8 @@ def check(model: keras.Model, optimizer: keras.optimizers.Optimizer, strategy: t
 
     Raises:
         ValueError: for a batch norm that is not synchronised (its moving statistics would be those of one replica), and
-            for optimizer options that Keras cannot run on several replicas.
+            for `gradient_accumulation_steps` or `ema_overwrite_frequency` of the optimizer, which Keras cannot use on
+            several replicas.
     """
     if strategy.num_replicas_in_sync == 1:
         return
@@ -223,7 +224,7 @@ def check(model: keras.Model, optimizer: keras.optimizers.Optimizer, strategy: t
 def clip_summed_gradients(
     optimizer: keras.optimizers.Optimizer, gradients: Sequence[tf.Tensor | None]
 ) -> Sequence[tf.Tensor | None]:
-    """Returns gradients of this replica with which `optimizer.apply` gives the result of training on one device.
+    """Returns gradients for this replica with which `optimizer.apply` has the same effect as on one device.
 
     Keras clips the gradients of each replica, and then sums them. With loss scaling, it skips a step with an overflow
     only if the overflow is on the first replica. This function clips the sum over all replicas instead, and returns the

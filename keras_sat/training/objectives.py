@@ -1,4 +1,4 @@
-"""What adversarial training minimises: `Objective` and its variants."""
+"""The objectives that adversarial training minimises: `Objective` and its subclasses."""
 
 import dataclasses
 from typing import Any
@@ -13,11 +13,12 @@ _MARGIN = 1e-4  # of MART's release: keeps the logarithm finite if a wrong class
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """Base class of objectives: the compiled loss, plus a penalty.
+    """Base class of objectives: the loss that was given to `compile`, plus a penalty.
 
     Attributes:
-        sees_clean: whether the clean images pass the network too (in training mode, before the adversarial ones).
-        compiled_loss: "adversarial" or "clean": the images on which the compiled loss is computed.
+        sees_clean: whether the clean images pass through the network too (in training mode, before the adversarial
+            images).
+        compiled_loss: "adversarial" or "clean": the images on which the loss of `compile` is computed.
         sets_attack_loss: whether the attack ascends `attack_loss` in place of its own loss.
         replays: 0, or the number of times that each batch is used (see `Free`).
     """
@@ -28,11 +29,18 @@ class Objective:
     replays = 0
 
     def attack_loss(self, clean: tf.Tensor) -> LossFunction:
-        """Returns the loss that the attack ascends, for the logits of the clean images, float32 [batch, classes]."""
+        """Returns the loss that the attack ascends, a function of labels [batch] and logits [batch, classes].
+
+        Args:
+            clean: logits of the clean images, float32 [batch, classes].
+
+        Raises:
+            NotImplementedError: if `sets_attack_loss` is False.
+        """
         raise NotImplementedError(f"{self!r} leaves the loss to the attack.")
 
     def penalty(self, labels: tf.Tensor, adversarial: tf.Tensor, clean: Any) -> tf.Tensor | None:
-        """Returns what is added to the compiled loss, float32 [batch], or None.
+        """Returns the penalty that is added to the compiled loss, float32 [batch], or None for no penalty.
 
         Args:
             labels: int32 [batch].
@@ -42,7 +50,7 @@ class Objective:
         return None
 
     def settings(self) -> dict[str, Any]:
-        """Returns the configuration as plain values, for run files and cards."""
+        """Returns the configuration as plain values, for files of runs and robustness cards."""
         return {"objective": type(self).__name__, **dataclasses.asdict(self)}
 
 
@@ -53,14 +61,14 @@ class AdversarialTraining(Objective):
 
 @dataclasses.dataclass(frozen=True)
 class TRADES(Objective):
-    """TRADES (Zhang et al., arXiv:1901.08573): accurate on clean images, and the same answer on adversarial images.
+    """TRADES (Zhang et al., arXiv:1901.08573): a loss on clean images, and a penalty if adversarial images change f.
 
         loss(y, f(x)) + beta KL(softmax f(x) || softmax f(x')),    x' = argmax of the same divergence in the ball
 
-    The divergence has no gradient at the image itself, so the attack must start at a random point.
+    The gradient of the divergence is 0 at the image itself, so the attack must start at a random point.
 
     Args:
-        beta: weight of the divergence, > 0; 1 / lambda in the paper: 1 or 6.
+        beta: weight of the divergence, > 0, 6 by default. It is 1 / lambda in the paper, which uses 1 and 6.
 
     Raises:
         ValueError: if beta is not positive.
@@ -91,7 +99,7 @@ class MART(Objective):
         with p = softmax f(x), q = softmax f(x')
 
     Args:
-        beta: weight of the divergence, > 0; 5 in the paper.
+        beta: weight of the divergence, > 0, 5 by default and in the paper.
 
     Raises:
         ValueError: if beta is not positive.
@@ -121,13 +129,14 @@ class Free(Objective):
 
         x' = project(x' + step_size * steepest(gradient of the loss at x'))
 
-    The ball and the step size are those of the attack: with `FGSM`, steps of epsilon, as in the paper. m replays cost
-    as much as m plain steps, so train for 1 / m of the epochs. Each replay is an iteration of the optimizer, also for
-    its schedules. The network is attacked in training mode. The authors keep the perturbation of a batch for the next
-    batch, of other images. Here each batch starts at a random point of the ball, so that a run can be resumed.
+    The attack gives the ball and the step size; its other settings are not used. With `FGSM`, the step size is epsilon,
+    as in the paper. m replays cost as much as m steps of plain training, so train for 1 / m of the epochs. Each replay
+    is an iteration of the optimizer, also for its schedules. The network is attacked in training mode. The authors
+    start a batch with the perturbation of the batch before. Here each batch starts at a random point of the ball, so
+    that a run can be resumed.
 
     Args:
-        replays: m, the number of times that each batch is used, >= 1; 4 in the paper, for ImageNet.
+        replays: m, the number of times that each batch is used, >= 1; 4 by default, as in the paper for ImageNet.
 
     Raises:
         ValueError: if replays is not an integer >= 1.

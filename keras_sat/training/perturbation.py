@@ -1,4 +1,4 @@
-"""Adversarial weight perturbation: the gradient of the training step is taken at adversarial weights."""
+"""Adversarial weight perturbation: the gradient of the training step is computed at adversarial weights."""
 
 import dataclasses
 from collections.abc import Callable
@@ -34,7 +34,7 @@ class AWP:
             raise ValueError(f"gamma must be positive. Received: {self.gamma!r}")
 
     def perturb(self, forward: Callable[[], Any], model: keras.Model) -> Callable[[], Any]:
-        """Returns a function that does what `forward` does, at the perturbed weights.
+        """Returns a function that calls `forward` with the perturbed weights and returns its result.
 
         Args:
             forward: function without arguments that returns a scalar loss and logits.
@@ -64,6 +64,6 @@ class AWP:
 
 
 def _moved(variables, steps):
-    """Returns a scope in which variables are moved by steps, {id: step}. It keeps the losses of layers."""
+    """Returns a scope in which variables are moved by `steps`, {id: step}. It keeps the losses of layers."""
     values = [(v, v.value + steps[id(v)] if id(v) in steps else v.value) for v in variables]
     return keras.StatelessScope(state_mapping=values, collect_losses=True)

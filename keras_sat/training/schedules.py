@@ -16,10 +16,10 @@ class StepDecay(keras.optimizers.schedules.LearningRateSchedule):
 
     Args:
         peak: the rate after the warm-up.
-        boundaries: steps at which the rate falls.
-        factor: factor of each fall.
-        warmup_steps: number of steps of the warm-up.
-        warmup_from: rate at step 0.
+        boundaries: the steps at which the rate falls, integers.
+        factor: factor by which the rate is multiplied at each boundary. Default: 0.1.
+        warmup_steps: number of steps of the warm-up. Default: 0.
+        warmup_from: rate at step 0, if there is a warm-up. Default: 0.
     """
 
     def __init__(
