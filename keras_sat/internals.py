@@ -1,4 +1,7 @@
-"""All uses of private or undocumented parts of Keras, TensorFlow and waitress. No other file uses such parts.
+"""All uses of private parts of Keras, TensorFlow and waitress, and of undocumented ones that can change in silence.
+
+No other file uses private parts. (`AdversarialModel` overrides `make_train_function` and `make_test_function`, public
+methods of Keras' trainer without documentation. The tests of several workers fail if Keras stops calling them.)
 
 There is no public way to do these things. Each docstring says in which versions the function works, and what would
 replace it. `tests/test_internals.py` has a canary test for each function: it fails when an upgrade breaks the function,
@@ -93,7 +96,7 @@ class FirstBatch:
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         if iterator is not None:
-            if iterator in _seen:  # the validation data of a later epoch
+            if iterator in _seen:  # the validation data of a later epoch; the model was built by the first one
                 return
             _seen.add(iterator)
             _check_ends(iterator)

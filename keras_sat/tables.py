@@ -1,15 +1,13 @@
 """Tables as plain text."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 
-def text(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a table as lines of text: the header, then the rows, with the columns two spaces apart.
+def text(*rows: Sequence[str]) -> str:
+    """Returns rows as lines of text, with the columns aligned and two spaces apart.
 
     Args:
-        header: the titles of the columns.
-        rows: the cells of each row, as many as the header has.
+        rows: the cells of each row; all rows have as many. The first row may be the header.
     """
-    lines = [header, *rows]
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

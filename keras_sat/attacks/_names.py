@@ -1,7 +1,7 @@
 """Attacks by the names that the command line and scripts give them, such as "pgd-50" or "autoattack"."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from keras_sat import losses
 from keras_sat.attacks.apgd import APGD
@@ -38,14 +38,13 @@ def names() -> list[str]:
     return list(_ATTACKS)
 
 
-def from_name(name: str, ball: Ball, *, also: Iterable[str] = ()) -> Attack:
+def from_name(name: str, ball: Ball) -> Attack:
     """Returns the attack of a name: `from_name("pgd-50x10", LinfBall(4))`.
 
     Args:
         name: one of `names()`, with numbers in place of STEPS and RESTARTS. "pgd-50x10" is PGD with 50 steps and 10
             restarts that stops at the first misclassified iterate of an image.
         ball: `LinfBall` or `L2Ball`: the threat model of the attack.
-        also: further names that the caller understands itself; the error message lists them.
 
     Returns:
         An attack with its default settings, such as `PGD` or `AutoAttack`.
@@ -57,4 +56,4 @@ def from_name(name: str, ball: Ball, *, also: Iterable[str] = ()) -> Attack:
         match = re.fullmatch(re.sub("STEPS|RESTARTS", r"([1-9][0-9]*)", template), name)
         if match:
             return attack(ball, *map(int, match.groups()))
-    raise ValueError(f"attack must be one of {', '.join([*names(), *also])}. Received: {name!r}")
+    raise ValueError(f"attack must be one of {', '.join(names())}. Received: {name!r}")

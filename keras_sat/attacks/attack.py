@@ -184,7 +184,7 @@ class Attack(abc.ABC):
         return self
 
     def for_transfer(self) -> "Attack":
-        """Returns the attack as one that continues after its first success: its images fool more networks."""
+        """Returns the variant whose images fool other networks best: for PGD, the one that continues after success."""
         return self
 
     def with_radius(self, radius: float) -> "Attack":

@@ -22,11 +22,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Converts a checkpoint of the SAT authors' release to a .weights.h5 file of a network of this package."""
-    if args.model not in models.BUILDERS:
-        raise ValueError(f"model must be one of {', '.join(models.BUILDERS)}. Received: {args.model!r}")
+    build = models.builder(args.model)
     if not args.to.endswith(".weights.h5"):
         raise ValueError(f"--to must end in .weights.h5. Received: {args.to!r}")
-    model = models.BUILDERS[args.model](input_shape=(None, None, 3), activation=args.activation)
+    model = build(input_shape=(None, None, 3), activation=args.activation)
     models.release.load(model, args.prefix, args.ema)
     with files.atomic_write(args.to) as temporary:
         model.save_weights(temporary)

@@ -35,4 +35,4 @@ def run(args: argparse.Namespace) -> int:
 def _weights_table():
     header = ("tag", "model", "activation", "image_size", "parameters", "clean", "robust", "under")
     rows = [["-" if row[name] is None else str(row[name]) for name in header] for row in models.list_weights()]
-    return tables.text(header, rows)
+    return tables.text(header, *rows)

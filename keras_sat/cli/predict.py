@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from keras_sat import files
+from keras_sat import files, tables
 from keras_sat.cli import flags
 
 
@@ -27,9 +27,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _table(rows):
-    width = max(len(row["image"]) for row in rows)
-    lines = []
-    for row in rows:
-        shown = ", ".join(f"{name} {probability:.1%}" for name, probability in row["classes"].items())
-        lines.append(f"{row['image']:<{width}}  {shown}")
-    return "\n".join(lines)
+    def classes(row):
+        return ", ".join(f"{name} {probability:.1%}" for name, probability in row["classes"].items())
+
+    return tables.text(*((row["image"], classes(row)) for row in rows))

@@ -3,8 +3,8 @@
 Images are NHWC, uint8 pixels 0..255.
 """
 
-from keras_sat.data.batches import batches
-from keras_sat.data.check import Findings, check
+from keras_sat.data._batches import batches
+from keras_sat.data._check import Findings, check
 from keras_sat.data.folder import Folder
 from keras_sat.data.pipeline import (
     Description,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_sat import data, deployed, files, losses
+from keras_sat import data, deployed, files, losses, tables
 from keras_sat.attacks import gradients, judging
 from keras_sat.attacks.attack import Attack
 from keras_sat.attacks.pgd import FGSM, PGD
@@ -69,8 +69,7 @@ class AuditReport:
 
     def table(self) -> str:
         """Returns the audit as plain text: a line for each check, then what each failure means."""
-        width = max(len(check.name) for check in self.checks)
-        lines = [f"{check.name:<{width}}  {check.outcome:<7}  {check.measured}" for check in self.checks]
+        lines = [tables.text(*((check.name, check.outcome, check.measured) for check in self.checks))]
         lines += [f"\n{check.name}: {check.meaning}" for check in self.checks if check.outcome == FAIL]
         verdict = "No sign of masked gradients." if self.passed else "Robustness under gradients is not to be believed."
         return "\n".join([*lines, "", verdict])
@@ -282,8 +281,8 @@ def _as_logits(model, probabilities):
     return model if probabilities is None else lambda x: _INVERSES[probabilities](model(x))
 
 
-def _outcome(passes):
-    return PASS if passes else FAIL
+def _outcome(is_passed):
+    return PASS if is_passed else FAIL
 
 
 def _percent(share):

@@ -14,7 +14,7 @@ from keras_sat.attacks import gradients, judging, randomness, validation
 from keras_sat.attacks.attack import Attack
 from keras_sat.evaluation import intervals, report
 from keras_sat.evaluation.report import AttackResult
-from keras_sat.evaluation.stages import by_name
+from keras_sat.evaluation.stages import by_name, can_attack
 from keras_sat.typing import Dataset, LogitsFunction, Path
 
 ORIGINAL = "original"
@@ -44,7 +44,7 @@ class Comparison:
         columns = list(dict.fromkeys(name for rows in self.results.values() for name in rows))
         header = ("network", *(name if name in (CLEAN, WORST) else f"from {name}" for name in columns))
         lines = [(name, *(_cell(rows.get(column)) for column in columns)) for name, rows in self.results.items()]
-        return "\n".join([tables.text(header, lines), *(f"Warning: {text}" for text in self.warnings)])
+        return "\n".join([tables.text(header, *lines), *(f"Warning: {text}" for text in self.warnings)])
 
     def to_json(self, path: Path | None = None) -> str:
         """Returns the comparison as JSON text. With `path`, also writes it to that file."""
@@ -125,7 +125,7 @@ class _Comparing:
     def __init__(self, networks: dict[str, Any], attacks: dict[str, Attack], seed: int) -> None:
         self.networks, self.attacks, self._seed = networks, attacks, tf.constant([seed, 0], tf.int32)
         self._sources = {
-            name: [attack for attack in attacks.values() if _can_attack(attack, network)]
+            name: [attack for attack in attacks.values() if can_attack(attack, network)]
             for name, network in networks.items()
         }
         self._images = 0
@@ -174,10 +174,6 @@ class _Comparing:
             )
             for column, row in correct.items()
         }
-
-
-def _can_attack(attack, network):
-    return not attack.needs_gradients or getattr(network, "has_gradients", True)
 
 
 def _less_accurate(results):

@@ -32,7 +32,10 @@ def from_names(text: str, ball: Ball) -> dict[str, Attack]:
 def _labelled(name, ball):
     if name == CORRUPTIONS:
         return {str(corruption): corruption for corruption in map(Corruption, SEVERITIES)}
-    attack = attacks.from_name(name, ball, also=[CORRUPTIONS])
+    try:
+        attack = attacks.from_name(name, ball)
+    except ValueError:
+        raise ValueError(f"attack must be one of {', '.join(names())}. Received: {name!r}") from None
     # str(attack) leaves out restarts, and calls FGSM "PGD-1".
     label = str(attack) if str(attack).lower() == name else name.upper()
     return {label: attack}

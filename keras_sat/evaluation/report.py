@@ -115,7 +115,7 @@ class RobustnessReport:
     def table(self) -> str:
         """Returns the report as a plain-text table, followed by its remarks."""
         header = ("attack", "norm", "epsilon", "images", "accuracy", "95 % interval", "seconds")
-        return "\n".join([tables.text(header, map(_cells, self.results)), *self.remarks()])
+        return "\n".join([tables.text(header, *map(_cells, self.results)), *self.remarks()])
 
     def remarks(self) -> list[str]:
         """Returns sentences on logits that are not finite, targets that were reached, and a scaled step size."""
@@ -282,7 +282,9 @@ def check_given(context: dict[str, Any] | None) -> dict[str, Any]:
     Raises:
         ValueError: if it is no dict of plain values, or would replace a measured fact.
     """
-    context = context or {}
+    context = {} if context is None else context
+    if not isinstance(context, dict):
+        raise ValueError(f'context must be a dict, such as {{"dataset": "cifar10"}}. Received: {context!r}')
     replaced = sorted(context.keys() & set(MEASURED))
     if replaced:
         raise ValueError(f"context must not contain {', '.join(map(repr, replaced))}: the evaluation measures these.")

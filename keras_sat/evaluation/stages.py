@@ -31,6 +31,11 @@ def by_name(attacks: Any) -> dict[str, Attack]:
     return named
 
 
+def can_attack(attack: Attack, network: LogitsFunction) -> bool:
+    """Returns whether an attack can attack a network: a quantized one, for example, has no gradients."""
+    return not attack.needs_gradients or getattr(network, "has_gradients", True)
+
+
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """One attack on one network.

@@ -1,5 +1,9 @@
 """Image classifiers that apply the activation `activation=` at every nonlinearity."""
 
+from collections.abc import Callable
+
+import keras
+
 from keras_sat.models import folding, release
 from keras_sat.models.classifier import without_softmax
 from keras_sat.models.efficientnet import (
@@ -43,6 +47,18 @@ _EFFICIENTNETS = (
     EfficientNetL1,
     EfficientNetL2,
 )
-BUILDERS = {builder.__name__: builder for builder in (*_RESNETS, *_RESNEXTS, *_EFFICIENTNETS)}
+BUILDERS = {build.__name__: build for build in (*_RESNETS, *_RESNEXTS, *_EFFICIENTNETS)}
 
-__all__ = ["BUILDERS", "folding", "list_weights", "release", "without_softmax", *BUILDERS]
+
+def builder(name: str) -> Callable[..., keras.Model]:
+    """Returns the builder of a network, such as `ResNet50`, by its name.
+
+    Raises:
+        ValueError: if there is no such network. The message lists all names.
+    """
+    if name not in BUILDERS:
+        raise ValueError(f"model must be one of {', '.join(BUILDERS)}. Received: {name!r}")
+    return BUILDERS[name]
+
+
+__all__ = ["BUILDERS", "builder", "folding", "list_weights", "release", "without_softmax", *BUILDERS]

@@ -98,6 +98,8 @@ class Run:
         _check_decay_epochs(self)
         if self.replays and self.objective != "adversarial":
             raise _error("objective", self.objective, "adversarial with replays")
+        if self.replays and self.attack_precision:
+            raise _error("attack_precision", self.attack_precision, "left out with replays")
         self.attack()  # checks epsilon, step_size and clean_start
         activations.layer(self.activation)
 
@@ -283,7 +285,7 @@ def _check_ranges(run):
     for name, (is_valid, expected) in _RANGES.items():
         value = getattr(run, name)
         if not (value is None and name in _OPTIONAL) and not is_valid(value):
-            raise _error(name, value, expected)
+            raise _error(name, value, f"{expected}, or left out" if name in _OPTIONAL else expected)
 
 
 def _check_decay_epochs(run):

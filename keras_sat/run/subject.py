@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from keras_sat import data, deployed, files, models
 from keras_sat.attacks import Attack
+from keras_sat.evaluation import stages
 from keras_sat.preprocessing import Preprocessing
 from keras_sat.run import folder as folder_lib
 from keras_sat.typing import Path
@@ -38,7 +39,7 @@ class Subject:
     def check_attacks(self, attacks: dict[str, Attack]) -> None:
         """Raises ValueError if the network has no gradients, and one of {name: attack} needs them."""
         for name, attack in attacks.items():
-            if attack.needs_gradients and not getattr(self.model, "has_gradients", True):
+            if not stages.can_attack(attack, self.model):
                 raise ValueError(f"{self.model.name} has no gradients, which {name} needs: take --attack=square.")
 
 
@@ -64,6 +65,7 @@ def open_run(
     Raises:
         ValueError: if the run or the dataset cannot be read, or the dataset has other classes.
     """
+    folder = files.expanded(folder)
     run, model = folder_lib.load(folder)
     run = folder_lib.with_data(run, dataset, data_dir, skip_damaged)
     split = split or run.evaluation_split()
@@ -71,7 +73,7 @@ def open_run(
         warnings.warn(f"The images changed since {folder} was trained. {line}.", stacklevel=2)
     context = _context(run.dataset, split, batch_size) | {"run": os.path.abspath(folder)}
     batches = run.load_data(split, batch_size)
-    return Subject(model, batches, context, run.norm, run.epsilon, os.fspath(folder))
+    return Subject(model, batches, context, run.norm, run.epsilon, folder)
 
 
 def open_export(
@@ -140,8 +142,9 @@ def open_weights(
         skip_damaged: see `open_run`.
 
     Raises:
-        ValueError: if there are no such weights, or the dataset cannot be read or has other classes.
+        ValueError: if there is no such network or no such weights, or the dataset cannot be read or has other classes.
     """
+    build = models.builder(network)
     entry = models.weights.find(network, activation, weights)
     published = entry["evaluation"]
     name = dataset or published["dataset"]
@@ -151,7 +154,7 @@ def open_weights(
     size = entry["image_size"]
     preprocessing = Preprocessing(size, size, entry["channels"], entry["crop"])
     batches = data.load(source, split, batch_size, preprocessing=preprocessing)
-    model = models.BUILDERS[network](weights=weights, activation=activation)
+    model = build(weights=weights, activation=activation)
     context = _context(name, split, batch_size) | {"weights": entry["id"]}
     output = f"{network}-{entry['activation']}-{weights}"
     return Subject(model, batches, context, published["norm"], published["epsilon"], output)

@@ -104,9 +104,7 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
             _check_attack("evaluation_attack", evaluation_attack)
         _check_objective(objective, attack)
         if not attack.accepts_scale and (epsilon_schedule or step_size_schedule):
-            raise ValueError(
-                f"{attack} has no step size to schedule: epsilon_schedule and step_size_schedule need PGD."
-            )
+            raise ValueError(f"{attack} takes no schedules: epsilon_schedule and step_size_schedule need PGD.")
         # The policy is the model's, because Keras derives the loss scaling from it. Images are not cast to it here:
         # bfloat16 rounds pixels above 127 to whole levels, which moves them out of the ball. The layers cast.
         super().__init__(dtype=model.dtype_policy, autocast=False, **kwargs)

@@ -169,7 +169,6 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         self._is_fitting = False
-        self._deliver()
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         self._epoch = epoch
@@ -189,6 +188,8 @@ class Checkpoint(keras.callbacks.Callback):
         if self._signal or is_last or step - self._saved >= self.every:
             self._save(step)
         number, self._signal = self._signal, None
+        if number:
+            self._is_fitting = False  # what follows ends fit, and Keras does not call on_train_end then
         if number == signal.SIGINT:
             raise KeyboardInterrupt
         if number:

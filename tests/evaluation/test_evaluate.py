@@ -291,6 +291,7 @@ def test_the_context_of_the_caller_is_in_the_report(whole, tmp_path):
         ({"step_size": 1, "seed": 2}, "must not contain 'seed', 'step_size'"),
         ({"model": model}, "must not contain 'model'"),
         ({"dataset": tf.data.Dataset}, "plain values"),
+        ("test", "context must be a dict"),
     ):
         with pytest.raises(ValueError, match=message):
             evaluate(model, data, attack, context=wrong, progress=False)

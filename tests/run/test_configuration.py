@@ -63,3 +63,5 @@ def test_replays_are_free_adversarial_training():
     assert dataclasses.replace(run, step_size=3.0).attack().resolved_step_size == 3
     with pytest.raises(ValueError, match="objective must be adversarial with replays. Received: 'trades'"):
         Run(replays=4, objective="trades")
+    with pytest.raises(ValueError, match="attack_precision must be left out with replays"):
+        Run(replays=4, attack_precision="mixed_bfloat16")

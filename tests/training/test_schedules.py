@@ -30,7 +30,7 @@ def test_the_scales_of_a_step_are_those_of_the_schedules(objective, tiny_model):
     for scales in (trainer._scales(), tf.function(trainer._scales)()):
         assert float(scales["epsilon_scale"]) == 0.5
         assert float(scales["step_size_scale"]) == 0.125
-    with pytest.raises(ValueError, match="APGD-CE has no step size to schedule"):
+    with pytest.raises(ValueError, match="APGD-CE takes no schedules"):
         AdversarialModel(tiny_model(), APGD(LinfBall(8)), epsilon_schedule=lambda step: 0.5)
 
 
