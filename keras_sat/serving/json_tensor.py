@@ -1,6 +1,6 @@
 """Converts JSON to tensors and back, by the rules of TF Serving's util/json_tensor.cc.
 
-Names of C++ functions in comments are those of that file.
+C++ functions that comments name are in that file.
 """
 
 import base64
@@ -22,7 +22,7 @@ _BASE64 = re.compile(rb"([A-Za-z0-9+/]*)([=.]*)")
 
 
 class _Constant(float):
-    """NaN, Infinity or -Infinity, written out in a request."""
+    """A number that is written as NaN, Infinity or -Infinity in a request."""
 
 
 # The types of JSON values that each type of tensor accepts (AddValueToTensor).
