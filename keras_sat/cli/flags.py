@@ -41,7 +41,7 @@ def curve(text: str) -> str:
 
 
 def add_activation(parser: argparse.ArgumentParser, of: str) -> None:
-    """Adds the flag --activation. `of` says in the help text to what the activation belongs."""
+    """Adds the flag --activation. In the help text, `of` is the owner of the activation, such as "--model"."""
     parser.add_argument("--activation", default="silu", type=activation, help=f"of {of} (default: silu)")
 
 

@@ -68,7 +68,7 @@ class AuditReport:
         raise KeyError(f"The audit has no check {name!r}; it has {[check.name for check in self.checks]}")
 
     def table(self) -> str:
-        """Returns the audit as plain text: a line for each check, then what each failure means."""
+        """Returns the audit as plain text: a line for each check, then an explanation of each failure."""
         width = max(len(check.name) for check in self.checks)
         lines = [f"{check.name:<{width}}  {check.outcome:<7}  {check.measured}" for check in self.checks]
         lines += [f"\n{check.name}: {check.meaning}" for check in self.checks if check.outcome == FAIL]

@@ -37,7 +37,7 @@ class Run:
     is set by `load`: it is the description of the data that the network was trained on.
 
     Raises:
-        ValueError: if a value is out of range; the message says what is expected.
+        ValueError: if a value is out of range; the message says which values are valid.
     """
 
     model: str = _flag("ResNet8", "network: see `keras-sat list`")

@@ -291,5 +291,5 @@ def _name(dtype):
 
 
 def _shown(value):
-    """Returns the first 256 characters of a JSON value. Only these are encoded, whatever the size of the value."""
+    """Returns the first 256 characters of a JSON value. Only these are encoded, so a large value costs no time."""
     return "".join(itertools.islice(json.JSONEncoder().iterencode(value), 256))[:256]
