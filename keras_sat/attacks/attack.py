@@ -94,7 +94,7 @@ class Attack(abc.ABC):
         return _run_compiled(self, logits_fn, tensors, static_shapes, scales)
 
     def _check_accepts(self, start, **scales):
-        """Returns the given scales as tensors. Raises ValueError if this attack does not accept one of the arguments."""
+        """Returns the given scales as tensors. Raises ValueError if this attack does not accept an argument."""
         if start is not None and not self.accepts_start:
             raise ValueError(f"{self} does not accept start=: its start is fixed by its configuration.")
         scales = {name: tf.cast(scale, tf.float32) for name, scale in scales.items() if scale is not None}
@@ -174,7 +174,7 @@ class Attack(abc.ABC):
         return self
 
     def for_transfer(self) -> "Attack":
-        """Returns a variant of the attack that continues after its first success, so that its images transfer better."""
+        """Returns a variant that continues after its first success, so that its images fool more other networks."""
         return self
 
     def with_radius(self, radius: float) -> "Attack":
