@@ -35,7 +35,7 @@ def evaluated(model, dataset, attack, static_shapes=False):
 
 
 def every_step(model, folded, dataset, attack):
-    """As `evaluated`, but every image takes every step, with the seed that `evaluate` gives it."""
+    """Does the same as `evaluated`, but every image takes every step, with the seed that `evaluate` gives it."""
     robust, start = [], time.perf_counter()
     for begin in range(0, len(dataset[1]), BATCH_SIZE):
         images, labels = (values[begin : begin + BATCH_SIZE] for values in dataset)

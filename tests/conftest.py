@@ -131,7 +131,7 @@ class Forgetful(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("keras_sat_tests")
 class Derived(keras.layers.Layer):
-    """A layer that computes with a constant, which it derives from its weight when weights are loaded."""
+    """A layer that computes with a constant, which it computes from its weight when weights are loaded."""
 
     def build(self, input_shape):
         self.raw = self.add_weight(shape=(), initializer="ones", trainable=False, name="raw")
@@ -147,7 +147,7 @@ class Derived(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("keras_sat_tests")
 class AlwaysDropping(keras.layers.Dropout):
-    """Monte Carlo dropout: it drops units in inference, too."""
+    """Monte Carlo dropout: it also drops units in inference."""
 
     def call(self, inputs, training=False):
         return super().call(inputs, training=True)

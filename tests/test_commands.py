@@ -1,4 +1,4 @@
-"""The commands of README and docs, run one after the other as they stand there, but for their size: marked slow."""
+"""Runs the commands of README and docs one after the other, unchanged except for their size: marked slow."""
 
 import pathlib
 import re

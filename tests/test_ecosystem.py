@@ -14,13 +14,13 @@ from keras_sat.training import AdversarialModel
 
 
 def keras_applications():
-    """Ends in a softmax, takes -1..1."""
+    """A model that ends in a softmax, for images in -1..1."""
     model = keras.applications.MobileNet((32, 32, 3), weights=None, classes=4, alpha=0.25)
     return models.without_softmax(model), (-1, 1)
 
 
 def keras_hub():
-    """Returns logits; takes what its preprocessor gives, here 0..1."""
+    """A model that returns logits, for the output of its preprocessor, here images in 0..1."""
     library = pytest.importorskip("keras_hub")
     backbone = library.models.ResNetBackbone(
         input_conv_filters=[64],
@@ -35,7 +35,7 @@ def keras_hub():
 
 
 def keras_cv():
-    """Ends in a softmax, takes 0..255."""
+    """A model that ends in a softmax, for images in 0..255."""
     library = pytest.importorskip("keras_cv")
     backbone = library.models.ResNetBackbone(
         stackwise_filters=[64, 64],

@@ -1,7 +1,7 @@
-"""Canary tests of internals.py: what broke with an upgrade, and what may have become public.
+"""Canary tests of internals.py: they fail if an upgrade breaks a function, or may have made it unnecessary.
 
-The tests named `..._may_go` fail when the library has a public name beside those that are known not to help. Try it:
-either it replaces the function in internals.py, or it joins the known names here.
+The tests named `..._may_go` fail if the library has a new public name that may replace a function of internals.py. Try
+it: either it replaces the function, or add it here to the names that are known not to help.
 """
 
 import ast
@@ -99,7 +99,7 @@ def test_without_weights():
 
 
 def test_without_weights_is_needed():
-    """In the same thread the weights come at the end of the next scope."""
+    """In the same thread, Keras would create the weights at the end of the next scope."""
     with keras.StatelessScope(initialize_variables=False):
         layer = keras.layers.Dense(3)
         layer.build((None, 2))

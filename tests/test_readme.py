@@ -1,4 +1,4 @@
-"""What README and docs say works: their Python runs (that of docs: marked slow), their commands parse.
+"""Runs the Python code of README and docs (of docs: marked slow), and parses their commands.
 
 test_commands.py runs the commands.
 """

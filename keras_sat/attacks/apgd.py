@@ -178,7 +178,7 @@ def checkpoints(steps: int) -> list[int]:
 
     Entry i is the number of steps since the previous checkpoint if there is a checkpoint after i steps, otherwise 0.
     The first checkpoint comes after 22 % of all steps. Each next interval is shorter by 3 % of all steps, but not
-    shorter than 6 % of them (section 3.1 of the paper).
+    shorter than 6 % of them (section 3 of the paper).
     """
     window, shrink, shortest = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
     marks, at = [0] * (steps + 1), window

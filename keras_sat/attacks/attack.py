@@ -94,7 +94,7 @@ class Attack(abc.ABC):
         return _run_compiled(self, logits_fn, tensors, static_shapes, scales)
 
     def _check_accepts(self, start, **scales):
-        """Returns the scales that were given, as tensors. Raises ValueError for what this attack does not accept."""
+        """Returns the given scales as tensors. Raises ValueError if this attack does not accept an argument."""
         if start is not None and not self.accepts_start:
             raise ValueError(f"{self} does not accept start=: its start is fixed by its configuration.")
         scales = {name: tf.cast(scale, tf.float32) for name, scale in scales.items() if scale is not None}
@@ -128,7 +128,7 @@ class Attack(abc.ABC):
         """
 
     def settings(self) -> dict[str, Any]:
-        """Returns the configuration as plain values for a report: what another tool needs to run the same attack."""
+        """Returns the configuration as plain values for a report. They suffice to run the same attack elsewhere."""
         values = {name: getattr(self, name) for name in self._fields() if name != "ball"}
         values = {name: getattr(value, "__name__", value) for name, value in values.items()}  # losses by their names
         ball = {} if self.ball is None else {**dataclasses.asdict(self.ball), "norm": self.ball.norm}
@@ -180,7 +180,7 @@ class Attack(abc.ABC):
         return False
 
     def for_evaluation(self) -> "Attack":
-        """Returns the attack without what only training uses, such as a clean start."""
+        """Returns the attack without options that are for training only, such as a clean start."""
         return self
 
     def for_transfer(self) -> "Attack":

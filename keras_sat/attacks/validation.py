@@ -133,7 +133,7 @@ def check_batch(images: tf.Tensor, labels: tf.Tensor, ball: threats.Ball) -> Non
     """Checks the first batch of a training or an evaluation, outside any graph: XLA drops the checks inside a graph.
 
     Args:
-        images: eager [batch, height, width, channels]. Integer images are never taken for images in 0..1.
+        images: eager [batch, height, width, channels]. Images of an integer type are never treated as images in 0..1.
         labels: eager int [batch].
         ball: threat model of the attack.
 

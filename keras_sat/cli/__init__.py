@@ -1,4 +1,4 @@
-"""The command `keras-sat`: one file a command, with its flags and its function. It parses, calls and prints."""
+"""The command `keras-sat`. Each subcommand is a file with its flags and its function, which calls the package."""
 
 from keras_sat.cli._main import main, parse
 

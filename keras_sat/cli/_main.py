@@ -1,4 +1,4 @@
-"""The machinery of all commands: the parser, errors and warnings in one line, and exit statuses.
+"""The common part of all commands: the parser, errors and warnings in one line, and exit statuses.
 
 A command is a module with `add_flags(parser)` and `run(args)`. Its name is the name of the module, its help is the
 docstring of `run`, and `run` returns the exit status.
@@ -43,7 +43,7 @@ def main() -> None:
     with _short_warnings():
         try:
             app.run(_run, flags_parser=parse)
-        except KeyboardInterrupt:  # before the command runs: the flags of `train` import Keras
+        except KeyboardInterrupt:  # while flags are parsed, which may take seconds: the flags of `train` import Keras
             print("\nkeras-sat: interrupted", file=sys.stderr)
             sys.exit(messages.INTERRUPTED)
 
@@ -66,7 +66,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         sub = commands.add_parser(name, help=text.splitlines()[0], description=text, inherited_absl_flags=None)
         sub.set_defaults(run=command.run)
         sub.add_argument("--traceback", action="store_true", help=f"show all of an error, as {TRACEBACK}=1 does")
-        if name in argv[1:2]:  # not all: those of `train` and `evaluate` import more of the package
+        if name in argv[1:2]:  # only for this command: the flags of `train` and `evaluate` import much of the package
             command.add_flags(sub)
         parsers[name] = sub
     args, unknown = parser.parse_known_args([_with_underscores(word) for word in argv[1:]])
@@ -83,7 +83,7 @@ class _Parser(argparse_flags.ArgumentParser):
         raise AssertionError("exit ends the process")
 
     def refuse(self, flag: str) -> NoReturn:
-        """Ends the process with a line that names the known flag most like an unknown one."""
+        """Ends the process with a line about an unknown flag, which names the most similar known flag."""
         known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
         nearest = difflib.get_close_matches(flag.partition("=")[0], known, 1)
         self.error(f"unknown flag {flag}" + (f": did you mean {nearest[0]}?" if nearest else ""))
@@ -100,7 +100,7 @@ def _with_underscores(word):
 
 
 def _run(args):
-    logging.set_verbosity(logging.ERROR)  # TFDS logs where it looks, and warns of its own code
+    logging.set_verbosity(logging.ERROR)  # TFDS logs the paths that it reads, and warnings about its own code
     try:
         return args.run(args)
     except KeyboardInterrupt:
@@ -138,7 +138,7 @@ def _first_line(text):
 
 @contextlib.contextmanager
 def _short_warnings() -> Iterator[None]:
-    """Prints each UserWarning as one line, without the line of source code that Python adds; hides other warnings."""
+    """A context that prints each UserWarning as one line, without its line of source code, and hides other warnings."""
 
     def show(message, *_, **__):
         print(f"keras-sat: {' '.join(str(message).split())}", file=sys.stderr)

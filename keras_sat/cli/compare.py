@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     attacks = attack_names.from_names(args.attack, run.ball())
     attacks = {name: attack.for_transfer() for name, attack in attacks.items()}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the table says them
+        warnings.simplefilter("ignore", UserWarning)  # the table includes these warnings
         comparison = evaluation.compare(model, _by_name(args.exported), dataset, attacks, seed=args.seed)
     print(comparison.table())
     if args.output:
@@ -38,6 +38,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _by_name(paths):
-    """Returns {name: path}: the last part of the path, or all of it where two paths end alike."""
+    """Returns {name: path}. A name is the last part of the path; if these parts are not unique, the whole path."""
     named = {os.path.basename(os.path.abspath(path)): path for path in paths}
     return named if len(named) == len(paths) else {path: path for path in paths}

@@ -38,11 +38,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measures the clean and robust accuracy of a trained or exported network; writes report.json.
 
-    Killed, it goes on where it was when the same command is given again.
+    If it is killed, give the same command again: it continues where it stopped.
     """
     from keras_sat import run as run_lib
 
-    if args.html and importlib.util.find_spec("matplotlib") is None:  # said now, not after hours of attacks
+    if args.html and importlib.util.find_spec("matplotlib") is None:  # checked now, not after hours of attacks
         raise ValueError(f"--html draws with matplotlib: {extras.install('report')}")
     shard = _shard(args.shard)
     subject = _subject(args)
@@ -91,7 +91,10 @@ def _subject(args):
 
 
 def _attacks(args, subject, ball, is_curve):
-    """Returns {name: attack}. Raises ValueError for attacks that the network cannot take, or that give no curve."""
+    """Returns {name: attack}. Raises ValueError if an attack needs gradients that the network does not have.
+
+    It also raises ValueError for several epsilons with several attacks or with `attack_precision`.
+    """
     attacks = attack_names.from_names(args.attack, ball)
     subject.check_attacks(attacks)
     if is_curve and (len(attacks) > 1 or args.attack_precision):
@@ -110,7 +113,7 @@ def _report(args, subject, attacks, epsilons, **options):
 
 
 def _state(args, subject, output):
-    """Returns the path of the file from which the same command goes on."""
+    """Returns the path of the state file, from which the same command continues."""
     given = {name: value for name, value in vars(args).items() if name not in ("run", "traceback")}
     if hasattr(subject.model, "weights"):
         given["weights_sha256"] = provenance.weights_sha256(subject.model)
@@ -118,10 +121,10 @@ def _state(args, subject, output):
 
 
 def _write(report, output, name, shard):
-    """Writes and prints a report. Of shards each has its own; the last one to end writes the whole.
+    """Writes and prints a report. Each shard writes its own file. The shard that ends last merges all files.
 
     Returns:
-        The report of the whole dataset, or None as long as shards are missing; and the path of what was written.
+        The report of the whole dataset, or None as long as shards are missing; and the path of the written file.
     """
     number, n = shard
     if n > 1:

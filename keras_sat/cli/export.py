@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
         export_lib.litert.check_name(args.int8)
         if args.precision != "float32":
             raise ValueError(f"--int8 is made of a float32 network: leave out --precision={args.precision}.")
-        images = run.calibration_images()  # before anything is written: the images may not be there
+        images = run.calibration_images()  # read before anything is written, because the images may be missing
     run_lib.export(run, model, args.folder, path, args.precision)
     print(f"Written to {path}")
     largest = max(max(outputs.values()) for outputs in export_lib.verify(path, model).values())

@@ -10,7 +10,7 @@ from keras_sat.evaluation import attack_names
 
 
 def activation(text: str) -> str | dict:
-    """Returns the name of an activation, or its configuration from JSON."""
+    """Returns the name of an activation, or its configuration parsed from JSON."""
     if not text.startswith("{"):
         return text
     try:
@@ -20,14 +20,17 @@ def activation(text: str) -> str | dict:
 
 
 def pixels(text: str) -> float:
-    """Returns an epsilon in pixels 0..255. Refuses "8/255"; `LinfBall` warns of an epsilon below one pixel."""
+    """Returns an epsilon in pixels 0..255. Raises ArgumentTypeError for "8/255".
+
+    (`LinfBall` warns about an epsilon below one pixel.)
+    """
     if re.fullmatch(r"[\d.]+/255", text):
         raise argparse.ArgumentTypeError(f"{text!r}: epsilon is in pixels 0..255, --epsilon={text.partition('/')[0]}")
     return float(text)
 
 
 def curve(text: str) -> str:
-    """Returns the text of one epsilon, or of several with commas, after a check of each."""
+    """Returns the text of one epsilon, or of several separated by commas, unchanged, after a check of each."""
     for part in text.split(","):
         try:
             pixels(part)
@@ -38,29 +41,29 @@ def curve(text: str) -> str:
 
 
 def add_activation(parser: argparse.ArgumentParser, of: str) -> None:
-    """Adds --activation, the activation of the network that `of` names."""
+    """Adds the flag --activation. In the help text, `of` is the owner of the activation, such as "--model"."""
     parser.add_argument("--activation", default="silu", type=activation, help=f"of {of} (default: silu)")
 
 
 def add_network_path(parser: argparse.ArgumentParser, more: str = "", **options: Any) -> None:
-    """Adds the path of a run or of an export."""
+    """Adds the positional argument `folder`, the path of a run or an export. `more` is added to its help text."""
     text = f"folder of a run, folder of a SavedModel, or a .tflite file{more}"
     parser.add_argument("folder", type=files.expanded, help=text, **options)
 
 
 def add_run_folder(parser: argparse.ArgumentParser) -> None:
-    """Adds the folder of a run."""
+    """Adds the positional argument `folder`, the folder of a run."""
     parser.add_argument("folder", type=files.expanded, help="folder of a run, written by `keras-sat train`")
 
 
 def add_attack(parser: argparse.ArgumentParser) -> None:
-    """Adds --attack, which `evaluation.attack_names.from_names` reads."""
+    """Adds the flag --attack. `evaluation.attack_names.from_names` parses its value."""
     text = f"{', '.join(attack_names.names())}; several with commas (default: pgd-50)"
     parser.add_argument("--attack", default="pgd-50", help=text)
 
 
 def add_data(parser: argparse.ArgumentParser, default: str) -> None:
-    """Adds the flags of the dataset that a network is evaluated on; `default` says which it is without them."""
+    """Adds the flags for the dataset of an evaluation. `default` names the default dataset in the help text."""
     parser.add_argument("--dataset", help=f"to evaluate on: a name or a folder; default: {default}")
     parser.add_argument("--data_dir", help="folder of prepared TFDS datasets; default: the run's, or TFDS' own")
     parser.add_argument("--split", help="of the dataset, such as test[:500]; default: all of test")
@@ -70,5 +73,5 @@ def add_data(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    """Adds --json."""
+    """Adds the flag --json."""
     parser.add_argument("--json", action="store_true", help="print JSON")

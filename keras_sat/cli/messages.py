@@ -9,7 +9,7 @@ INTERRUPTED = 130  # the exit status of shells for Ctrl-C
 
 
 def command_prefix() -> str:
-    """Returns the folder to put before a command of this environment; nothing where keras-sat is on the path."""
+    """Returns the prefix for a command of this environment: its folder, or "" if keras-sat is on PATH."""
     if shutil.which("keras-sat"):
         return ""
     return shlex.quote(os.path.relpath(os.path.dirname(sys.executable)) + os.sep)

@@ -30,7 +30,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _kind(field: dataclasses.Field) -> dict[str, Any]:
-    """Returns the options of `add_argument` that make a value of a field's type."""
+    """Returns the options of `add_argument` for a value of a field's type."""
     if field.type is bool:
         return {"action": argparse.BooleanOptionalAction}
     if field.name in ("activation", "epsilon"):
@@ -42,7 +42,7 @@ def _kind(field: dataclasses.Field) -> dict[str, Any]:
 def run(args: argparse.Namespace) -> int:
     """Trains a network adversarially and writes its folder: weights, run.json and TensorBoard logs.
 
-    Killed, it goes on from its last checkpoint when the same command is given again.
+    If it is killed, give the same command again: it continues from the last checkpoint.
     """
     from keras_sat import run as run_lib
 

@@ -1,4 +1,4 @@
-"""Clean and robust accuracy, the audit of its attacks, and reports."""
+"""Clean and robust accuracy, an audit for masked gradients, comparisons of exports, and reports."""
 
 from keras_sat.evaluation import corruptions
 from keras_sat.evaluation._audit import AuditReport, audit

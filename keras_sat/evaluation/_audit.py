@@ -1,4 +1,4 @@
-"""Checks whether a defence is robust, or only hides its gradients from the attacks (masked gradients)."""
+"""Checks whether a network is robust, or only hides its gradients from the attacks (masked gradients)."""
 
 import dataclasses
 from typing import Any
@@ -14,20 +14,20 @@ from keras_sat.attacks.square import Square
 from keras_sat.attacks.threats import Ball
 from keras_sat.typing import Dataset, LogitsFunction, Path
 
-_SLACK = 0.02  # share of the examples by which an attack may seem weaker by chance
-_MUST_BREAK = 0.05  # share of the examples that four times epsilon must break at least
+_SLACK = 0.02  # an attack may be weaker by this share of the examples, by chance
+_MUST_BREAK = 0.05  # an attack with four times epsilon must break at least this share of the examples more
 PASS, FAIL, SKIP = "pass", "FAIL", "not run"
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One question of an audit.
+    """One check of an audit.
 
     Attributes:
         name: name of the check.
         outcome: "pass", "FAIL" or "not run".
-        measured: the result, in words and numbers.
-        meaning: what a failure means, and what to do about it.
+        measured: the measured values, as text.
+        meaning: an explanation of a failure.
     """
 
     name: str
@@ -68,14 +68,14 @@ class AuditReport:
         raise KeyError(f"The audit has no check {name!r}; it has {[check.name for check in self.checks]}")
 
     def table(self) -> str:
-        """Returns the audit as plain text: a line for each check, then what each failure means."""
+        """Returns the audit as plain text: a line for each check, then an explanation of each failure."""
         lines = [tables.text(*((check.name, check.outcome, check.measured) for check in self.checks))]
         lines += [f"\n{check.name}: {check.meaning}" for check in self.checks if check.outcome == FAIL]
         verdict = "No sign of masked gradients." if self.passed else "Robustness under gradients is not to be believed."
         return "\n".join([*lines, "", verdict])
 
     def to_json(self, path: Path) -> None:
-        """Writes the audit to a JSON file."""
+        """Writes the audit to a JSON file. See `files.atomic_write`."""
         files.write_json(path, {"passed": self.passed, "checks": [dataclasses.asdict(check) for check in self.checks]})
 
 
@@ -106,26 +106,27 @@ def audit(
 ) -> AuditReport:
     """Checks whether a robust accuracy comes from robustness or from masked gradients.
 
-    The checks are those of Athalye et al. (2018, arXiv:1802.00420) and Carlini et al. (2019, arXiv:1902.06705). On
-    images that the model classifies correctly, they compare attacks by gradients with a random search and, if a
-    `surrogate` is given, with transferred examples. A healthy network passes all checks. Passing them proves nothing; a
-    failure says what to do.
+    The checks are recommended by Athalye et al. (2018, arXiv:1802.00420) and Carlini et al. (2019, arXiv:1902.06705).
+    On images that the model classifies correctly, they compare gradient-based attacks with a random search and, if a
+    `surrogate` is given, with adversarial examples of the surrogate. A network without masked gradients passes all
+    checks. Passing them does not prove robustness. The report explains each failure.
 
     Args:
         model: a Keras classifier, a function from images to logits [batch, classes], or the path of a SavedModel.
         dataset: see `evaluate`.
         ball: `LinfBall` or `L2Ball`, with the epsilon for which robustness is claimed.
-        seed: the same seed gives the same audit.
-        examples: number of correctly classified examples to use, at most.
-        steps: gradient steps of PGD; the check with an unbounded ball takes ten times as many.
-        queries: queries of Square.
-        surrogate: a network without the defence, for the check "transfer"; without it that check does not run.
+        seed: the same seed gives the same audit. Default: 0.
+        examples: largest number of correctly classified examples to use. Default: 128.
+        steps: gradient steps of PGD. The check with an unbounded ball uses ten times as many. Default: 20.
+        queries: queries of `Square`. Default: 500.
+        surrogate: another network for the same images, whose adversarial examples the check "transfer" uses, for
+            example one that was trained without the defence. None (default): this check does not run.
 
     Returns:
         An `AuditReport`.
 
     Raises:
-        ValueError: if no example is classified correctly, or for a dataset that `evaluate` would refuse.
+        ValueError: if no example is classified correctly, or for an invalid dataset, see `evaluate`.
     """
     network = deployed.model_of(model)
     images, labels = _take(network, dataset, examples)
@@ -166,13 +167,13 @@ def _take(model, dataset, count):
 
 
 class _Auditor:
-    """The examples, and a method for each check, which returns its outcome and what it measured."""
+    """The examples, and a method for each check that returns (outcome, measured values as text). See `Check`."""
 
     def __init__(self, model: Any, images: tf.Tensor, labels: tf.Tensor, ball: Ball, seed: int, steps: int) -> None:
         self.images, self.labels, self.ball, self.seed, self.steps = images, labels, ball, seed, steps
         self.raw = model
         self.probabilities = losses.probabilities(model, images)
-        # The other checks need logits: the attacks refuse probabilities.
+        # The other checks need logits, because attacks raise ValueError for probabilities.
         self.model = _as_logits(model, self.probabilities)
         self.has_gradient = True
         self.attacked: dict[Attack, float] = {}
@@ -268,7 +269,7 @@ class _Auditor:
         return float(tf.reduce_mean(losses.margin(self.labels, gradients.logits(self.model, images))))
 
     def _gradient_norms(self, loss):
-        """Returns the largest element of each example's gradient, for the model as it was given."""
+        """Returns the largest absolute element of each example's gradient, for the original model, array [n]."""
         _, _, gradient = gradients.value_and_gradient(self.raw, loss, self.images, self.labels)
         return np.abs(gradient).reshape(len(self.labels), -1).max(axis=1)
 
@@ -277,7 +278,7 @@ _INVERSES = {"softmax": deployed.logits_of, "sigmoid": deployed.log_odds}
 
 
 def _as_logits(model, probabilities):
-    """Returns a model that returns logits: without the "softmax" or "sigmoid" at its end, up to a constant."""
+    """Returns a model that returns logits (up to a constant), given which probabilities the model returns, or None."""
     return model if probabilities is None else lambda x: _INVERSES[probabilities](model(x))
 
 

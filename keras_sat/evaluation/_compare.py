@@ -1,4 +1,4 @@
-"""Compares a network with its exports: their accuracies, and attacks made for one and shown to the others."""
+"""Compares a network with its exports: clean accuracies, and accuracies on each other's adversarial examples."""
 
 import dataclasses
 import json
@@ -27,12 +27,14 @@ class Comparison:
     """Accuracy of several networks, clean and on each other's adversarial examples.
 
     Attributes:
-        results: {network: {column: AttackResult}}. A column is "clean", the network that the examples were made for, or
-            "worst of all". An image counts as robust if it is classified correctly both clean and attacked. A network
-            without gradients (int8) makes examples only for attacks that need none. Without them it has no column of
-            its own, and its robustness is only an upper bound, measured with the examples of the others.
-        warnings: sentences about networks whose accuracy is below the interval of the original.
-        context: the attacks' settings, seed, versions, and what the caller gave as `context=`.
+        results: {network: {column: AttackResult}}. A column is "clean"; the name of the network that was attacked to
+            make the adversarial examples; or "worst of all". An image counts as robust if it is classified correctly
+            both clean and attacked. A network without gradients (int8) can be attacked only by attacks that need no
+            gradients. If there is no such attack, it has no column, and its measured robust accuracy is an upper bound,
+            because only adversarial examples of the other networks were used.
+        warnings: sentences about networks whose accuracy is below the interval of the original, or whose logits are not
+            finite.
+        context: the attacks' settings, the seed, the versions, and the entries of the argument `context`.
     """
 
     results: dict[str, dict[str, AttackResult]]
@@ -66,24 +68,25 @@ def compare(
 ) -> Comparison:
     """Measures how much of a network's robustness its exports keep.
 
-    Every network that has gradients is attacked, and every adversarial example is shown to all networks. Examples
-    transfer best if the attacks go on after the first success, as `PGD(ball, steps=50)` does.
+    Each network is attacked (without gradients, only by attacks that need none), and all networks classify all
+    adversarial examples. Examples transfer best if the attacks continue after the first success, as
+    `PGD(ball, steps=50)` does.
 
     Args:
-        model: the original: a Keras classifier, or a function from images to logits.
-        exported: the path of a SavedModel or LiteRT file, or a dict from names to paths or models.
+        model: the original network: a Keras classifier, or a function from images to logits.
+        exported: the path of a SavedModel or LiteRT file, or a dict {name: path or model}.
         dataset: see `evaluate`.
-        attacks: see `evaluate`. An example that any of them breaks counts as broken.
-        seed: the same seed gives the same figures.
-        batch_size: images in a batch, if the dataset is a pair of arrays.
+        attacks: see `evaluate`. With several attacks, an example counts as broken if one of them breaks it.
+        seed: the same seed gives the same results. Default: 0.
+        batch_size: number of images in a batch, if the dataset is a pair of arrays. Default: 128.
         context: see `evaluate`.
 
     Returns:
         A `Comparison`. Its warnings are also issued as Python warnings.
 
     Raises:
-        ValueError: for a dataset without images, no or unreadable exports, inputs that the attacks refuse, or a
-            `context` that would replace a measured fact.
+        ValueError: for a dataset without images, no or unreadable exports, a targeted attack, a `context` that would
+            replace a measured fact, or images and labels for which `Attack.__call__` raises ValueError.
     """
     shared = report.context(model, seed) | report.check_given(context)
     comparing = _Comparing({ORIGINAL: model} | _networks(exported), _checked(attacks), seed)
@@ -110,7 +113,7 @@ def _networks(exported):
 
 
 def _checked(attacks):
-    """Returns {name: attack}, of one untargeted attack at least."""
+    """Returns {name: attack}. Raises ValueError for no attack or a targeted one."""
     named = by_name(attacks)
     if not named:
         raise ValueError("attacks must be at least one attack, such as PGD(LinfBall(4)). Received none")
@@ -148,7 +151,7 @@ class _Comparing:
         self._images += len(labels)
 
     def _show(self, versions, labels, column):
-        """Shows versions of a batch's images to all networks; each must be classified correctly."""
+        """Classifies images by all networks. An image counts as correct if each of its `versions` is correct."""
         for name, network in self.networks.items():
             judgements = [judging.judge(network, images, labels) for images in versions]
             correct = np.all([judgement.is_correct for judgement in judgements], axis=0)

@@ -39,14 +39,17 @@ def evaluate(
 ) -> report.RobustnessReport:
     """Measures the accuracy of a classifier, clean and under each attack.
 
-    An image counts as robust under an attack if it is classified correctly both clean and attacked. Images that are
-    misclassified clean are not attacked. An image for which a logit is not finite (NaN, infinity) counts as
-    misclassified, and the report says how many there were. Each stage of an attack (AutoAttack has several) attacks the
-    examples that are still robust, packed into full batches. Attacks run on a copy of the Keras model with folded batch
-    norms (`models.folding.fold`). The copy is first compared with the model on images of the dataset; if they differ,
-    the model itself is attacked, and a warning says why. The model itself, in inference mode, judges the adversarial
-    images. Every example has its own random seed, from `seed` and its index in the dataset: its result depends neither
-    on the batch size, nor on shards, nor on an interruption.
+    An image counts as robust under an attack if it is classified correctly both without and with the attack. Images
+    that are misclassified without an attack are not attacked. An image for which a logit is not finite (NaN, infinity)
+    counts as misclassified, and the report says how many there were. Each stage of an attack (AutoAttack has several)
+    attacks the examples that are still robust, packed into full batches.
+
+    Attacks run on a faster copy of the Keras model, with folded batch norms (`models.folding.fold`). The copy is first
+    compared with the model on images of the dataset. If they differ, the model itself is attacked, and a warning says
+    why. The adversarial images are always classified by the model itself, in inference mode.
+
+    Every example has its own random seed, which depends on `seed` and on its index in the dataset. So its result
+    depends neither on the batch size, nor on shards, nor on an interruption.
 
     In the scope of a strategy with several replicas, each batch is split among them.
 
@@ -57,21 +60,23 @@ def evaluate(
             in each iteration (not shuffled); or a list of such batches; or a pair of arrays of all images and labels.
             The images are in the range of the attacks' bounds. The labels are integers [batch] or [batch, 1], or
             one-hot.
-        attacks: an attack or a `Corruption`, a list of them, or a dict from names to them.
-        seed: the same seed gives the same figures.
-        batch_size: images in a batch.
-        progress: whether to show the progress, and the time left at most, on stdout.
-        state: path of a file that is kept up to date. If it exists, the evaluation continues from it.
+        attacks: an attack or a `Corruption`, a list of these, or a dict {name in the report: attack}.
+        seed: the same seed gives the same results. Default: 0.
+        batch_size: number of images in a batch. Default: 128.
+        progress: whether to show the progress, and an upper limit of the time left, on stdout.
+        state: path of a file to which the results so far are written after each batch. If it exists, the evaluation
+            continues from it. Default: no file.
         shard: (k, n) evaluates only the k-th of n parts, k = 0..n-1, for example in several processes. `merge` joins
             the reports.
-        attack_precision: "mixed_bfloat16" or "mixed_float16": each stage first attacks a copy of the Keras model in
-            this precision, then the model itself where an example is still robust. The model itself judges both. The
-            copy is also compared with the model, and not used if they differ.
-        targets: for targeted attacks, `PGD(ball, targeted=True)`: the class to reach for each image, integers [n] in
-            the dataset's order, each another class than the image's own. The row of the attack gives the remaining
-            accuracy, and as `reached` how many images reached their target.
-        static_shapes: keeps the shape of all batches: the last one is filled up, and attacks keep examples that are
-            already misclassified. For XLA and TPU; the results are the same.
+        attack_precision: "mixed_bfloat16" or "mixed_float16": all stages first attack a copy of the Keras model in this
+            precision; then they attack the model itself, on the examples that are still robust. The model itself
+            classifies all adversarial images. The copy is first compared with the model, and not used if they differ.
+            Default: None, no such copy.
+        targets: for targeted attacks, such as `PGD(ball, targeted=True)`: the class to reach for each image, integers
+            [n] in the dataset's order, each different from the label of the image. The row of the attack gives the
+            remaining accuracy, and in `reached` how many images reached their target.
+        static_shapes: True keeps the shape of all batches, for XLA and TPU: the last batch is filled up, and attacks
+            keep examples that are already misclassified. The results are the same. Default: False.
         context: a dict of plain values to add to the report's context, such as {"dataset": "cifar10", "split": "test"}.
 
     Returns:
@@ -80,7 +85,7 @@ def evaluate(
     Raises:
         ValueError: for a dataset that is empty, changes or never ends; labels that are not class numbers; outputs that
             are not logits; a targeted attack without targets; the state of another evaluation; a `context` that would
-            replace a measured fact; or inputs that the attacks refuse.
+            replace a measured fact; or images and labels for which `Attack.__call__` raises ValueError.
     """
     named = by_name(attacks)
     if targets is None:
@@ -118,23 +123,24 @@ def sweep(
 ) -> report.RobustnessReport:
     """Measures robust accuracy for several epsilons: a curve that never rises.
 
-    The epsilons run in ascending order. An image that is broken at one epsilon counts as broken at all larger ones. For
-    the other images, the attack starts from the adversarial images of the smaller epsilon if it accepts a start
-    (`APGD`, and `PGD` with a random start).
+    The epsilons are used in ascending order. An image that is broken at one epsilon counts as broken at all larger
+    ones. For the other images, the attack starts from the adversarial images of the smaller epsilon if it accepts a
+    start (`APGD`, and `PGD` with a random start).
 
     Args:
         model, dataset: see `evaluate`.
         attack: an attack with a ball. The epsilon of the ball is replaced, and an explicit `step_size` is scaled with
-            it (the step of `FGSM` is epsilon). If channels have epsilons of their own, the largest is replaced, and the
-            others keep their ratio to it.
-        epsilons: the radii, in the images' unit.
+            it (the step size of `FGSM` stays epsilon). With an epsilon per channel, the largest one is replaced, and
+            the others keep their ratio to it.
+        epsilons: the epsilons, each >= 0, in the images' unit.
         seed, batch_size, progress, state, shard, static_shapes, context: see `evaluate`.
 
     Returns:
         A `RobustnessReport` with a row for each epsilon, smallest first, named "epsilon 4".
 
     Raises:
-        ValueError: see `evaluate`; also for a targeted attack, or an explicit step size at epsilon 0.
+        ValueError: see `evaluate`; also for no epsilons, several attacks, an attack without a ball, a targeted attack,
+            or an explicit step size whose ball has epsilon 0.
     """
     named = list(by_name(attack).values())
     if len(named) != 1 or named[0].ball is None:
@@ -159,7 +165,7 @@ def sweep(
 
 
 class _Evaluation:
-    """The model and the examples of one evaluation, and what is done to them, batch by batch."""
+    """One evaluation: its model, its examples, and the steps of the evaluation, each batch by batch."""
 
     def __init__(
         self,
@@ -184,7 +190,7 @@ class _Evaluation:
         self.examples = Examples(dataset, batch_size, shard)
         self.some_images = self._first_images()
         copy = copies.folded(self.model, self.context["weights_sha256"], self.some_images)
-        # A new function for each evaluation: a traced one holds what layers derived from their weights as constants.
+        # A new function for each evaluation: a traced function contains values that layers computed from their weights.
         own = functools.partial(self.model) if isinstance(self.model, keras.Model) else self.model
         self.folded = copy or own
         self._judge = tf.function(functools.partial(judging.judge, self.model), autograph=False, reduce_retracing=True)
@@ -204,7 +210,7 @@ class _Evaluation:
         raise ValueError("The dataset has no images to evaluate on.")
 
     def open_state(self, path: Path | None, configuration: dict[str, Any]) -> None:
-        """Opens the file of the state; `configuration` is what determines the results beside the model and the data."""
+        """Opens the file of the state. `configuration`: settings on which the results depend, as plain values."""
         configuration = {**configuration, "shard": list(self.shard), "batch_size": self.batch_size, **self.context}
         if self.targets is not None:
             configuration["targets"] = hashlib.sha256(self.targets.tobytes()).hexdigest()
@@ -266,7 +272,7 @@ class _Evaluation:
             bar.update(len(at), int(np.count_nonzero(correct)))
 
     def sweep(self, at: dict[str, Attack], bar: Progress) -> None:
-        """Runs an attack with each epsilon in turn on each batch; `at` maps the rows' names to the attacks."""
+        """Runs the attack with each epsilon on each batch. `at` is {name of a row: attack with this epsilon}."""
         rows = [self.state.row(name) for name in at]
         stages = [Stage(str(attack), attack, self.folded) for attack in at.values()]
         places = np.flatnonzero(self.state.clean)[rows[0].done :]
@@ -310,7 +316,7 @@ class _Evaluation:
         return randomness.at_places(tf.constant([self.seed, number], tf.int32), self.state.index[places])
 
     def _adversarial(self, stage, images, labels, seeds, start=None):
-        """Returns adversarial images as an array. The batch is filled up with its first examples where need be."""
+        """Returns adversarial images as an array. If necessary, the batch is filled up with its first examples."""
         values = [np.asarray(value) for value in (images, labels, seeds, start) if value is not None]
         number, replicas = len(labels), self.strategy.num_replicas_in_sync
         size = self.batch_size if self.static_shapes else number
@@ -321,7 +327,7 @@ class _Evaluation:
         return stage.attack(stage.logits_fn, *values, static_shapes=self.static_shapes).numpy()[:number]
 
     def _record(self, row, number, places, images, adversarial, labels, targets=None):
-        """Writes the results of stage `number`, from 1, into the row; returns which are still classified correctly."""
+        """Writes the results of stage `number` (>= 1) into the row. Returns which examples are still robust."""
         correct, margin, predicted = self._judged(adversarial, labels)
         row.margin[places] = np.maximum(row.margin[places], margin)  # NaN stays NaN
         row.broken_by[places] = np.where(correct, ROBUST, number)
@@ -331,7 +337,7 @@ class _Evaluation:
         return correct
 
     def _judged(self, images, labels):
-        """Returns a `Judgement` by the model itself, as arrays."""
+        """Returns the `Judgement` of the model itself, as arrays."""
         return judging.Judgement(*(value.numpy() for value in self._judge(tf.cast(images, tf.float32), labels)))
 
 

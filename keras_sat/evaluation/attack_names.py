@@ -1,4 +1,4 @@
-"""Several attacks, and corruptions, by their names: what a flag such as --attack=fgsm,pgd-50 says."""
+"""Several attacks, and corruptions, from a list of names, as in the flag --attack=fgsm,pgd-50."""
 
 from keras_sat import attacks
 from keras_sat.attacks import Attack, Ball
@@ -8,16 +8,16 @@ CORRUPTIONS = "corruptions"
 
 
 def names() -> list[str]:
-    """Returns the names that `from_names` takes: those of `attacks.names` and "corruptions"."""
+    """Returns the names that `from_names` accepts: the names of `attacks.names`, and "corruptions"."""
     return [*attacks.names(), CORRUPTIONS]
 
 
 def from_names(text: str, ball: Ball) -> dict[str, Attack]:
-    """Returns the attacks of one or several names as `evaluate` takes them.
+    """Returns the attacks with the given names, as an argument for `evaluate`.
 
     Args:
-        text: names with commas between them, such as "fgsm,pgd-50x10". "corruptions" gives all corruptions of
-            ImageNet-C that the package has, at severity 3.
+        text: names, separated by commas, such as "fgsm,pgd-50x10". "corruptions" means all corruptions of this package,
+            at severity 3.
         ball: `LinfBall` or `L2Ball`: the threat model of all attacks.
 
     Returns:

@@ -15,12 +15,12 @@ _FOLDED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # {model: (key
 def folded(model: Any, sha256: str | None, images: tf.Tensor) -> keras.Model | None:
     """Returns the model with its batch norms folded into the convolutions, see `models.folding.fold`.
 
-    The copy is kept: a second evaluation of the same weights gets the same copy, and compiles nothing anew.
+    The copy is cached: a second evaluation of the same weights gets the same copy, and does not compile again.
 
     Args:
         model: a Keras model, or a function.
-        sha256: of its weights.
-        images: some images of the dataset, to compare on.
+        sha256: digest of the model's weights.
+        images: some images of the dataset, on which copy and model are compared.
 
     Returns:
         The copy; None if the model is a function, has nothing to fold, or differs from its copy (with a warning).
@@ -34,7 +34,7 @@ def folded(model: Any, sha256: str | None, images: tf.Tensor) -> keras.Model | N
         is_used = copy is not model and agreement.holds(
             model, copy, images, tolerance, model.name, "with folded batch norms"
         )
-        _FOLDED[model] = (key, copy if is_used else None)  # not the model itself: it would never be freed
+        _FOLDED[model] = (key, copy if is_used else None)  # never the model itself, which could not be freed then
     return _FOLDED[model][1]
 
 
@@ -44,7 +44,7 @@ def low_precision(model: keras.Model, precision: str, images: tf.Tensor) -> kera
     Args:
         model: a Keras model.
         precision: "mixed_bfloat16" or "mixed_float16".
-        images: some images of the dataset, to compare on.
+        images: some images of the dataset, on which copy and model are compared.
     """
     copy = folding.fold(classifier.in_precision(model, precision))
     is_used = agreement.holds(model, copy, images, agreement.LOW, model.name, f"in {precision}")

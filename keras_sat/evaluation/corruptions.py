@@ -1,4 +1,4 @@
-"""Common corruptions of images (noise, blur, ...), computed on the fly: accuracy without an attacker."""
+"""Common corruptions of images (noise, blur, ...), computed during an evaluation. They need no attacker."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -15,8 +15,8 @@ from keras_sat.typing import LogitsFunction
 SEVERITIES = {
     "gaussian_noise": (0.08, 0.12, 0.18, 0.26, 0.38),  # standard deviation
     "impulse_noise": (0.03, 0.06, 0.09, 0.17, 0.27),  # share of the values that become black or white
-    "gaussian_blur": (1, 2, 3, 4, 6),  # standard deviation in pixels, of an image of 224; scaled for other sizes
-    "brightness": (0.1, 0.2, 0.3, 0.4, 0.5),  # added to the value of HSV
+    "gaussian_blur": (1, 2, 3, 4, 6),  # standard deviation in pixels for an image of 224 pixels; scaled for other sizes
+    "brightness": (0.1, 0.2, 0.3, 0.4, 0.5),  # added to the value (V) of HSV
     "contrast": (0.4, 0.3, 0.2, 0.1, 0.05),  # factor of the distance to the mean
     "pixelate": (0.6, 0.5, 0.4, 0.3, 0.25),  # factor of the size
     "jpeg_compression": (25, 18, 15, 10, 7),  # quality
@@ -27,12 +27,14 @@ SEVERITIES = {
 class Corruption(Attack):
     """A corruption of ImageNet-C, in place of an attack: `evaluate(model, data, Corruption("contrast", 3))`.
 
-    It does not depend on the model. Its accuracy counts all images, also those that are misclassified without it.
+    It does not depend on the model. Its accuracy counts all images, also those that are misclassified without the
+    corruption.
 
     Args:
-        name: one of `SEVERITIES`.
-        severity: 1..5, as in ImageNet-C.
+        name: a key of `SEVERITIES`, such as "contrast".
+        severity: 1..5, as in ImageNet-C. Default: 3.
         bounds: (low, high), the smallest and largest valid value of a pixel; each a number, or one for each channel.
+            Default: (0, 255).
 
     Raises:
         ValueError: for another name or severity, or invalid bounds.

@@ -1,4 +1,4 @@
-"""Reads the examples of an evaluation from its dataset, again and again, packed into full batches."""
+"""Reads the examples of an evaluation from its dataset, once for each stage, and packs them into full batches."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,22 +8,22 @@ import numpy as np
 from keras_sat import data, losses
 from keras_sat.typing import Dataset
 
-Batch = tuple[Any, np.ndarray, np.ndarray]  # what names the examples, images, labels
+Batch = tuple[Any, np.ndarray, np.ndarray]  # (indices of the examples, images, labels)
 
 
 class Examples:
-    """The examples of a shard of a dataset. Each reading starts anew; no image is kept in memory.
+    """The examples of a shard of a dataset. Each pass reads the dataset from its beginning; no image stays in memory.
 
     Args:
         dataset: see `evaluate`.
-        batch_size: images in a batch.
-        shard: (k, n): the examples whose index is k modulo n.
+        batch_size: number of images in a batch.
+        shard: (k, n): the examples whose index is k modulo n, 0 <= k < n.
 
     Raises:
-        ValueError: for a shard that does not exist.
+        ValueError: for an invalid shard.
 
     Attributes:
-        classes: the number of classes, for the check of one-hot labels; None while it is unknown.
+        classes: the number of classes, for the check of labels; None while it is unknown.
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, shard: tuple[int, int]) -> None:
@@ -40,8 +40,8 @@ class Examples:
         """Yields (slice of `index`, images, labels) of some examples, in batches.
 
         Args:
-            index: their indices in the dataset, ascending.
-            labels: the labels that they had before.
+            index: indices of these examples in the dataset, int [n], ascending.
+            labels: the labels that the first pass read for them, int [n].
 
         Raises:
             ValueError: if the dataset has changed.

@@ -1,4 +1,4 @@
-"""Writes a report as one HTML page that loads nothing from elsewhere, and its plots as SVG and PNG files."""
+"""Writes a report as one HTML page that loads no other files, and its plots as SVG and PNG files."""
 
 import base64
 import html

@@ -2,7 +2,7 @@
 
 import math
 
-QUANTILE = 1.959963984540054  # of the normal distribution, for 95 %
+QUANTILE = 1.959963984540054  # 97.5 % quantile of the normal distribution, for two-sided 95 % intervals
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:

@@ -10,15 +10,15 @@ import numpy as np
 from keras_sat.evaluation.stages import Stage
 from keras_sat.evaluation.state import Row
 
-_MINUTE = 60.0  # between two updates in a file, where each one stays; a terminal shows the last one only
+_MINUTE = 60.0  # seconds between two updates if the output is a file, where each update is a new line
 
 
 class Progress:
     """Shows a line for the clean pass and for each stage of an attack, by tqdm, on stdout.
 
-    The estimate of the time left assumes that all examples that are robust now stay robust. Each then costs the
-    `max_forward_passes` of all later attacks. The time of a pass is measured on the examples that were robust at the
-    end of a stage: only they needed all its passes.
+    The estimate of the time left is an upper limit. It assumes that all examples that are robust now stay robust. Each
+    of them then costs the `max_forward_passes` of all later attacks. The time of a pass is measured on the examples
+    that were robust at the end of a stage: only these needed all passes of the stage.
 
     Args:
         enabled: whether to show anything.
@@ -38,7 +38,7 @@ class Progress:
         self._show(bar, images, f"{100 * self._correct / (bar.n + images):.1f} % correct")
 
     def begin(self, name: str, stage: Stage, row: Row, images: int) -> None:
-        """Begins a stage of the attack `name`, on a number of images; `row` is where its results are written."""
+        """Begins a stage of the attack `name` on a number of images. The results of the stage are written to `row`."""
         self.close()
         self._name, self._stage, self._row = name, stage, row
         self._start = self._start or time.perf_counter()
@@ -80,7 +80,7 @@ class Progress:
         bar.update(images)
 
     def _time_left(self, images):
-        """Returns the time left at most as text; `images` are those left of this stage."""
+        """Returns an upper limit of the time left, as text. `images` is the number of images left in this stage."""
         passes = images * self._stage.attack.max_forward_passes + self._later_passes()
         if passes and not self._passes:
             return "time left unknown"

@@ -1,4 +1,4 @@
-"""The results of an evaluation, with all that is needed to repeat it."""
+"""The report of an evaluation: its results, and all settings that are needed to repeat it."""
 
 import dataclasses
 import json
@@ -35,15 +35,16 @@ class AttackResult:
     Attributes:
         name: "clean", or the attack's name.
         n: number of examples evaluated.
-        correct: how many of them are classified correctly, both clean and under the attack.
+        correct: how many of them are classified correctly, both clean and under the attack. (For a `Corruption`: with
+            the corruption.)
         accuracy: correct / n, 0..1.
         interval: (low, high), Wilson's 95 % interval of the accuracy.
-        seconds: wall-clock time, compilation included.
+        seconds: wall-clock time in seconds, including compilation.
         settings: the attack's configuration: norm, epsilon, steps, step_size, ...; empty for "clean".
         broken_by: {stage of the attack: how many examples it broke}.
         not_finite: number of examples, clean or attacked, for which a logit is NaN or infinite; they count as
             misclassified.
-        reached: for a targeted attack, how many examples were classified as their target; else None.
+        reached: for a targeted attack, how many examples were classified as their target; otherwise None.
     """
 
     name: str
@@ -69,7 +70,7 @@ class AttackResult:
         not_finite: int = 0,
         reached: int | None = None,
     ) -> "AttackResult":
-        """Returns the row with these counts; computes the accuracy and its interval. See the attributes."""
+        """Returns the row with these counts, and computes the accuracy and its interval. See the attributes."""
         interval = intervals.wilson(correct, n)
         counts = (broken_by or {}, not_finite, reached)
         return cls(name, n, correct, correct / n, interval, round(seconds, 2), settings, *counts)
@@ -86,11 +87,11 @@ class RobustnessReport:
 
     Attributes:
         results: a list of `AttackResult`; the first is "clean".
-        context: what else is needed to repeat the evaluation: model, weights_sha256, seed, batch_norm ("frozen":
-            inference mode), versions, and what the caller gave as `context=`.
+        context: a dict of further facts that are needed to repeat the evaluation: "model", "weights_sha256", "seed",
+            "batch_norm" ("frozen": inference mode), "versions", and the entries of the argument `context`.
         examples: the result of each example, as columns: "index" in the dataset, "label", "clean" (classified correctly
-            without an attack), "margin" (the largest logit of a wrong class minus that of the label; None if a logit
-            is not finite), and "attacks": for each attack "broken_by" (the stage; "" if robust; "clean" if it was
+            without an attack), "margin" (the largest logit of a wrong class minus the logit of the label; None if a
+            logit is not finite), and "attacks": for each attack "broken_by" (the stage; "" if robust; "clean" if it was
             misclassified without an attack) and "margin".
         pictures: {attack: some adversarial examples, as (index, image, adversarial image, predicted class)}. They are
             not written to JSON.
@@ -148,12 +149,12 @@ class RobustnessReport:
         return text
 
     def to_html(self, path: Path, audit: AuditReport | None = None, command: str | None = None) -> None:
-        """Writes the report as one HTML page that needs no network, and its plots beside it as SVG and PNG files.
+        """Writes the report as one HTML page that needs no network, and its plots as SVG and PNG files in its folder.
 
         Args:
-            path: the file to write, "report.html"; the plots are "report-accuracy.svg", ...
-            audit: an `AuditReport` to include.
-            command: the command that repeats the evaluation, to show.
+            path: the file to write, such as "report.html"; the files of plots are then "report-accuracy.svg", ...
+            audit: an `AuditReport` to show, or None.
+            command: the command that repeats the evaluation, to show as text, or None.
 
         Raises:
             ValueError: if matplotlib, which draws the plots, is not installed.
@@ -162,10 +163,11 @@ class RobustnessReport:
 
 
 def from_json(path: Path) -> RobustnessReport:
-    """Returns the report that `to_json` wrote to a file (without pictures).
+    """Returns the report that `to_json` wrote to a file. It has no pictures.
 
     Raises:
-        ValueError: for a file that holds no report.
+        ValueError: if the file is not a report.
+        OSError: if the file cannot be read.
     """
     try:
         with open(files.expanded(path), encoding="utf-8") as file:
@@ -179,8 +181,12 @@ def from_json(path: Path) -> RobustnessReport:
 def merge(reports: Sequence[RobustnessReport]) -> RobustnessReport:
     """Returns the report of a whole dataset from the reports of its shards.
 
+    Args:
+        reports: the reports of all shards, in any order. Missing shards are not detected.
+
     Raises:
-        ValueError: for reports of other attacks, models or seeds, or shards that share examples.
+        ValueError: if there is no report, if the reports have different attacks, models, seeds or versions, or if
+            shards have examples in common.
     """
     if not reports:
         raise ValueError("There is no report to merge.")
@@ -197,7 +203,7 @@ def merge(reports: Sequence[RobustnessReport]) -> RobustnessReport:
 
 
 def _sum(rows):
-    """Returns the row of a whole from the rows of its parts."""
+    """Returns the row of the whole dataset from the rows of its shards."""
     broken_by = {stage: sum(row.broken_by[stage] for row in rows) for stage in rows[0].broken_by}
     n, correct, seconds, not_finite = (
         sum(getattr(row, name) for row in rows) for name in ("n", "correct", "seconds", "not_finite")
@@ -223,7 +229,7 @@ def of_state(
         state: the results of each example.
         stages: {name of an attack: names of its stages}.
         settings: {name of an attack: its settings}.
-        context: of the report.
+        context: context of the report.
     """
     results = [_clean_result(state)]
     examples = {name: getattr(state, name).tolist() for name in ("index", "label", "clean")}
@@ -231,7 +237,7 @@ def of_state(
     for name, names in stages.items():
         row = state.rows[name]
         results.append(_attack_result(name, row, names, settings[name]))
-        words = ["", *names, "clean"]  # by the numbers in broken_by: 0 is ROBUST, -1, the last one, is MISCLASSIFIED
+        words = ["", *names, "clean"]  # indexed by broken_by: 0 is ROBUST; -1, the last one, is MISCLASSIFIED
         examples["attacks"][name] = {
             "broken_by": [words[number] for number in row.broken_by],
             "margin": _rounded(row.margin),
@@ -259,7 +265,7 @@ def _attack_result(name, row, stages, settings):
 
 
 def _rounded(margins):
-    """Returns margins for JSON: six digits, and None for NaN and infinity, which JSON has not."""
+    """Returns margins for JSON: six digits, and None for NaN and infinity, which JSON does not have."""
     return [float(f"{margin:.6g}") if math.isfinite(margin) else None for margin in margins]
 
 
@@ -270,17 +276,17 @@ def _cells(result):
 
 
 def context(model: Any, seed: int) -> dict[str, Any]:
-    """Returns the part of a report that all its rows share: what computed the figures, and with which weights."""
+    """Returns the context of a report: the model, the digest of its weights, the seed and the software versions."""
     facts = provenance.facts(model)
     versions = facts.pop("versions")
     return {**facts, "seed": seed, "batch_norm": "frozen", "versions": versions}
 
 
 def check_given(context: dict[str, Any] | None) -> dict[str, Any]:
-    """Returns what a caller adds to a report's context, such as {"dataset": "cifar10", "split": "test"}.
+    """Returns the argument `context` of `evaluate` after a check; {} for None.
 
     Raises:
-        ValueError: if it is no dict of plain values, or would replace a measured fact.
+        ValueError: if it is not a dict of plain values, or would replace a measured fact.
     """
     context = {} if context is None else context
     if not isinstance(context, dict):

@@ -1,4 +1,4 @@
-"""The files of reports in a folder: each report keeps a file of its own, and report.json leads to the newest."""
+"""The files of reports in a folder: each report has its own file, and report.json is a link to the newest."""
 
 import os
 import re
@@ -22,7 +22,14 @@ def name(attack: str, norm: str, epsilons: list[float], split: str) -> str:
 
 
 def write(report: RobustnessReport, folder: str, name: str) -> str:
-    """Writes a report to reports/NAME.json, or NAME-2.json, ... where that exists, and lets report.json lead to it.
+    """Writes a report to reports/NAME.json, and makes report.json a link to it.
+
+    If reports/NAME.json exists, the file is NAME-2.json, NAME-3.json, ...
+
+    Args:
+        report: the report.
+        folder: folder that contains reports/ and report.json.
+        name: file name without ending, see `name`.
 
     Returns:
         The path of the file.
@@ -37,8 +44,8 @@ def write_shard(report: RobustnessReport, folder: str, name: str, shard: tuple[i
     """Writes the report of one shard to a file of its own, and returns its path.
 
     Args:
-        report: of the shard.
-        folder: folder of the reports of all shards.
+        report: report of the shard.
+        folder: see `write`.
         name: see `write`.
         shard: (k, n), the k-th of n parts.
     """
@@ -48,11 +55,11 @@ def write_shard(report: RobustnessReport, folder: str, name: str, shard: tuple[i
 
 
 def take_shards(report: RobustnessReport, folder: str, name: str, n: int) -> RobustnessReport | None:
-    """Returns the merged report of all `n` shards, and removes their files; None as long as one is missing.
+    """Returns the merged report of all `n` shards, and removes their files. Returns None as long as a file is missing.
 
     Args:
-        report: of one of the shards.
-        folder: see `write_shard`.
+        report: report of one of the shards.
+        folder: see `write`.
         name: see `write`.
         n: number of shards.
     """
@@ -80,9 +87,9 @@ def unused(path: str) -> str:
 
 
 def link(path: str, to: str) -> None:
-    """Writes a symbolic link `to` that leads to the file `path`, or a copy where there are no symbolic links.
+    """Makes `to` a symbolic link to the file `path`, or a copy of it if symbolic links are not possible.
 
-    An older link is replaced. A file in its place is moved to the folder of `path`.
+    An older link is replaced. If `to` is a file, it is first moved to the folder of `path`.
     """
     if os.path.exists(to) and not os.path.islink(to):
         os.replace(to, unused(os.path.join(os.path.dirname(path), os.path.basename(to))))

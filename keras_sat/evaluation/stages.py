@@ -11,10 +11,10 @@ def by_name(attacks: Any) -> dict[str, Attack]:
     """Returns {name: attack}.
 
     Args:
-        attacks: an attack, a list of attacks, or a dict from names to attacks.
+        attacks: an attack, a list of attacks, or a dict {name: attack}.
 
     Raises:
-        ValueError: for something else than attacks, several attacks of one name, or the name "clean".
+        ValueError: for objects that are not attacks, several attacks with the same name, or the name "clean".
     """
     if isinstance(attacks, dict):
         named = attacks
@@ -41,7 +41,7 @@ class Stage:
     """One attack on one network.
 
     Attributes:
-        name: shown in reports as the stage that broke an example.
+        name: name of the stage in reports, which list how many examples each stage broke.
         attack: the attack.
         logits_fn: the network that it attacks: the model, or a copy of it.
     """
@@ -57,8 +57,8 @@ def stages_of(attack: Attack, model: LogitsFunction, low: LogitsFunction | None 
     Args:
         attack: an attack; `AutoAttack` has several stages.
         model: the network.
-        low: a copy of it in low precision. All stages run on the copy first, then on the model. (A corruption does not
-            depend on the network, and runs once.)
+        low: a copy of the network in low precision, or None. With a copy, all stages run on the copy first, then on the
+            model. (A corruption does not depend on the network, and runs once.)
     """
     stages = [Stage(str(part), part, model) for part in attack.stages]
     if low is None or attack.ball is None:

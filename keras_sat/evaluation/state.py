@@ -10,8 +10,8 @@ import numpy as np
 from keras_sat import files
 from keras_sat.typing import Path
 
-ROBUST, MISCLASSIFIED = 0, -1  # in `Row.broken_by`; n > 0: broken by the n-th stage
-PICTURES = 8  # adversarial examples kept of each attack, to look at
+ROBUST, MISCLASSIFIED = 0, -1  # values of `Row.broken_by`; n > 0: broken by the n-th stage
+PICTURES = 8  # number of adversarial examples of each attack that are stored as pictures
 
 
 @dataclasses.dataclass
@@ -19,13 +19,13 @@ class Row:
     """The results of one attack.
 
     Attributes:
-        broken_by: int8 [examples]: ROBUST, MISCLASSIFIED (without an attack), or the number of the stage, from 1, that
-            broke it.
+        broken_by: int8 [examples]: ROBUST; MISCLASSIFIED (without an attack); or the number, >= 1, of the stage that
+            broke the example.
         margin: float32 [examples]: the largest margin of a wrong class so far; NaN if a logit is not finite.
-        stage: number of the stage that runs now, from 0.
-        done: examples that this stage has attacked.
+        stage: number, >= 0, of the stage that runs now.
+        done: number of examples that this stage has attacked.
         seconds: wall-clock time so far.
-        reached: examples that a targeted attack moved to their target class.
+        reached: number of examples that a targeted attack moved to their target class.
         pictures: some adversarial examples, as (index, image, adversarial image, predicted class).
     """
 
@@ -46,8 +46,8 @@ class State:
     """The examples of an evaluation (or of its shard), in the dataset's order, and a `Row` for each attack.
 
     Args:
-        path: the file to keep; None keeps none. If it exists, the state is read from it.
-        configuration: dict of plain values that determine the results.
+        path: the file of the state, or None for no file. If it exists, the state is read from it.
+        configuration: a dict of all settings on which the results depend, as plain values.
 
     Raises:
         ValueError: for a file of another configuration, or one that is not the state of an evaluation.
@@ -73,19 +73,20 @@ class State:
         """Stores the results of the clean pass, arrays [examples].
 
         Args:
-            index: places in the dataset.
-            label: class numbers.
-            clean: whether the clean image is classified correctly.
-            margin: the largest logit of a wrong class over that of the label; NaN if a logit is not finite.
+            index: int, indices in the dataset.
+            label: int, class numbers.
+            clean: bool, whether the clean image is classified correctly.
+            margin: float32, the largest logit of a wrong class minus the logit of the label; NaN if a logit is not
+                finite.
         """
         self.index, self.label, self.clean, self.margin = index, label, clean, margin
 
     def row(self, name: str, on_all: bool = False) -> Row:
-        """Returns the row of an attack, which is new if the attack has not begun.
+        """Returns the row of an attack. It is created if the attack has not begun.
 
         Args:
-            name: of the attack.
-            on_all: whether it runs on all examples, in place of the correctly classified ones.
+            name: name of the attack.
+            on_all: whether the attack runs on all examples, not only on the correctly classified ones.
         """
         if name not in self.rows:
             broken_by = np.where(self.clean | on_all, ROBUST, MISCLASSIFIED).astype(np.int8)
@@ -93,7 +94,7 @@ class State:
         return self.rows[name]
 
     def save(self) -> None:
-        """Writes the file, whole or not at all."""
+        """Writes the file atomically, see `files.atomic_write`. Does nothing without a path."""
         if not self.path:
             return
         arrays = {name: getattr(self, name) for name in ("index", "label", "clean", "margin")}

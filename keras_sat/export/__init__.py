@@ -1,4 +1,4 @@
-"""Exports networks as SavedModels and as int8 LiteRT files, and loads SavedModels again for fine-tuning."""
+"""Exports networks as SavedModels and int8 LiteRT files, and loads exported SavedModels for fine-tuning."""
 
 from keras_sat.export._verify import verify
 from keras_sat.export.fine_tuning import load_for_fine_tuning

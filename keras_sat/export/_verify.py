@@ -27,14 +27,15 @@ def verify(path: Path, model: keras.Model | None = None) -> dict[str, dict[str, 
 
     Args:
         path: the folder, written by `export_saved_model`.
-        model: the Keras model that was exported. Default: the model that `load_for_fine_tuning` makes of the folder.
+        model: the Keras model that was exported. Default: the model that `load_for_fine_tuning` loads from the folder.
 
     Returns:
         {signature: {output: the largest difference, as a share of the output's range}}.
 
     Raises:
-        ValueError: if a signature cannot be called, or an output differs by more than 1e-4 (bfloat16: 5e-2) of its
-            range. `classes` may only differ where the two largest logits are closer than that.
+        ValueError: if the folder was not written by `export_saved_model`, if a signature cannot be called, or if an
+            output differs by more than 1e-4 (bfloat16: 5e-2) of its range. `classes` may differ only if the two largest
+            logits are closer than that.
     """
     path = files.expanded(path)
     with _opened(os.path.join(path, saved_model.CARD)) as file:
@@ -67,7 +68,7 @@ def _opened(path):
 
 
 def _inputs(functions, shape):
-    """Returns {signature: {input: array}}: the same random images for all signatures."""
+    """Returns {signature: {input: array}}, with the same random images for all signatures."""
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (IMAGES, *shape)).astype(np.uint8)
     functions = {name: function for name, function in functions.items() if name in saved_model.SIGNATURES}
@@ -128,7 +129,7 @@ def _expected(network, inputs, preprocessing, shape):
 
 
 def _difference(expected, outputs, name, output):
-    """Returns the largest difference of an output as a share of its range; NaN for a missing output or shape."""
+    """Returns the largest difference of an output as a share of its range; NaN if output or shape do not match."""
     one, other = expected[name][output], outputs.get(name, {}).get(output)
     if other is None or one.shape != other.shape:
         return float("nan")

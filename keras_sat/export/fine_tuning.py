@@ -27,14 +27,16 @@ def load_for_fine_tuning(
 
     Args:
         path: the folder of the SavedModel.
-        classes: the number of new classes: a new last dense layer replaces the exported one. None keeps it.
-        freeze: the layers that do not train. None: no layer, even if it was frozen in the export; "backbone": all but
-            the last layer; "batch_norm": the batch norms, which also keep their statistics.
+        classes: number of new classes, >= 1: a new last dense layer with random weights replaces the exported one. None
+            (default) keeps the exported one.
+        freeze: the layers that are not trained. None (default): no layer, even if it was frozen in the export.
+            "backbone": all layers except the last one. "batch_norm": the batch norms, which also keep their statistics.
         custom_objects: {name: class or function} for layers that neither Keras nor this package registers.
 
     Raises:
-        ValueError: if the folder holds no such SavedModel; its layers are unknown; the rebuilt model does not compute
-            the same as the SavedModel (they are compared); or it has no last dense layer to replace.
+        ValueError: if `classes` or `freeze` is invalid; if the folder is not such a SavedModel; if its layers are
+            unknown; if the rebuilt model does not compute the same as the SavedModel (they are compared); or if it has
+            no last dense layer to replace.
     """
     if freeze not in FREEZE:
         raise ValueError(f"freeze must be one of {FREEZE}. Received: {freeze!r}")
@@ -53,7 +55,7 @@ def load_for_fine_tuning(
 
 
 def _free(layer):
-    """Makes a layer trainable, and all layers in it. (Keras' own setter does not reach the layers of a model.)"""
+    """Makes a layer and all layers in it trainable. (Keras' own setter does not change the layers of a model.)"""
     layer.trainable = True
     for inner in getattr(layer, "layers", []):
         _free(inner)

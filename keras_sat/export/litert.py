@@ -1,4 +1,4 @@
-"""Converts an exported SavedModel to int8 for small devices: LiteRT (TensorFlow Lite)."""
+"""Converts an exported SavedModel to an int8 LiteRT (TensorFlow Lite) file for small devices."""
 
 import json
 import os
@@ -12,26 +12,27 @@ from keras_sat import deployed, files
 from keras_sat.export import saved_model
 from keras_sat.typing import Path
 
-_COMPARED = 32  # images for calibration with which the networks are compared
-_TOLERANCE = 0.5  # of the logits' standard deviation; a network with constant logits would differ by 1
+_COMPARED = 32  # number of calibration images on which both networks are compared
+_TOLERANCE = 0.5  # share of the logits' standard deviation; a network with constant logits would differ by 1
 
 
 def export_litert(path: Path, to: Path, images: np.ndarray) -> None:
-    """Converts an exported SavedModel to a LiteRT file with weights and activations in int8 (after training).
+    """Converts an exported SavedModel to an int8 LiteRT file, weights and activations (post-training quantization).
 
-    The file takes the inputs of `serving_default`, float32 pixels, and returns the same outputs with the same names.
-    labels.txt and preprocessing.json are appended to it: `unzip FILE.tflite` reads them, and interpreters ignore them.
-    An int8 network has no gradients to attack; `evaluation.compare` measures how much robustness it keeps.
+    The file has the input and the outputs of `serving_default`, with the same names and types: float32 pixels in;
+    logits, probabilities and classes out. labels.txt and preprocessing.json are appended to it as a zip archive:
+    `unzip` extracts them, and interpreters ignore them. An int8 network has no gradients; `evaluation.compare` measures
+    how much robustness it keeps.
 
     Args:
-        path: the folder of the SavedModel, which must have a fixed image size.
-        to: the file to write, FILE.tflite; must not exist.
-        images: some hundred typical images [n, height, width, channels], in the model's range, that determine the
-            ranges of the activations.
+        path: the folder of the SavedModel. It must be a float32 network with a fixed image size.
+        to: the file to write. Its name must end in .tflite, and it must not exist.
+        images: a few hundred typical images [n, height, width, channels], in the model's range, from which the ranges
+            of the activations are computed.
 
     Raises:
-        ValueError: if `to` exists or does not end in .tflite, the SavedModel or the images cannot be converted, or the
-            int8 network's logits for these images differ too much from those of the SavedModel.
+        ValueError: if `to` exists or does not end in .tflite, if the SavedModel or the images cannot be converted, or
+            if the logits of both networks for these images differ by more than half of their standard deviation.
     """
     path, to = files.expanded(path), check_name(to)
     if not os.path.exists(os.path.join(path, "saved_model.pb")):
@@ -61,7 +62,7 @@ def export_litert(path: Path, to: Path, images: np.ndarray) -> None:
 
 
 def _precision(path):
-    """Returns the precision of a SavedModel of `export_saved_model`; None for others."""
+    """Returns the precision of a SavedModel that `export_saved_model` wrote; None for other SavedModels."""
     card = os.path.join(path, saved_model.CARD)
     if not os.path.exists(card):
         return None
@@ -100,7 +101,7 @@ def _append_assets(path, file):
 
 
 def _apart(path, converted, images):
-    """Returns the root mean square of the difference of the networks' logits, over their standard deviation."""
+    """Returns the root mean square of the difference of the networks' logits, divided by their standard deviation."""
     run = tf.lite.Interpreter(model_content=converted).get_signature_runner("serving_default")
     logits = np.concatenate([run(images=image[None])["logits"] for image in images])
     expected = deployed.read(path).signatures["serving_default"](images=tf.constant(images))["logits"].numpy()

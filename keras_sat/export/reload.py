@@ -17,7 +17,7 @@ def main(path: str, inputs_file: str, outputs_file: str) -> None:
     signatures = tf.saved_model.load(path).signatures
     inputs: dict[str, dict] = {}
     outputs: dict[str, Any] = {}
-    with np.load(inputs_file, allow_pickle=True) as arrays:  # for bytes, which are objects; the caller wrote the file
+    with np.load(inputs_file, allow_pickle=True) as arrays:  # pickle is for arrays of bytes; the caller wrote the file
         for key in arrays.files:
             name, parameter = key.split("/")
             inputs.setdefault(name, {})[parameter] = tf.constant(arrays[key])

@@ -1,4 +1,4 @@
-"""Exports a classifier as a SavedModel, which TensorFlow alone can serve, fine-tune and attack."""
+"""Exports a classifier as a SavedModel, which can be served, fine-tuned and attacked without this package."""
 
 import json
 import os
@@ -27,7 +27,8 @@ CARD = os.path.join("assets", "robustness_card.json")
 PREPROCESSING = deployed.PREPROCESSING
 ARCHITECTURE = os.path.join("assets", "keras_model.json")
 
-# Of a report's context: the card itself has the first three, and a run's folder is of one machine alone.
+# Entries of a report's context that are not copied to the card: the card has its own entries for the first three, and
+# the folder of the run means nothing on other machines.
 _NOT_MEASURED = ("model", "weights_sha256", "versions", "run")
 
 
@@ -52,46 +53,49 @@ def export_saved_model(
     | name              | takes                                    | returns                                          |
     |-------------------|------------------------------------------|--------------------------------------------------|
     | `serving_default` | `images` float32                         | `logits`, `probabilities` [batch, classes],      |
-    |                   |                                          | `classes` int64 [batch], the likeliest           |
+    |                   |                                          | `classes` int64 [batch], the most likely class   |
     | `serving_uint8`   | `images` uint8: a quarter of the bytes   | the same                                         |
     | `serving_bytes`   | `image_bytes` string [batch]: JPEG, PNG, | the same; InvalidArgument that names the indices |
-    |                   | GIF, BMP, WebP, converted to pixels by   | of the files that are no images                  |
+    |                   | GIF, BMP, WebP, converted to pixels by   | of the files that are not images                 |
     |                   | `preprocessing`                          |                                                  |
     | `features`        | `images` float32                         | `features` [batch, n]: the input of the last     |
     |                   |                                          | dense layer                                      |
     | `input_gradient`  | `images` float32, `labels` int64 [batch] | `loss` [batch] (cross entropy) and `gradient` of |
     |                   |                                          | each loss with respect to its image              |
 
-    Loaded in Python it is a reusable SavedModel: `loaded(images, training=False)` returns logits; with
-    `training=True` batch norm and dropout are in training mode; `loaded.variables` and `loaded.trainable_variables` can
-    be trained. (No signature trains the network: otherwise clients of a server could change its batch statistics.)
+    In Python, `tf.saved_model.load` returns a reusable SavedModel: `loaded(images, training=False)` returns logits;
+    with `training=True` batch norm and dropout are in training mode; `loaded.variables` and
+    `loaded.trainable_variables` can be trained. (No signature trains the network: otherwise clients of a server could
+    change its batch statistics.)
 
     Other files in the folder: `assets/labels.txt` (one class name in each line), `assets/preprocessing.json` (how
-    images are converted to pixels), `assets/robustness_card.json` (the measured accuracies, the weights and attacks
-    that they belong to, and the training), `assets/keras_model.json` (the architecture, for `load_for_fine_tuning`) and
-    `assets.extra/tf_serving_warmup_requests`.
+    images are converted to pixels), `assets/robustness_card.json` (the measured accuracies with their attacks, the
+    digest of the weights, and the settings of the training), `assets/keras_model.json` (the architecture, for
+    `load_for_fine_tuning`) and `assets.extra/tf_serving_warmup_requests`.
 
     Args:
-        model: a built Keras classifier that returns logits, or an `AdversarialModel`, whose `.classifier` is exported.
-            Mixed precision and variables mirrored by a strategy become plain float32.
-        path: the folder to write; must not exist.
+        model: a built Keras classifier that returns logits, or an `AdversarialModel`, whose attribute `classifier` is
+            exported. Mixed precision, and variables mirrored by a strategy, become plain float32.
+        path: the folder to write. It must not exist.
         image_size: height and width in pixels, or one integer for both, for a model that takes images of any size.
-            Without it such a model is exported for any size, and without `serving_bytes`.
-        signatures: names of the signatures to write. Default: all that the model can have.
-        labels: names of the classes, in order.
-        preprocessing: a `preprocessing.Preprocessing`: how `serving_bytes` converts an image file to pixels. It should
-            be the one that the network was trained and evaluated with. Default: the whole image, resized.
-        warmup: True: TF Serving sends one grey image to each signature before it takes requests, so that the first
-            request is as fast as the others (not for a model of any image size); an array of images [n, height, width,
-            channels]: these in place of it; False: no warm-up. The file needs tensorflow-serving-api; without it a
-            warning says how to install it, and no file is written.
-        precision: "float32" or "bfloat16": the precision of the computation. Weights, inputs and outputs are float32.
-        report: a `RobustnessReport` of these weights, for the card.
+            Without it, such a model is exported for any size, and without `serving_bytes`.
+        signatures: names of the signatures to write, from the table. `serving_default` is always written. Default: all
+            signatures that are possible for the model.
+        labels: names of the classes, in the order of the logits. Default: no file of labels.
+        preprocessing: the `preprocessing.Preprocessing` with which `serving_bytes` converts an image file to pixels.
+            Use the one with which the network was trained and evaluated. Default: the whole image, resized.
+        warmup: the images that TF Serving sends to each signature before it accepts requests, so that the first request
+            is as fast as the others. True (default): one grey image, but none if the model takes any image size. An
+            array [n, height, width, channels]: these images. False: no images. The file needs tensorflow-serving-api;
+            without it a warning says how to install it, and no file is written.
+        precision: "float32" (default) or "bfloat16": the precision of the computation. Weights, inputs and outputs are
+            float32.
+        report: a `RobustnessReport` of these weights, for the card. Default: a card without measured accuracies.
         card: a dict of further entries for the card.
 
     Raises:
-        ValueError: if the model is not built or returns probabilities, `path` exists, or the model cannot have this
-            image size, these signatures, labels or report. Nothing is written then.
+        ValueError: if the model is not built or returns probabilities, if `path` exists, or if image size, signatures,
+            labels, preprocessing, warm-up images, precision or report do not fit the model. Nothing is written then.
     """
     training = {}
     if isinstance(model, AdversarialModel):
@@ -125,7 +129,7 @@ def export_saved_model(
 
 
 def _in_precision(model, policy, shape):
-    """Returns the model in a precision; raises ValueError for a copy that does not compute the same."""
+    """Returns the model in a precision. Raises ValueError if a copy does not compute the same."""
     network = classifier.in_precision(model, policy)
     images = None if network is model else classifier.some_inputs(model, shape)
     images = None if images is None else agreement.comparable(model, images)
@@ -160,7 +164,7 @@ def _image_shape(model, image_size):
 
 
 def _preprocessing(given, shape):
-    """Returns the Preprocessing for images of a shape; None for images of any size, or that are no grey or RGB ones."""
+    """Returns the Preprocessing for images of a shape; None for any size, or if they are neither grey nor RGB."""
     if given is not None and given.shape != shape:
         raise ValueError(f"The preprocessing gives images of {given.shape}; the network takes {shape}.")
     if None in shape or shape[-1] not in (1, 3):
@@ -198,7 +202,7 @@ def _label_lines(labels, classes):
 
 
 def _training(trainer):
-    """Returns the facts on the training for the card."""
+    """Returns the settings of the training, for the card."""
     return {
         "objective": trainer.objective.settings(),
         "attack": trainer.attack.settings(),
@@ -222,7 +226,7 @@ def _card(model, shape, classes, precision, report, more):
 
 
 def _measured(report, sha256):
-    """Returns the figures of a report with its context, for the card."""
+    """Returns the accuracies of a report and its context, for the card."""
     if report is None:
         return {"batch_norm": None, "seed": None, "accuracy": []}
     if report.context.get("weights_sha256") != sha256:
@@ -234,10 +238,10 @@ def _measured(report, sha256):
 
 
 def _architecture(network):
-    """Returns the network's configuration as JSON; None if it has none, as with a subclassed model or a lambda."""
+    """Returns the network's configuration as JSON; None for a subclassed model, or a model with a lambda."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # Keras warns of a lambda, which is not loaded safely
+            warnings.simplefilter("error", UserWarning)  # Keras warns about a lambda, which cannot be loaded safely
             return network.to_json()
     except (NotImplementedError, TypeError, ValueError, UserWarning):
         return None

@@ -25,11 +25,11 @@ def trace(
     Args:
         network: the Keras classifier, in the precision to export.
         shape: (height, width, channels) of its images; None for any height or width.
-        names: the signatures to trace, names out of `SIGNATURES`.
+        names: names of the signatures to trace, from `SIGNATURES`.
         how: the `Preprocessing` of `serving_bytes`.
 
     Raises:
-        ValueError: if the network takes no images of this shape.
+        ValueError: if the network does not accept images of this shape.
     """
     functions = {name: (function, specs) for name, function, specs in _endpoints(network, shape, how) if name in names}
     images = tf.TensorSpec((None, *shape), tf.float32, name="images")
@@ -53,11 +53,11 @@ def trace(
 
 
 def classified(logits: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Returns {"probabilities": float32 [batch, classes], "classes": the likeliest class, int64 [batch]}.
+    """Returns {"probabilities": float32 [batch, classes], "classes": the most likely class, int64 [batch]}.
 
     Args:
-        logits: [batch, classes], or one logit z [batch, 1] for two classes: the probabilities are 1 - sigmoid(z) and
-            sigmoid(z).
+        logits: float32 [batch, classes]; or [batch, 1], one logit z for two classes. Then the probabilities are
+            1 - sigmoid(z) and sigmoid(z).
     """
     logits = tf.concat([tf.zeros_like(logits), logits], -1) if logits.shape[-1] == 1 else logits
     return {"probabilities": tf.nn.softmax(logits), "classes": tf.argmax(logits, -1)}
@@ -66,7 +66,8 @@ def classified(logits: tf.Tensor) -> dict[str, tf.Tensor]:
 def of_sigmoid(logits: tf.Tensor) -> tf.Tensor:
     """Returns z / 2 for a single logit z, and other logits unchanged.
 
-    The attacks' losses take z for the logits [-z, z]. The softmax of [-z / 2, z / 2] is sigmoid(z), as in training.
+    The losses of attacks interpret one logit z as the two logits [-z, z]. With z / 2, these are [-z / 2, z / 2], whose
+    softmax is sigmoid(z), as in training.
     """
     return logits / 2 if logits.shape[-1] == 1 else logits
 
@@ -103,9 +104,9 @@ def _endpoints(network, shape, how):
 
 
 def _decode(image_bytes, how):
-    """Returns the pixels [batch, height, width, channels] of encoded images, the same as evaluation computes.
+    """Returns the pixels [batch, height, width, channels] of encoded images, the same as in an evaluation.
 
-    Raises InvalidArgumentError, with the indices of the files that are no images.
+    The operation fails with InvalidArgumentError, which names the indices of the files that are not images.
     """
     pixels, missing = preprocessing.apply_to_each(how, (image_bytes,), how.shape, tf.data.AUTOTUNE)
     with tf.control_dependencies([tf.debugging.Assert(tf.equal(tf.size(missing), 0), [NO_IMAGE, missing], 1000)]):

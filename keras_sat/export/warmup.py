@@ -1,4 +1,4 @@
-"""Warm-up requests: TF Serving sends them to a model that it has just loaded, before it takes requests."""
+"""Warm-up requests: TF Serving sends them to a model that it has just loaded, before it accepts requests."""
 
 import os
 import warnings
@@ -21,7 +21,8 @@ def requests(
     Args:
         functions: {name of a signature: concrete function}.
         shape: (height, width, channels) of the images; None for any height or width.
-        images: True for one grey image, an array of images, or False for no requests.
+        images: True for one grey image; an array of images [n, height, width, channels]; or False for no requests. With
+            True, there are no requests if height or width is None.
 
     Raises:
         ValueError: for images of another shape.
@@ -43,14 +44,14 @@ def requests(
 
 
 def encoded(images: np.ndarray) -> np.ndarray:
-    """Returns images [n, height, width, channels] as PNG files, an array [n] of bytes."""
+    """Returns images [n, height, width, channels], pixels 0..255, as PNG files: an array [n] of bytes."""
     return np.array([tf.io.encode_png(tf.cast(image, tf.uint8)).numpy() for image in images], object)
 
 
 def write(requests: dict[str, dict[str, np.ndarray]], path: str) -> None:
     """Writes the requests into the folder of a SavedModel, as records of TF Serving's PredictionLog.
 
-    Without tensorflow-serving-api it writes nothing, and warns.
+    If tensorflow-serving-api is not installed, it warns and writes nothing.
     """
     if not requests:
         return

@@ -1,6 +1,6 @@
-"""A training run: its configuration, its training and its folder, and what is done with a trained network by path.
+"""Training runs: configuration, training and folder, and functions that open trained networks by their paths.
 
-`keras-sat train` writes a folder by `train`; `load` reads it, and `export` makes a SavedModel of it.
+`train` writes the folder of a run (`keras-sat train` calls it), `load` reads it, and `export` writes a SavedModel.
 """
 
 from keras_sat.run.configuration import BALLS, OBJECTIVES, Run, fields

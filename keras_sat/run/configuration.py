@@ -31,13 +31,13 @@ def _flag(default: Any, help: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """Configuration of a training run. The defaults are those of the quickstart.
+    """Configuration of a training run. The defaults are the settings of `keras-sat quickstart`.
 
-    Each field with a help text is a flag of `keras-sat train`, whose --help explains it. A run that `load` returned
-    also has a `record`: the classes, preprocessing and images that its network was trained on.
+    Each field with a help text is a flag of `keras-sat train`; `keras-sat train --help` explains it. The field `record`
+    is set by `load`: it is the description of the data that the network was trained on.
 
     Raises:
-        ValueError: if a value is out of range; the message says what is expected.
+        ValueError: if a value is out of range; the message says which values are valid.
     """
 
     model: str = _flag("ResNet8", "network: see `keras-sat list`")
@@ -104,12 +104,16 @@ class Run:
         activations.layer(self.activation)
 
     def settings(self) -> dict[str, Any]:
-        """Returns the configuration as plain values, by the names of the flags."""
+        """Returns the configuration as a dict {name of a flag: plain value}."""
         return {field.name: getattr(self, field.name) for field in fields()}
 
     @functools.cached_property
     def source(self) -> data.Folder | data.Prepared:
-        """The opened dataset. Its classes are matched by name with the classes of a trained network."""
+        """The opened dataset. For a trained network, its classes are matched by name with those of the network.
+
+        Raises:
+            ValueError: if the dataset cannot be opened, see `keras_sat.data.source`.
+        """
         if self.record and os.path.isabs(self.dataset) and not os.path.isdir(self.dataset):
             raise ValueError(
                 f"{self.dataset}, which the network was trained on, is not there: say where the images are now, "
@@ -120,24 +124,28 @@ class Run:
 
     @functools.cached_property
     def description(self) -> data.Description:
-        """Classes, preprocessing and images of the training: those of `record`, or else of the dataset as it is now."""
+        """The description of the training data: `record` if it is set, otherwise made from the dataset as it is now."""
         if self.record:
             return self.record
         return data.describe(self.source, self.image_size, crop=self.crop, channels=self.channels)
 
     def ball(self, epsilon: float | None = None) -> Ball:
-        """Returns the threat model, with the epsilon of this run or another one."""
+        """Returns the threat model.
+
+        Args:
+            epsilon: radius in pixels 0..255. Default: the epsilon of this run.
+        """
         return BALLS[self.norm](self.epsilon if epsilon is None else epsilon)
 
     def attack(self) -> attacks.PGD:
-        """Returns the attack of training; with `replays` it has the ball and the step of free adversarial training."""
+        """Returns the attack of training. With `replays`, it gives ball and step size to free adversarial training."""
         if self.replays:
             step_size = (self.epsilon or None) if self.step_size is None else self.step_size
             return attacks.PGD(self.ball(), steps=1, step_size=step_size)
         return attacks.PGD(self.ball(), steps=self.steps, step_size=self.step_size, clean_start=self.clean_start)
 
     def training_objective(self) -> Objective:
-        """Returns the objective of training: `Free` with `replays`, or else the one that `objective` names."""
+        """Returns the objective of training: `Free` with `replays`, otherwise the one with the name `objective`."""
         return Free(self.replays) if self.replays else OBJECTIVES[self.objective]()
 
     def weight_perturbation(self) -> AWP | None:
@@ -147,7 +155,14 @@ class Run:
     def load_data(
         self, split: str, batch_size: int | None = None, training: bool = False, **options: Any
     ) -> tf.data.Dataset:
-        """Returns batches of the run's dataset; see `keras_sat.data.load` for the options."""
+        """Returns batches of the run's dataset.
+
+        Args:
+            split: See `keras_sat.data.load`.
+            batch_size: number of images in a batch. Default: the batch size of this run.
+            training: See `keras_sat.data.load`.
+            options: further arguments of `keras_sat.data.load`.
+        """
         return data.load(
             self.source,
             split,
@@ -162,10 +177,10 @@ class Run:
     def training_data(
         self, first_step: int = 0, input_context: tf.distribute.InputContext | None = None
     ) -> tf.data.Dataset:
-        """Returns the batches of all epochs, as `trainer.fit` takes them.
+        """Returns the batches of all epochs, one after the other, for `trainer.fit`.
 
         Args:
-            first_step: number of the first batch, counted over all epochs.
+            first_step: index of the first batch, counted over all epochs.
             input_context: see `keras_sat.data.load`.
         """
         dataset = self.load_data(
@@ -181,7 +196,7 @@ class Run:
         return self._labelled(dataset)
 
     def validation_data(self) -> tf.data.Dataset:
-        """Returns up to 500 images of the evaluation split, of all classes in proportion, in whole batches."""
+        """Returns a stratified sample of up to 500 images (at least a batch) of the evaluation split, in batches."""
         images = max(1, VALIDATION_IMAGES // self.batch_size) * self.batch_size
         options = tf.data.Options()
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
@@ -189,7 +204,7 @@ class Run:
 
     @property
     def has_soft_labels(self) -> bool:
-        """Whether the loss takes class probabilities [batch, classes] in place of class numbers [batch]."""
+        """Whether the labels are class probabilities [batch, classes] in place of class numbers [batch]."""
         return bool(self.label_smoothing or self.mixup or self.cutmix)
 
     def _labelled(self, dataset):
@@ -207,7 +222,10 @@ class Run:
         return data.evaluation_split(self.source)
 
     def calibration_images(self) -> np.ndarray:
-        """Returns 200 training images, of all classes in proportion, from which int8 quantization takes its ranges."""
+        """Returns a stratified sample of 200 training images, for the calibration of int8 quantization.
+
+        The result is a uint8 array [200, height, width, channels], or fewer images if the split is smaller.
+        """
         images, _ = next(iter(self.load_data("train", CALIBRATION_IMAGES, sample=CALIBRATION_IMAGES)))
         return images.numpy()
 
@@ -224,7 +242,7 @@ def fields() -> list[dataclasses.Field]:
 
 @contextlib.contextmanager
 def dtype_policy(name: str) -> Iterator[None]:
-    """Sets Keras' dtype policy for the layers that are built within, then restores the previous one."""
+    """A context that sets Keras' dtype policy for new layers, and then restores the previous policy."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(name)
     try:

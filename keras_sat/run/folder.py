@@ -16,7 +16,7 @@ from keras_sat.typing import Path
 
 
 def run_json(folder: Path) -> str:
-    """Returns the path of the file that describes the run."""
+    """Returns the path of run.json, the file that describes the run."""
     return os.path.join(folder, "run.json")
 
 
@@ -26,23 +26,23 @@ def weights(folder: Path) -> str:
 
 
 def logs(folder: Path) -> str:
-    """Returns the folder of the curves for TensorBoard."""
+    """Returns the folder of the logs for TensorBoard."""
     return os.path.join(folder, "logs")
 
 
 def checkpoints(folder: Path) -> str:
-    """Returns the folder of the checkpoints that a run goes on from."""
+    """Returns the folder of the checkpoints, from which an interrupted run continues."""
     return os.path.join(folder, "checkpoints")
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Returns whether there is a checkpoint to go on from."""
+    """Returns whether there is a checkpoint from which the run can continue."""
     path = checkpoints(folder)
     return os.path.isdir(path) and any(name.startswith("step-") for name in os.listdir(path))
 
 
 def is_export(path: Path) -> bool:
-    """Returns whether a path is an export, a SavedModel or a .tflite file, and not the folder of a run."""
+    """Returns whether a path is an export (a SavedModel or a .tflite file), not the folder of a run."""
     return os.fspath(path).endswith(".tflite") or os.path.exists(os.path.join(path, "saved_model.pb"))
 
 
@@ -56,6 +56,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: if the file is damaged.
+        FileNotFoundError: if there is no such file.
     """
     path = run_json(folder)
     try:
@@ -66,7 +67,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def load(folder: Path) -> tuple[Run, keras.Model]:
-    """Returns the `Run` of a folder and its trained network. The dataset need not be there.
+    """Returns the `Run` of a folder and its trained network. The dataset is not necessary for this.
 
     Args:
         folder: the folder that `train` wrote.
@@ -94,13 +95,13 @@ def load(folder: Path) -> tuple[Run, keras.Model]:
 
 def _of_record(stored):
     described = data.Description.of(stored["data"]) if "data" in stored else None
-    # An older run.json lacks the fields that were added since: these keep their defaults.
+    # An older run.json lacks fields that were added later: these keep their defaults.
     settings = {field.name: stored[field.name] for field in fields() if field.name in stored}
     return Run(**settings, record=described)
 
 
 def _warn_of(folder, stored):
-    """Warns of an interrupted training, and of a run.json that does not describe its data."""
+    """Warns about an interrupted training, and about a run.json that does not describe its data."""
     if stored.get("finished") is False:
         warnings.warn(f"The training in {folder} was interrupted at step {stored.get('iterations')}.", stacklevel=3)
     if "data" not in stored:
@@ -112,13 +113,20 @@ def _warn_of(folder, stored):
 
 
 def with_data(run: Run, dataset: str | None = None, data_dir: str | None = None, skip_damaged: bool = False) -> Run:
-    """Returns a run that reads its images from another place, where one is given."""
+    """Returns the run with another dataset, `data_dir` or `skip_damaged`. None or False changes nothing."""
     given: dict[str, Any] = {"dataset": dataset, "data_dir": data_dir, "skip_damaged": skip_damaged}
     return dataclasses.replace(run, **{name: value for name, value in given.items() if value})
 
 
 def changes(run: Run, split: str) -> list[str]:
-    """Returns what changed in a split since the run was trained, a line each; [] for another dataset, or no change."""
+    """Returns the changes of a split's images since the training, as a list of lines; [] if there are none.
+
+    The list is also empty if the run has another dataset than in the training (see `with_data`).
+
+    Args:
+        run: a run, as `load` returns it.
+        split: the split, such as "test[:500]". The whole splits that it refers to are compared.
+    """
     if not run.record or run.dataset != run.record.dataset:
         return []
     names = {part.partition("[")[0] for part in split.split("+")} & set(run.source.splits)
@@ -130,12 +138,12 @@ def export(run: Run, model: keras.Model, folder: Path, path: Path, precision: st
     """Writes the trained network of a run as a SavedModel, with its class names and its measured robustness.
 
     Args:
-        run: as `load` returns it.
-        model: as `load` returns it.
-        folder: folder of the run. The robustness card takes the figures of its report.json, if these are of the same
-            weights.
-        path: folder to write; must not exist.
-        precision: precision that the SavedModel computes in: "float32" or "bfloat16".
+        run: the run, as `load` returns it.
+        model: the trained network, as `load` returns it.
+        folder: folder of the run. If its report.json belongs to the same weights, the robustness card gets the measured
+            accuracies.
+        path: folder to write. It must not exist.
+        precision: precision of the computation in the SavedModel: "float32" (default) or "bfloat16".
 
     Raises:
         ValueError: see `export.export_saved_model`.
@@ -156,7 +164,7 @@ def export(run: Run, model: keras.Model, folder: Path, path: Path, precision: st
 
 
 def _measured(folder, model):
-    """Returns the newest report of a run; None where there is none of these weights."""
+    """Returns the newest report of a run; None if there is no report, or if it belongs to other weights."""
     path = os.path.join(folder, "report.json")
     measured = report.from_json(path) if os.path.exists(path) else None
     is_of_model = measured and measured.context.get("weights_sha256") == provenance.weights_sha256(model)
@@ -164,10 +172,10 @@ def _measured(folder, model):
 
 
 def check_export(run: Run, path: Path) -> None:
-    """Checks that an export has the classes of a run; warns if it makes pixels of images in another way.
+    """Checks that an export has the same classes as a run. Warns if it has another preprocessing, or names no classes.
 
     Args:
-        run: as `load` returns it.
+        run: the run, as `load` returns it.
         path: the folder of a SavedModel, or a .tflite file.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Classifies image files with the network of a run or of an export."""
+"""Classifies image files with the network of a run or an export."""
 
 import dataclasses
 import os
@@ -20,9 +20,9 @@ class Predictor:
     """A network with the preprocessing of its images and the names of its classes.
 
     Attributes:
-        model: from images to logits.
-        preprocessing: how an image file becomes pixels.
-        classes: the names of the classes, in order; None where the export does not name them.
+        model: a function from images to logits.
+        preprocessing: the conversion of an image file to pixels.
+        classes: names of the classes, in the order of the logits; None if the export does not name them.
     """
 
     model: Any
@@ -30,7 +30,10 @@ class Predictor:
     classes: list[str] | None
 
     def __call__(self, path: Path) -> dict[str, float]:
-        """Returns the probability of each class of an image file, the most probable class first.
+        """Returns {name of a class: probability} for an image file, the most probable class first.
+
+        Args:
+            path: path of the image file.
 
         Raises:
             ValueError: if the file cannot be read as an image.
@@ -72,10 +75,10 @@ def open_predictor(path: Path) -> Predictor:
 
 
 def image_files(paths: list[str]) -> list[str]:
-    """Returns the given files, and the images in the given folders and below, in order.
+    """Returns the given files, and all images in the given folders and their subfolders, in order.
 
     Raises:
-        ValueError: if there are none.
+        ValueError: if there are no images.
     """
     images = [image for path in paths for image in (_images_below(path) if os.path.isdir(path) else [path])]
     if not images:
@@ -86,7 +89,7 @@ def image_files(paths: list[str]) -> list[str]:
 def _images_below(path):
     images = []
     for folder, folders, names in os.walk(path):
-        folders[:] = sorted(name for name in folders if not reading.is_hidden(name))  # the order of os.walk
+        folders[:] = sorted(name for name in folders if not reading.is_hidden(name))  # sets the order of os.walk
         shown = sorted(name for name in names if name.lower().endswith(reading.KINDS) and not reading.is_hidden(name))
         images += [os.path.join(folder, name) for name in shown]
     return images

@@ -11,10 +11,10 @@ class Recipe:
     Attributes:
         name: name of the recipe in `RECIPES` and on the command line.
         paper: source of the settings.
-        cost: cost of a training step in steps of plain training, from the number of passes (1 + 2k/3 for PGD-k), and
-            length of the training. `training.cost` measures the cost of a step.
+        cost: cost of a training step as a multiple of a step of plain training, computed from the number of passes
+            (1 + 2k/3 for PGD-k), and length of the training. `training.cost` measures the cost of a step.
         differs: how the recipe differs from the published training.
-        settings: fields of `Run` with other values than the defaults.
+        settings: values of the fields of `Run` that differ from the defaults.
     """
 
     name: str

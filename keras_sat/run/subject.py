@@ -1,4 +1,4 @@
-"""Opens what an evaluation is about: a network, its dataset, and the threat model that it was trained for."""
+"""Opens the subject of an evaluation: a network, its dataset, and the threat model for which it was trained."""
 
 import dataclasses
 import os
@@ -21,12 +21,12 @@ class Subject:
     """A network with a dataset to evaluate it on.
 
     Attributes:
-        model: a Keras model, or a `deployed` one; from images to logits.
+        model: a Keras model, or a model that `deployed.load` returned; a function from images to logits.
         dataset: batches of images and labels, with the preprocessing of the network.
         context: entries for the report: "dataset", "split", "batch_size" and "run" or "weights".
         norm: norm of the threat model, a key of `BALLS`.
-        epsilon: its radius in pixels 0..255; None where it is unknown.
-        output: folder for the reports; None where there is no default.
+        epsilon: radius of the threat model in pixels 0..255; None if it is unknown.
+        output: default folder for the reports; None if there is none.
     """
 
     model: Any
@@ -37,7 +37,7 @@ class Subject:
     output: str | None = None
 
     def check_attacks(self, attacks: dict[str, Attack]) -> None:
-        """Raises ValueError if the network has no gradients, and one of {name: attack} needs them."""
+        """Raises ValueError if the network has no gradients, and one of the attacks, {name: attack}, needs them."""
         for name, attack in attacks.items():
             if not stages.can_attack(attack, self.model):
                 raise ValueError(f"{self.model.name} has no gradients, which {name} needs: take --attack=square.")
@@ -52,15 +52,15 @@ def open_run(
     batch_size: int = 200,
     skip_damaged: bool = False,
 ) -> Subject:
-    """Returns the trained network of a run. Warns if the images have changed since the training.
+    """Returns the trained network of a run, with a dataset. Warns if the images have changed since the training.
 
     Args:
         folder: the folder of the run.
-        dataset: a name or a folder of images; default: the dataset of the run.
-        data_dir: folder of prepared TFDS datasets; default: the folder of the run, or else TFDS' own.
-        split: split of the dataset, such as "test[:500]"; default: all of the evaluation split.
-        batch_size: images in a batch.
-        skip_damaged: leaves out files of a folder that cannot be read.
+        dataset: name of a dataset, or a folder of images. Default: the dataset of the run.
+        data_dir: folder of prepared TFDS datasets. Default: the `data_dir` of the run, otherwise TFDS' own default.
+        split: split of the dataset, such as "test[:500]". Default: the whole evaluation split.
+        batch_size: number of images in a batch. Default: 200.
+        skip_damaged: whether to skip files of a folder that cannot be read. Default: False.
 
     Raises:
         ValueError: if the run or the dataset cannot be read, or the dataset has other classes.
@@ -85,14 +85,14 @@ def open_export(
     batch_size: int = 200,
     skip_damaged: bool = False,
 ) -> Subject:
-    """Returns an exported network, with the dataset at the image size that it takes.
+    """Returns an exported network, with a dataset at the network's image size.
 
-    Warns if the export does not name its classes or its preprocessing, and says what is taken instead.
+    If the export does not describe its classes or its preprocessing, a warning says what is used instead.
 
     Args:
         path: the folder of a SavedModel, or a .tflite file.
-        dataset: a name or a folder of images.
-        data_dir: folder of prepared TFDS datasets; default: TFDS' own.
+        dataset: name of a dataset, or a folder of images.
+        data_dir: folder of prepared TFDS datasets. Default: TFDS' own default.
         split: see `open_run`.
         batch_size: see `open_run`.
         skip_damaged: see `open_run`.
@@ -128,14 +128,15 @@ def open_weights(
 ) -> Subject:
     """Returns a network with released weights, with the dataset and the threat model of their published evaluation.
 
-    The classes of another dataset are matched by name or, where its classes are named by numbers, by number. Weights
-    that do not name their classes take the classes of a folder in their order, with a warning.
+    The classes of another dataset are matched by name. If the classes of a dataset are named by numbers ("0", "1",
+    ...), they are matched by these numbers. If the weights do not name their classes, the classes of a folder are used
+    in their order, with a warning.
 
     Args:
         network: name of the network, a key of `models.BUILDERS`.
         weights: tag of the weights, such as "sat-fashion-mnist".
-        activation: activation of the network.
-        dataset: a name or a folder of images; default: the dataset that the weights were evaluated on.
+        activation: activation of the network. Default: "silu".
+        dataset: name of a dataset, or a folder of images. Default: the dataset on which the weights were evaluated.
         data_dir: see `open_export`.
         split: see `open_run`.
         batch_size: see `open_run`.
@@ -165,7 +166,7 @@ def _context(dataset, split, batch_size):
 
 
 def _source(name, names, number, data_dir, skip_damaged):
-    """Returns a dataset for weights of `number` classes, of these names; None: the weights do not name them."""
+    """Returns the dataset for weights with `number` classes, whose names are `names` (None: the names are unknown)."""
     own = {_letters(each): each for each in data.source(name, data_dir).classes}
     numbers = [str(each) for each in range(number)]
     if set(own) <= set(numbers):
@@ -183,7 +184,7 @@ def _source(name, names, number, data_dir, skip_damaged):
 
 
 def _letters(name):
-    """Returns a class name without the characters that the name of a folder may lack: T-shirt/top is T-shirt_top."""
+    """Returns the letters and digits of a class name: "T-shirt/top" and the folder "T-shirt_top" are the same class."""
     return re.sub(r"[\W_]", "", name.casefold()) or name
 
 
@@ -193,7 +194,7 @@ def _warn_of_order(why, source):
 
 
 def warn_of_preprocessing(path: Path, preprocessing: Preprocessing) -> None:
-    """Warns that an export does not describe its preprocessing, and says which crop is taken."""
+    """Warns that an export does not describe its preprocessing, and says which crop is used."""
     warnings.warn(
         f"{path} does not say how its images are made (assets/preprocessing.json): crop {preprocessing.crop} is taken.",
         stacklevel=3,

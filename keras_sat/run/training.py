@@ -1,4 +1,4 @@
-"""Trains a `Run` and writes its folder. A run that was killed or interrupted goes on from its last checkpoint."""
+"""Trains a `Run` and writes its folder. A run that was killed or interrupted continues from its last checkpoint."""
 
 import contextlib
 import functools
@@ -23,33 +23,34 @@ def train(
 ) -> tuple[keras.Model, bool]:
     """Trains a network adversarially, and writes the run's folder.
 
-    A killed run goes on from its last checkpoint when this is called again, and ends with the same weights. Ctrl-C ends
-    the training early: the weights so far are written, and the same call goes on from there. With several workers each
-    of them calls this, and the chief writes.
+    If a run was killed, call this again with the same arguments: it continues from the last checkpoint, and ends with
+    the same weights. Ctrl-C ends the training early: the current weights are written, and the same call continues from
+    there. With several workers, each worker calls this, and the chief writes the files.
 
     Args:
         run: the configuration.
-        folder: folder to write. It must hold no run yet, or the same run, unfinished.
-        go_on: goes on with a run of the same settings but fewer epochs, which may be finished. The learning rate then
-            follows the schedule of all epochs, so that it may rise again. run.json lists the earlier numbers of epochs
-            as "continued".
-        say: a function that prints a line: a description of the data, and whether a run goes on.
+        folder: folder to write. It must contain no run, or the same run if that is not finished.
+        go_on: True continues a run that has the same settings but fewer epochs, and may be finished. The learning rate
+            then follows the schedule for the new number of epochs, so it may rise again. run.json lists the former
+            numbers of epochs as "continued". Default: False.
+        say: a function that is called with lines of text: a description of the data, and whether a run is continued.
+            Default: a function that does nothing.
 
     Returns:
         The trained keras.Model, and whether the training ran to its end.
 
     Raises:
-        ValueError: if the folder holds a finished run, another run, a run on other data, or a run that is being
-            written, or if the dataset cannot be opened. Nothing is written then.
+        ValueError: if the folder contains a finished run, a run with other settings or other data, or a run that
+            another process is writing; or if the dataset cannot be opened. Nothing is written then.
         FloatingPointError: see `training.Checkpoint`.
         OSError: see `training.Checkpoint`.
-        ConnectionError: if another worker is gone.
+        ConnectionError: if another worker has ended or cannot be reached.
         KeyboardInterrupt: for Ctrl-C before the first step. Nothing is written then.
     """
     folder = files.expanded(folder)
-    strategy = distribution.strategy(run.strategy)  # several workers need it before anything is computed
+    strategy = distribution.strategy(run.strategy)  # with several workers, it must exist before any computation
     is_chief = distribution.is_chief(strategy)
-    # Other workers than the chief may not see the folder.
+    # Workers other than the chief may have no access to the folder.
     continued = _check_goes_on(run, folder, go_on) if is_chief or os.path.isdir(folder) else []
     if is_chief:
         say(run.description.line())
@@ -73,7 +74,7 @@ def train(
 
 @contextlib.contextmanager
 def _nothing_without_a_step(folder):
-    """Removes the files of a training that failed before its first checkpoint."""
+    """A context that removes the files of a training that failed before its first checkpoint."""
     before = set(os.listdir(folder)) if os.path.isdir(folder) else None
     try:
         yield
@@ -88,7 +89,7 @@ def _nothing_without_a_step(folder):
 
 
 def _write(run, trainer, checkpoint, is_finished, folder, continued):
-    """Writes the weights, then run.json, whose presence says that the run is complete."""
+    """Writes the weights, then run.json. If run.json exists, the weights exist too."""
     with files.atomic_write(folder_lib.weights(folder)) as temporary:
         trainer.classifier.save_weights(temporary)
     record = folder_lib.record(run) | {"attack_batch_norm": trainer.attack_batch_norm, "finished": is_finished}
@@ -105,10 +106,10 @@ def _curves(history):
 
 
 def _check_goes_on(run, folder, go_on):
-    """Returns the numbers of epochs after which the run in a folder had ended before; [] for a new run.
+    """Returns the former numbers of epochs of the run in a folder, if it had fewer; [] for a new run.
 
     Raises:
-        ValueError: if the folder holds a run that this one cannot go on from.
+        ValueError: if the folder contains a run that this run cannot continue.
     """
     is_there = os.path.exists(folder_lib.run_json(folder))
     has_checkpoint = folder_lib.has_checkpoint(folder)
@@ -160,14 +161,14 @@ def _check_data(run, before, folder):
 
 
 def _fit(run, trainer, checkpoint, steps, logs):
-    """Trains from the last checkpoint on; returns whether the training ran to its end."""
+    """Trains from the last checkpoint on. Returns whether the training ran to its end."""
     done = checkpoint.restore(trainer)
     if done == steps * run.epochs:  # the run was killed after its last step
         trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
         return True
     batches = functools.partial(run.training_data, done)
     strategy, averaged = trainer.distribute_strategy, AveragedWeights()
-    has_replicas = strategy.num_replicas_in_sync > 1  # then each worker reads its share of the files
+    has_replicas = strategy.num_replicas_in_sync > 1  # with several replicas, each worker reads its share of the files
     try:
         trainer.fit(
             strategy.distribute_datasets_from_function(batches) if has_replicas else batches(),
@@ -193,7 +194,7 @@ def _fit(run, trainer, checkpoint, steps, logs):
 
 
 def _trainer(run, steps):
-    """Returns a compiled AdversarialModel for epochs of `steps` steps."""
+    """Returns a compiled AdversarialModel. `steps` is the number of steps in an epoch, for the schedule."""
     model = run.build()
     trainer = AdversarialModel(
         model,

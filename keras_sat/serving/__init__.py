@@ -1,4 +1,4 @@
-"""A development server in Python, with the REST and gRPC interfaces of TF Serving."""
+"""A server in Python for development, with the REST and gRPC interfaces of TF Serving."""
 
 from keras_sat import extras
 

@@ -1,6 +1,6 @@
 """Converts JSON to tensors and back, by the rules of TF Serving's util/json_tensor.cc.
 
-Names of C++ functions in comments are those of that file.
+C++ functions that comments name are in that file.
 """
 
 import base64
@@ -22,7 +22,7 @@ _BASE64 = re.compile(rb"([A-Za-z0-9+/]*)([=.]*)")
 
 
 class _Constant(float):
-    """NaN, Infinity or -Infinity, written out in a request."""
+    """A number that is written as NaN, Infinity or -Infinity in a request."""
 
 
 # The types of JSON values that each type of tensor accepts (AddValueToTensor).
@@ -291,5 +291,5 @@ def _name(dtype):
 
 
 def _shown(value):
-    """Returns the first 256 characters of a JSON value. Only these are encoded, whatever the size of the value."""
+    """Returns the first 256 characters of a JSON value. Only these are encoded, so a large value costs no time."""
     return "".join(itertools.islice(json.JSONEncoder().iterencode(value), 256))[:256]

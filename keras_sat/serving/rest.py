@@ -1,7 +1,7 @@
 """TF Serving's REST interface as a WSGI application: model status, metadata, and predict in row and column format.
 
-The interface is described at https://www.tensorflow.org/tfx/serving/api_rest. Names of C++ files in comments are those
-of TF Serving's source code.
+The interface is described at https://www.tensorflow.org/tfx/serving/api_rest. C++ files that comments name are in the
+source code of TF Serving.
 """
 
 import http
@@ -21,8 +21,8 @@ from keras_sat.serving.servable import DEFAULT, Servable
 from keras_sat.serving.status import Status, failure
 from keras_sat.serving.versions import Versions, version_number
 
-# http_rest_api_util.cc matches these patterns with the path before it is percent-decoded, query included. It decodes
-# the model name and the label afterwards.
+# As in http_rest_api_util.cc, these patterns match the path with its query, before percent-decoding. The model name and
+# the label are decoded afterwards.
 _OF_VERSION = r"(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
 _PREDICT = re.compile(rf"(?ai)/v1/models/(?P<name>[^/:]+){_OF_VERSION}:(?P<method>classify|regress|predict)")
 _STATUS = re.compile(rf"(?ai)/v1/models(?:/(?P<name>[^/:]+))?{_OF_VERSION}(?:/(?P<metadata>metadata))?")

@@ -46,7 +46,7 @@ class Servable:
         """Returns the response to a prediction request.
 
         Args:
-            request: its signature name, inputs and output filter are used; its model name is not.
+            request: the request. Its signature name, inputs and output filter are used; its model name is ignored.
 
         Raises:
             Status: FAILED_PRECONDITION for an unknown signature, INVALID_ARGUMENT for unknown outputs or inputs that do

@@ -20,7 +20,7 @@ GRACE = 10  # seconds that running requests get to finish when the server stops
 
 
 class Server:
-    """Serves a SavedModel, or the newest of its versions, as TF Serving does. It is made for development.
+    """Serves a SavedModel, or the newest of several versions, with the interfaces of TF Serving. For development only.
 
         with Server("models/gelu", rest_port=8501, grpc_port=8500) as server:
             server.wait()
@@ -29,11 +29,12 @@ class Server:
         path: a folder of version folders (`models/gelu/1`, ...), or the folder of one SavedModel. "~" is the home
             folder.
         name: name of the model in requests. Default: the name of the folder.
-        host: the address to listen at.
-        rest_port: port of the REST interface. 0 takes a free port, which the attribute `rest_port` then has.
-        grpc_port: port of the gRPC interface. 0 takes a free port, which the attribute `grpc_port` then has.
-        poll: seconds between two checks for a new version.
-        max_bytes: largest size of a request in bytes. Larger requests fail with 413 (RESOURCE_EXHAUSTED).
+        host: the address to listen at. Default: 127.0.0.1, so that only this machine can connect.
+        rest_port: port of the REST interface. 0 selects a free port, see the attribute `rest_port`. Default: 8501.
+        grpc_port: port of the gRPC interface. 0 selects a free port, see the attribute `grpc_port`. Default: 8500.
+        poll: seconds between two checks for a new version. Default: 1.
+        max_bytes: largest size of a request in bytes. Larger requests fail with 413 (RESOURCE_EXHAUSTED). Default: 256
+            MiB.
 
     Attributes:
         name: name of the model.
@@ -94,7 +95,7 @@ class Server:
         self._done.wait()
 
     def stop(self) -> None:
-        """Ends `wait`. It is safe to call this in a signal handler."""
+        """Makes `wait` return. It is safe to call this in a signal handler."""
         self._done.set()
 
     def close(self) -> None:
@@ -118,7 +119,7 @@ def _grpc_server(pool, versions, max_bytes):
 
 
 def _listening(host, port):
-    """Returns a socket that listens; raises OSError with a short message."""
+    """Returns a listening socket. Raises OSError with a short message."""
     try:
         return socket.create_server((host, port))
     except (OSError, OverflowError) as error:
@@ -127,7 +128,7 @@ def _listening(host, port):
 
 
 def _bound(server, address):
-    """Binds a gRPC server to an address; returns the port."""
+    """Binds a gRPC server to an address, and returns the port."""
     try:
         port = server.add_insecure_port(address)
     except RuntimeError as error:

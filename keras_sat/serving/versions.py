@@ -1,4 +1,4 @@
-"""Loads the versions of a model, folders PATH/1, PATH/2, ..., and serves the newest."""
+"""Loads the versions of a model (the folders PATH/1, PATH/2, ...) and serves the newest one."""
 
 import os
 import re
@@ -32,14 +32,14 @@ class Versions:
     """Serves the newest version of a model, and watches its folder for new versions.
 
     A new version is loaded and warmed up while the old one is still served, and then replaces it. Running requests
-    finish with the version that they began with. If a version cannot be loaded (because it is half copied, say), the
-    old one stays in service, and the new one is tried again when its files change.
+    finish with the version with which they began. If a version cannot be loaded (for example because it is not yet
+    copied completely), the old one stays in service, and the new one is tried again when its files change.
 
     Args:
         path: a folder of version folders, or the folder of one SavedModel, which is served as version 1. "~" is the
             home folder.
         name: name of the model.
-        poll: seconds between two checks of the folder.
+        poll: seconds between two checks of the folder. Default: 1.
 
     Raises:
         ValueError: if no version can be loaded.
@@ -62,8 +62,8 @@ class Versions:
         """Returns the loaded version that a request asks for.
 
         Raises:
-            Status: NOT_FOUND for another model name or version, INVALID_ARGUMENT for a label. The messages are those of
-                TF Serving (server_core.cc).
+            Status: NOT_FOUND for another model name or version, INVALID_ARGUMENT for a missing name or a version label.
+                The messages are the same as TF Serving's (server_core.cc).
         """
         current = self._current
         assert current is not None  # __init__ loads a version or raises
@@ -98,7 +98,7 @@ class Versions:
         return response
 
     def refresh(self) -> None:
-        """Loads the newest version if it is not yet in service."""
+        """Loads the newest version that can be loaded, if it is not yet in service."""
         for version, folder in sorted(self._folders().items(), reverse=True):
             if self._current is not None and version == self._current.version:
                 return

@@ -61,8 +61,8 @@ class CatastrophicOverfittingGuard(keras.callbacks.Callback):
             `evaluation.evaluate`.
         attack: an attack with several steps, such as `PGD(ball, steps=10)`.
         every: number of steps between two probes.
-        action: what follows after the weights are restored. "stop" (default) ends the training. "roll back" continues
-            with a smaller step size of the attack (`trainer.step_size_factor`).
+        action: "stop" (default) ends the training after the weights are restored. "roll back" continues it with a
+            smaller step size of the attack (`trainer.step_size_factor`).
         collapse: share of the best robust accuracy so far, in (0, 1), below which training has collapsed.
         factor: factor in (0, 1) by which "roll back" multiplies the step size.
 

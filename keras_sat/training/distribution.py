@@ -139,7 +139,7 @@ def heeding_lost_workers(strategy: tf.distribute.Strategy) -> Iterator[None]:
     It replaces TensorFlow's long errors about operations that waited for that worker.
 
     Raises:
-        ConnectionError: if an operation fails because another worker is gone.
+        ConnectionError: if an operation fails because another worker has ended or cannot be reached.
     """
     try:
         yield

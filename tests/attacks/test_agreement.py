@@ -27,7 +27,7 @@ DIFFERENT = {
 def test_the_same_network_agrees(images):
     assert agreement.difference(network, lambda x: network(x, gain=1 + 1e-6), images) is None
     nothing = {"logits_fn": lambda x: network(x) * np.nan, "copy": lambda x: network(x) * np.nan}
-    assert agreement.difference(**nothing, images=images) is None  # it is for others to say that this is no network
+    assert agreement.difference(**nothing, images=images) is None  # other checks reject such a network
 
 
 @pytest.mark.parametrize(("copy", "message"), DIFFERENT.values(), ids=DIFFERENT)
@@ -37,7 +37,7 @@ def test_another_network_does_not(copy, message, images):
 
 
 def test_saturated_logits_have_a_gradient_to_compare(images):
-    """Cross entropy has none at a hundred times the logits, for any sign of the copy's."""
+    """With logits a hundred times as large, the gradient of cross entropy is 0, so it could not show a wrong copy."""
     fault = agreement.difference(lambda x: network(x, 100.0), lambda x: network(backwards(x), 100.0), images)
     assert fault.startswith("input gradients")
 
@@ -53,7 +53,7 @@ def test_a_random_network_cannot_be_compared(images):
 
 
 def test_a_network_whose_logits_are_constant_says_nothing_of_its_copy(images):
-    """A last layer that begins with zeros: any copy would agree, and be another network after the first step."""
+    """If the last layer starts with zeros, every copy agrees at first, and may differ after the first step."""
     with pytest.warns(UserWarning, match="its logits do not change with the images yet"):
         assert not agreement.holds(lambda x: 0 * network(x), lambda x: 0 * x[:, 0, 0], images, agreement.LOW, "it", "")
 
@@ -67,6 +67,6 @@ def test_a_copy_that_fails_is_not_used(images):
 
 
 def test_one_logit_is_compared(images):
-    """[-z, z]: a sum of both with the same weight would be 0."""
+    """The logits are [-z, z]: with equal weights, their sum would always be 0."""
     fault = agreement.difference(lambda x: network(x)[:, :1], lambda x: network(backwards(x))[:, :1], images)
     assert fault.startswith("input gradients")

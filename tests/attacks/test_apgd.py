@@ -20,7 +20,7 @@ def test_checkpoints_are_those_of_the_paper():
 
 
 def by_the_paper(model, image, label, epsilon, steps, norm):
-    """Algorithm 1 of arXiv:2003.01690 for one example, from the image, in plain NumPy. Returns points of each step."""
+    """Runs algorithm 1 of arXiv:2003.01690 in NumPy, for one example, starting at the image. Returns all points."""
 
     def project(x):
         delta = x - image
@@ -80,7 +80,7 @@ def test_step_halving_is_that_of_the_paper(ball, tiny_model, images):
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.filterwarnings("ignore:.*target classes")
 def test_few_classes(classes):
-    """In closed form: one step of 2 epsilon ends in the corner that is best for the runner-up, or for the target."""
+    """Compared with a closed form: a step of 2 epsilon ends in the best corner for the runner-up, or the target."""
     weights = np.random.default_rng(3).normal(0, 1e-3, (12, classes)).astype(np.float32)
 
     def linear(images):

@@ -12,7 +12,7 @@ ALL = [PGD(BALL), FGSM(BALL), APGD(BALL), FAB(BALL), Square(BALL), AutoAttack(BA
 
 
 class Darken(Attack):
-    """An attack of somebody else: it subtracts epsilon."""
+    """An attack that a user defines: it subtracts epsilon."""
 
     def perturb(self, logits_fn, images, labels, seed, start=None, *, static_shapes=False):
         return self.ball.project(images - 255, images)

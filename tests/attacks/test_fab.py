@@ -50,7 +50,7 @@ def test_breaks_those_within_epsilon_and_no_others(ball):
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_projection_onto_a_plane_within_the_bounds(norm):
-    """Against bisection on the length of the step, in double precision."""
+    """Compared with a bisection on the length of the step, in float64."""
     rng = np.random.default_rng(0)
     points = rng.uniform(0, 255, (20, 3, 3, 1))
     normal, value = rng.normal(0, 1, points.shape), rng.normal(0, 150, 20)

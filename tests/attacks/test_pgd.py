@@ -113,7 +113,7 @@ def test_fgsm_is_one_step_of_epsilon_from_the_image():
 
 
 def test_clean_start_is_one_coin_for_the_batch():
-    """With step size ~0 what comes out is the start: all of the batch clean, or none of it."""
+    """With a step size near 0, the result is the start: either all images of the batch are clean, or none is."""
     attack = PGD(LinfBall(8), steps=1, step_size=1e-30, clean_start=0.2)
     images, labels = grey()
     clean = [np.mean(attack(linear, images, labels, seed).numpy() == images) for seed in range(300)]
@@ -122,7 +122,7 @@ def test_clean_start_is_one_coin_for_the_batch():
 
 
 def test_the_random_start_is_clipped_only_after_the_first_gradient():
-    """The release's order: a black image's noise is half negative when the first gradient is taken."""
+    """As in the release: at the first gradient, half of the pixels of a noisy black image are negative."""
     seen = []
 
     def watch(images):
@@ -254,7 +254,7 @@ AWAY = {
 
 @pytest.mark.parametrize("attack", AWAY.values(), ids=AWAY)
 def test_a_network_that_answers_nan_off_the_image_is_broken(attack, tiny_model, images):
-    """NaN is as good as broken: the attack keeps what leads to it, and stays in its ball."""
+    """NaN counts as misclassified: the attack keeps such an image, and stays in its ball."""
     model = tiny_model()
     labels = np.argmax(model(images), -1)
 
@@ -289,7 +289,7 @@ def test_images_standardised_by_channel_are_attacked_as_their_pixels(name, kind,
 
 
 def test_rounding_at_the_bounds_is_no_fault():
-    """A white pixel, standardised in float32, may end an ulp above the bounds."""
+    """A white pixel that is standardised in float32 may be above the bounds by a rounding error."""
     ball = LinfBall(8 / 255 / DEVIATION, bounds=STANDARDISED)
     above = np.nextafter(np.float32(STANDARDISED[1]), np.float32(9))
     images = np.ones((2, 2, 2, 1), np.float32) * above
@@ -305,7 +305,7 @@ def test_a_ball_of_other_channels_is_refused(tiny_model, images, labels):
 
 
 def test_one_logit_is_a_network_for_two_classes(images):
-    """z as [-z, z]: class 1 where z > 0; positive weights make brighter images class 1."""
+    """One logit z means the logits [-z, z]: class 1 if z > 0. With positive weights, bright images are class 1."""
     weights = np.full((192, 1), 1e-3, np.float32)
 
     def one(x):

@@ -77,7 +77,7 @@ STANDARDISED = (-MEAN / DEVIATION, (1 - MEAN) / DEVIATION)
 
 @pytest.mark.parametrize("kind", [LinfBall, L2Ball])
 def test_a_ball_of_standardised_images_is_that_of_the_pixels(kind):
-    """All that a ball does, in both units: x = (pixel / 255 - mean) / deviation."""
+    """All methods of a ball give the same results in both units; x = (pixel / 255 - mean) / deviation."""
     pixels, unit = kind(20.0), 255 * DEVIATION
     ball = kind(20.0 / unit, bounds=STANDARDISED)
     images = tf.constant((IMAGES / 255 - MEAN) / DEVIATION, tf.float32)

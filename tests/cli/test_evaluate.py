@@ -18,7 +18,7 @@ COMMAND = os.path.join(os.path.dirname(sys.executable), "keras-sat")
 
 
 def test_evaluate_with_all_its_flags(inside, folder, tmp_path, capsys):
-    """Several attacks, corruptions, audit and page; then shards, a curve, and what was exported."""
+    """Several attacks, corruptions, an audit and the HTML report; then shards, a curve, and an export."""
     flags = ("--split=test[:12]", "--batch_size=12", f"--output={tmp_path}")
     assert inside("evaluate", folder, "--attack=apgd-ce,pgd-3x2,corruptions", "--audit", "--html", *flags) == 0
     rows = json.loads((tmp_path / "report.json").read_text())["results"]
@@ -115,7 +115,7 @@ def test_reports_are_never_overwritten(inside, of_photos, tmp_path):
 
 
 def test_weights_of_the_zoo_on_a_folder(inside, tmp_path, capsys):
-    """Its classes are matched by name, as far as a folder's name can be theirs, or by number; others are refused."""
+    """The classes of the folder are matched by name (as far as a folder can have it) or number. Others are errors."""
     names = data.class_names("fashion_mnist_mini")
     images, labels = next(iter(data.load("fashion_mnist_mini", "test[:60]", 60)))
     layouts = {

@@ -17,7 +17,7 @@ COMMAND = os.path.join(os.path.dirname(sys.executable), "keras-sat")
 
 @pytest.mark.slow
 def test_two_workers_are_given_the_same_command(train_flags, free_ports, tmp_path):
-    """Real processes on loopback; the chief alone speaks and writes."""
+    """Two processes on this machine; only the chief prints and writes files."""
     path, processes = tmp_path / "gelu", []
     cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
     for index in range(2):
@@ -44,7 +44,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 def interrupted(arguments, when, patience=0.0):
-    """Runs a training and sends Ctrl-C once a line of its output holds `when`; returns exit status and stderr."""
+    """Runs a training, and sends Ctrl-C after a line of its output that contains `when`. Returns status and stderr."""
     command = [sys.executable, "-c", HEED_CTRL_C, COMMAND, "train", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
@@ -55,7 +55,7 @@ def interrupted(arguments, when, patience=0.0):
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=120)
     finally:
-        process.kill()  # else a failure would leave it to take the cores from the tests after it
+        process.kill()  # otherwise, after a failure, it would slow down the next tests
         process.communicate()
     return process.returncode, error
 

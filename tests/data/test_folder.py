@@ -98,7 +98,7 @@ def test_images_of_one_size_are_kept_as_they_are(photos):
 
 
 def test_small_images_are_shifted_and_large_ones_cut(photos):
-    """A random part of a small image could be only a few pixels."""
+    """(A random part of a small image could have only a few pixels.)"""
     padded = Preprocessing(20, 20, 3, "padded")
     encoded = [tf.io.read_file(path) for path, _ in data.source(photos).examples("train")]
     around = np.stack([np.pad(padded(image), ((2, 2), (2, 2), (0, 0))) for image in encoded])

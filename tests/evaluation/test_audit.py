@@ -100,11 +100,11 @@ def test_gradients_that_mislead_are_caught(data, tiny_model):
     )
     expected = {"unbounded epsilon", "black box", "transfer", "loss over steps"}
     assert expected <= set(report.failed), report.table()
-    assert report["gradients"].outcome == PASS  # they look well
+    assert report["gradients"].outcome == PASS  # at the images, the gradients look normal
 
 
 def test_gradients_that_lead_astray_after_the_first_step_are_caught(data):
-    """Right at the images themselves, reversed elsewhere: one step is stronger than many, and more room is no help."""
+    """The gradient is right at the images and reversed elsewhere: one step is stronger than many or a larger ball."""
     model, (images, labels) = data
     known = tf.constant(images, tf.float32)[None]
 
@@ -119,7 +119,7 @@ def test_gradients_that_lead_astray_after_the_first_step_are_caught(data):
 
 
 def test_gradients_that_vanish_between_the_images_are_caught(data):
-    """Zero but at the images themselves: a larger ball breaks no more."""
+    """The gradient is 0 except at the images: a larger ball does not break more of them."""
     model, (images, labels) = data
     known = tf.constant(images, tf.float32)[None]
 

@@ -17,7 +17,7 @@ ATTACK = PGD(LinfBall(2), steps=3)
 
 @pytest.fixture
 def data(tiny_model):
-    """Images, and as labels what the model of seed 0 says of them."""
+    """Images, labelled with the predictions of the model of seed 0."""
     images = np.random.default_rng(3).integers(0, 256, (60, 8, 8, 3)).astype(np.uint8)
     return images, np.argmax(tiny_model()(images), -1)
 
@@ -40,7 +40,7 @@ def test_an_export_is_as_robust_as_its_original(tiny_model, data, tmp_path):
 
 
 def test_attacks_are_carried_over(tiny_model, data):
-    """Each cell against its definition."""
+    """Each cell of the table is compared with its definition."""
     networks = {ORIGINAL: tiny_model(), "other": tiny_model(seed=1)}
     images, labels = data
     attacks = [FGSM(LinfBall(8)), ATTACK]
@@ -52,7 +52,7 @@ def test_attacks_are_carried_over(tiny_model, data):
         for target, judge in networks.items():
             right = [np.argmax(judge(shown), -1) == labels for shown in (x, *adversarial)]
             cell = comparison.results[target][source]
-            assert abs(cell.correct - np.sum(np.all(right, axis=0))) <= 2  # of other random starts
+            assert abs(cell.correct - np.sum(np.all(right, axis=0))) <= 2  # because the random starts differ
     for rows in comparison.results.values():
         assert rows[WORST].correct <= min(rows[ORIGINAL].correct, rows["other"].correct)
 
@@ -63,7 +63,7 @@ def test_a_loss_of_robustness_is_said(tiny_model, data):
     data = (images, np.argmax(model(images), -1))
 
     def brittle(images):
-        """The same classes of these images, but a perturbation counts twentyfold."""
+        """A network with the same predictions for these images, on which a perturbation has twenty times the effect."""
         images = tf.cast(images, tf.float32)
         nearest = tf.stop_gradient(tf.round(images / 8) * 8)
         return model(nearest + 20 * (images - nearest))

@@ -8,7 +8,7 @@ from keras_sat.evaluation.corruptions import SEVERITIES
 
 
 def smooth_images():
-    """Gradients of grey with a disc, as photographs are smooth: noise is not what corruptions were made for."""
+    """Smooth grey images with a disc. Corruptions are made for photographs, which are smooth, not for noise."""
     y, x = np.mgrid[:24, :24] / 24
     image = 255 * np.stack([x, y, ((x - 0.5) ** 2 + (y - 0.5) ** 2 < 0.1) * 0.8 + 0.1], -1)
     return np.stack([image, image[::-1], image[:, ::-1]]).astype(np.uint8)

@@ -114,7 +114,7 @@ def test_datasets_that_are_none(tiny_model, images):
 
 @pytest.mark.parametrize("name", ["normalization", "derived", "own convolution", "forgetful", "random", "lora"])
 def test_networks_of_others_are_attacked_as_they_are(name, foreign_model, images):
-    """Against the copy that folds batch norms and against a function, of which there is none."""
+    """The results with a folded copy are the same as for a function, which has no copy."""
     model = foreign_model(name)
     x, y = np.tile(images, (4, 1, 1, 1)), np.argmax(model(np.tile(images, (4, 1, 1, 1))), -1)
     attack = PGD(LinfBall(4), steps=4, random_start=False)
@@ -134,7 +134,7 @@ def test_networks_of_others_are_attacked_as_they_are(name, foreign_model, images
 
 
 def test_a_network_that_was_adapted_anew_is_judged_as_it_is_now(images):
-    """What a layer derives from its weights is a constant of what was traced in the evaluation before."""
+    """A function traced in an earlier evaluation contains constants that layers computed from their former weights."""
     layer = keras.layers.Normalization()
     layer.adapt(images.astype(np.float32))
     model = keras.Sequential([keras.Input((8, 8, 3)), layer, keras.layers.Flatten(), keras.layers.Dense(4)])
@@ -207,7 +207,7 @@ def by_example(report):
 
 @pytest.fixture(scope="module")
 def whole():
-    """A model, its data, and the report of all of it."""
+    """A model, its data, and the report for all data."""
     keras.utils.set_random_seed(0)
     layers = [keras.Input((8, 8, 3)), keras.layers.Rescaling(2 / 255, -1.0), keras.layers.Conv2D(8, 3, strides=2)]
     layers += [keras.layers.BatchNormalization(synchronized=True), keras.layers.Activation("silu")]
@@ -326,7 +326,7 @@ def test_replicas_share_the_batches(whole):
 
 
 def test_goes_on_from_its_state_after_a_kill(tmp_path):
-    """A real process, killed in the midst of its work, several times; then one that ends."""
+    """A process is killed several times during its work; the last one runs to the end."""
     state, numbers = tmp_path / "state.npz", tmp_path / "report.json"
     code = f"""
 import numpy as np, keras, keras_sat

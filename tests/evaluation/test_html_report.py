@@ -1,4 +1,4 @@
-"""The page, in a real browser where there is one."""
+"""The HTML report, in a browser if one is installed."""
 
 import re
 import shutil
@@ -70,7 +70,7 @@ def test_renders_in_a_browser_without_an_error(page, tmp_path):
 
 @pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium")
 def test_fits_on_a_phone(page, tmp_path):
-    """Nothing is wider than the window but what scrolls within itself; asked by a script, which the policy forbids."""
+    """Only elements with their own scroll bar are wider than the window. (A script measures it, without the policy.)"""
     script = "<script>document.title = document.documentElement.scrollWidth + ' of ' + window.innerWidth</script>"
     copy = tmp_path / "copy.html"
     copy.write_text(re.sub(r"<meta http-equiv.*?>", "", page.read_text()).replace("</body>", script + "</body>"))

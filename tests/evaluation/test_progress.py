@@ -7,7 +7,7 @@ from keras_sat.evaluation.state import Row
 
 
 def test_a_file_gets_few_lines(capsys):
-    """On no terminal, where nothing replaces what was written before."""
+    """If the output is not a terminal, updates do not replace each other."""
     attack = PGD(LinfBall(4), steps=5)
     stages = stages_of(attack, None)
     bar = Progress(True, {"PGD": stages})
@@ -33,7 +33,7 @@ def test_disabled_it_writes_nothing(capsys):
 
 
 def test_the_time_left_counts_the_later_attacks(monkeypatch):
-    """Ten images took one second for ten passes each: later attacks cost what their passes cost."""
+    """Ten images took one second for ten passes each, which gives the time of a pass of later attacks."""
     one, two = PGD(LinfBall(4), steps=5), PGD(LinfBall(4), steps=50)
     stages = {"one": stages_of(one, None), "two": stages_of(two, None)}
     bar, row = Progress(False, stages), Row(np.array([0] * 20 + [1] * 5, np.int8), np.zeros(25))

@@ -21,7 +21,7 @@ class Output(ctypes.Structure):
 
 
 class Library:
-    """The C API, with every pointer as a pointer."""
+    """TensorFlow's C API. It declares that its functions return pointers, not int."""
 
     def __init__(self, path):
         self._library = ctypes.CDLL(path)

@@ -36,7 +36,7 @@ def test_int8(tiny_model, images, labels, calibration, tmp_path):
 
 
 def test_an_int8_network_that_answers_otherwise_is_refused(calibration, tmp_path):
-    """Activations around ten thousand: a step of int8 is larger than all differences between them."""
+    """The activations are about ten thousand: a step of int8 is larger than all differences between them."""
     inputs = keras.Input((8, 8, 3))
     x = keras.layers.Dense(4)(keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs)))
     x = keras.layers.ReLU()(keras.layers.Rescaling(1.0, 1e4)(x))

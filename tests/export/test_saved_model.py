@@ -122,7 +122,7 @@ def test_image_files_of_any_size_and_format(loaded, model):
 @pytest.mark.parametrize("crop", CROPS)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_serving_bytes_makes_the_pixels_of_evaluation(crop, channels, image_files, tmp_path):
-    """A network that returns its first pixels shows them: they are the same, to the grey level."""
+    """A network that returns its first pixels as logits shows that the pixels are equal."""
     inputs = keras.Input((12, 16, channels))
     first = keras.layers.Flatten()(inputs)
     how = Preprocessing(12, 16, channels, crop)
@@ -144,7 +144,7 @@ def test_serving_bytes_makes_the_pixels_of_evaluation(crop, channels, image_file
 
 
 def test_paths_with_brackets_spaces_and_the_home_folder(model, tmp_path, monkeypatch):
-    """TensorFlow's loader takes brackets for a pattern."""
+    """TensorFlow's loader interprets brackets as a pattern."""
     monkeypatch.setenv("HOME", str(tmp_path))
     export_saved_model(model, "~/my models [1]/net/")
     assert set(verify("~/my models [1]/net", model)) == set(SIGNATURES)
@@ -245,7 +245,7 @@ def test_assets(saved, model, tmp_path):
 
 
 def test_the_card_says_what_the_report_was_measured_on(tiny_model, images, labels, tmp_path):
-    """But for the folder of a run, which is one machine's."""
+    """The folder of a run is left out, because it exists on one machine only."""
     model, context = tiny_model(), {"dataset": "cifar10", "split": "test", "sensor": "B"}
     attack = PGD(LinfBall(4), steps=1)
     report = evaluation.evaluate(model, (images, labels), attack, context=context, progress=False)
@@ -289,7 +289,7 @@ def test_any_image_size_and_gradients(tmp_path):
 
 
 def test_the_c_loader_runs_every_signature(saved, loaded, tmp_path):
-    """What TF Serving is made of: the C++ loader and session, with no Python of TensorFlow's."""
+    """TF Serving uses the same C++ loader and session, without Python."""
     graph = saved_model_pb2.SavedModel.FromString((saved / "saved_model.pb").read_bytes()).meta_graphs[0]
     images = pixels(3)
     files = np.array([tf.io.encode_png(image).numpy() for image in images], object)

@@ -1,4 +1,4 @@
-"""Without tensorflow-serving-api, which the extra `serve` brings."""
+"""Warm-up requests without tensorflow-serving-api, which the extra `serve` installs."""
 
 import subprocess
 import sys

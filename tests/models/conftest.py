@@ -23,7 +23,7 @@ def without_weights():
 
 
 def kernel(name, shape, seed, scale):
-    """The large kernels of a fixture are not stored: their names and its seed determine them."""
+    """Returns a large kernel of a fixture. It is not stored: its name and the seed determine it."""
     rng = np.random.RandomState((int(hashlib.md5(name.encode()).hexdigest()[:8], 16) + seed) % 2**32)
     values = rng.normal(0, 1, shape)
     if len(shape) == 2:
@@ -36,7 +36,7 @@ def kernel(name, shape, seed, scale):
 
 
 class Release:
-    """A checkpoint in the layout of the release, with known random weights, and what the authors' code makes of it."""
+    """A checkpoint in the layout of the release, with known random weights, and the outputs of the authors' code."""
 
     def __init__(self, name):
         self.name = name

@@ -81,7 +81,7 @@ def test_probabilities_are_judged_by_what_is_returned_and_can_be_taken_off(tiny_
 
 
 def test_layers_that_are_called_elsewhere_too(images):
-    """`layer.output` is that of the first call: here of another model's, or of a sequential model's before it grew."""
+    """`layer.output` belongs to the first call: here by another model, or by a sequential model with fewer layers."""
     grown = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Rescaling(1 / 255)])
     for layer in (keras.layers.Dense(4), keras.layers.Softmax(), keras.layers.Activation("linear")):
         grown.add(layer)

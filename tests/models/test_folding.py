@@ -17,7 +17,7 @@ BUILDERS = {
 
 
 def shaken(model):
-    """Gives a network weights and statistics as of a trained one: no mean is 0, no variance 1, no gamma 0."""
+    """Gives a network weights and statistics like those of a trained one: no mean is 0, no variance 1, no gamma 0."""
     rng = np.random.default_rng(0)
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
@@ -53,7 +53,7 @@ def test_same_logits_and_gradients(build):
     "activation", [*activations.names(), keras.activations.mish], ids=lambda one: getattr(one, "__name__", one)
 )
 def test_logits_alone_in_a_graph(activation):
-    """Without a gradient TensorFlow fuses more: bias, the addition of a residual block, and the activation."""
+    """Without a gradient, TensorFlow fuses more operations: bias, addition of a residual block, and activation."""
     model = shaken(models.ResNet8(activation=activation, input_shape=(16, 16, 3), classes=4))
     images = tf.random.stateless_uniform((4, 16, 16, 3), (0, 1), 0, 255)
     logits = tf.function(folding.fold(model))(images)
@@ -165,7 +165,7 @@ def test_only_what_is_keras_own_is_folded(foreign_model, images):
 
 
 def test_a_batch_norm_before_which_the_output_is_used_by_a_function_stays(images):
-    """y + norm(y): the addition is no layer."""
+    """In y + norm(y), the addition is not a layer."""
     inputs = keras.Input((8, 8, 3))
     y = keras.layers.Conv2D(4, 3)(keras.layers.Rescaling(1 / 255)(inputs))
     z = keras.layers.BatchNormalization()(y) + y
@@ -196,7 +196,7 @@ def test_calls_are_counted_within_the_model(images):
 
 
 def test_layers_that_are_not_folded_are_the_models_own_in_training(foreign_model, images):
-    """So that nothing is lost of a layer whose configuration does not tell it all, or that is adapted later."""
+    """So layers with an incomplete configuration, or layers that are adapted later, are attacked as they are."""
     images = tf.cast(images, tf.float32)
     for name in ("normalization", "derived", "forgetful"):
         model = foreign_model(name)
@@ -219,7 +219,7 @@ def test_giving_up_attacks_the_model_itself(tiny_model):
 
 
 def test_models_within_models_in_low_precision(foreign_model, images):
-    """Layers of the same name in both are told apart; what scales pixels is the model's own, inside too."""
+    """Layers with the same name in both models are distinguished. Rescaling layers are shared, also in inner models."""
     inner = foreign_model("normalization")
     inputs = keras.Input((8, 8, 3))
     x = keras.layers.Dense(4, name=inner.layers[-1].name)(inner(inputs))

@@ -33,7 +33,7 @@ def test_logits_are_those_of_the_authors_code(name, release, checkpoint):
 
 
 def resnet50(variables, images, activation):
-    """ResNet-50 of the release in TensorFlow's own operations, straight from the checkpoint's variables."""
+    """Computes the release's ResNet-50 with TensorFlow operations, directly from the variables of the checkpoint."""
 
     def conv_bn(x, scope, strides=1, act=True):
         kernel = variables[f"{scope}/W"]
@@ -56,7 +56,7 @@ def resnet50(variables, images, activation):
 
 
 def efficientnet_b0(variables, images, activation):
-    """EfficientNet-B0 of the release, likewise."""
+    """Computes the release's EfficientNet-B0 with TensorFlow operations."""
 
     def weight(name):
         value = variables[f"efficientnet-b0/{name}"]

@@ -28,7 +28,7 @@ def test_the_registry_holds_the_24_checkpoints():
 
 
 def channels_and_classes(entry):
-    """A network of 1000 classes and RGB images is the builders' default."""
+    """(The default of the builders is a network with 1000 classes for RGB images.)"""
     if entry["release"] == "sat-imagenet":
         return {}
     return dict(zip(("input_shape", "classes"), weights_lib.shape_and_classes(entry)))
@@ -142,7 +142,7 @@ def fetched():
 
 
 def cache():
-    """Returns what lies in the cache but the lock."""
+    """Returns the files in the cache, without the lock."""
     return sorted(name for name in os.listdir(weights_lib.home()) if not name.endswith(".lock"))
 
 

@@ -56,7 +56,7 @@ def test_bad_values(options, message):
 
 
 def test_replays_are_free_adversarial_training():
-    """The attack gives its ball and step size: epsilon, unless the run says another."""
+    """The attack gives the ball and the step size, which is epsilon unless the run has another one."""
     run = Run(replays=4, epsilon=8.0)
     assert run.attack().resolved_step_size == 8
     assert run.training_objective() == Free(4)

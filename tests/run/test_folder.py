@@ -56,7 +56,7 @@ def test_what_cannot_be_read_is_named(trained, tmp_path):
 
 
 def test_a_run_knows_its_classes_and_pixels(quick, photos, tmp_path, monkeypatch):
-    """Neither pictures nor the working folder are needed any more, and other classes are refused."""
+    """The images and the working folder are no longer needed. Other classes raise an error."""
     monkeypatch.chdir(tmp_path)
     run_lib.train(quick("photos", crop="shortest_edge"), "run")
     record = json.loads((tmp_path / "run" / "run.json").read_text())

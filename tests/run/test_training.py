@@ -1,4 +1,4 @@
-"""The training of a run, and what it goes on from."""
+"""The training of a run, and how an interrupted run continues."""
 
 import dataclasses
 import json

@@ -1,7 +1,7 @@
 """Trains a small network in children of this process, and kills them: survivor.py FOLDER DEVICES SIGNAL STEP STEP ...
 
-Each child takes up what the one before left in FOLDER/checkpoints. It is sent SIGNAL after the given step; the last one
-trains to the end and writes FOLDER/weights.npz. TensorFlow is imported once, and starts in the children alone.
+Each child continues from the checkpoints in FOLDER/checkpoints. It gets SIGNAL after the given step; the last child
+trains to the end and writes FOLDER/weights.npz. TensorFlow is imported once, and starts only in the children.
 """
 
 import os
@@ -21,7 +21,7 @@ STEPS, EPOCHS = 12, 3
 
 
 class Reporter(keras.callbacks.Callback):
-    """Tells the parent each step; with FULL_AT, lets no file grow from then on, as if the disk were full."""
+    """Reports each step to the parent. After step FULL_AT, no file can grow, as if the disk were full."""
 
     def __init__(self, pipe, full_at):
         super().__init__()
@@ -73,7 +73,7 @@ def train(folder, devices, pipe, full_at):
 
 
 def child(folder, devices, number=None, after=None):
-    """Runs one training, sent the signal `number` after so many of its steps; returns its exit status."""
+    """Runs one training, which gets the signal `number` after the given step. Returns its exit status."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:

@@ -87,7 +87,7 @@ def test_integer_and_one_hot_labels_give_the_same_step(tiny_model, images, label
 
 
 class Recording(AdversarialModel):
-    """Keeps the batches that are trained on; for run_eagerly."""
+    """Stores the batches on which it is trained. Needs run_eagerly."""
 
     seen = ()
 
@@ -98,7 +98,7 @@ class Recording(AdversarialModel):
 
 
 def test_label_smoothing_is_not_seen_by_the_attack(tiny_model, images, labels):
-    """At smoothing 1 the loss of the label has no gradient at all; the examples are as strong as ever."""
+    """With label smoothing 1, the training loss does not depend on the label; the examples must be as strong."""
     trainer = Recording(tiny_model(), FROM_IMAGE)
     loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=1.0)
     trainer.compile("sgd", loss, run_eagerly=True)
@@ -325,7 +325,7 @@ def test_networks_of_others_are_attacked_as_they_are(name, foreign_model, images
 
 
 def test_a_copy_that_is_another_network_is_not_attacked(foreign_model, images, labels):
-    """In bfloat16 the layers are copies: one whose configuration does not tell it all shows there."""
+    """In bfloat16 all layers are copies, so a layer with an incomplete configuration becomes another layer."""
     trainer = AdversarialModel(foreign_model("forgetful"), FROM_IMAGE, attack_precision="mixed_bfloat16")
     trainer.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     with pytest.warns(UserWarning, match="is attacked itself.*copy in mixed_bfloat16 has logits that differ") as caught:
@@ -465,7 +465,7 @@ def test_one_logit_for_two_classes(images):
 
 
 def test_mixed_precision_and_an_ordinary_head(images, labels):
-    """Its logits are float16 or bfloat16; the divergence of TRADES and MART is computed in float32."""
+    """The logits are float16 or bfloat16; the divergence of TRADES and MART is computed in float32."""
     for policy in ("mixed_float16", "mixed_bfloat16"):
         layers = [keras.Input((8, 8, 3)), keras.layers.Rescaling(1 / 255), keras.layers.Flatten()]
         model = keras.Sequential([*layers, keras.layers.Dense(4, dtype=policy)])
@@ -540,7 +540,7 @@ def test_an_epsilon_of_nothing(eagerly, tiny_model, images, labels):
 
 
 def test_trains_on_images_standardised_by_channel(tiny_model, images, labels):
-    """By the ball in their unit: the weights are those of the same training on pixels."""
+    """With the ball in the unit of these images, the weights equal those of the same training on pixels."""
     mean, deviation = np.array([0.4, 0.5, 0.6]), np.array([0.2, 0.3, 0.25])
     standardised = ((images / 255 - mean) / deviation).astype(np.float32)
     bounds = (-mean / deviation, (1 - mean) / deviation)

@@ -78,7 +78,7 @@ def held_out():
 
 @pytest.fixture(scope="module")
 def collapsing(held_out):
-    """Returns a function that makes a run which collapses: one step of a large epsilon, and ReLU."""
+    """Returns a function that runs a training which collapses: a ReLU network, and one step of a large epsilon."""
 
     def train(**options):
         keras.utils.set_random_seed(0)
@@ -99,7 +99,7 @@ def collapsing(held_out):
 
 @pytest.fixture(scope="module")
 def collapsed(collapsing):
-    """Returns the robust accuracies, and those on the training attack, of such a run that nobody guards."""
+    """Returns the robust accuracies of such a run without a guard, and its accuracies under the training attack."""
     _, guard, history = collapsing(collapse=1e-6)
     return list(guard.probes.values()), history["accuracy"]
 

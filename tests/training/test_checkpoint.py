@@ -17,7 +17,7 @@ SURVIVOR = pathlib.Path(__file__).with_name("survivor.py")
 
 
 def survivor(folder, devices, *arguments):
-    """Runs trainings that are killed and taken up; returns the lines printed, one or more a child."""
+    """Runs trainings that are killed and resumed. Returns the printed lines, one or more for each child."""
     folder.mkdir()
     command = [sys.executable, str(SURVIVOR), str(folder), str(devices), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -32,7 +32,7 @@ def weights(folder):
 
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory):
-    """Returns the weights of a run that nobody disturbs, on one device and on two."""
+    """Returns the weights of an uninterrupted run, on one device and on two."""
     by_devices = {}
     for devices in (1, 2):
         folder = tmp_path_factory.mktemp("runs") / "calm"
@@ -177,7 +177,7 @@ class Sending(keras.callbacks.Callback):
 
 @pytest.fixture
 def terminated(monkeypatch):
-    """Returns the signals that came to the process's own handler of SIGTERM."""
+    """Returns the signals that the process's own handler of SIGTERM received."""
     received = []
     before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
     yield received
@@ -185,7 +185,7 @@ def terminated(monkeypatch):
 
 
 def test_signals_are_handled_as_before_once_the_block_has_ended(terminated, trainer, fit, tmp_path):
-    """fit does not tell its callbacks that it failed."""
+    """(If fit fails, it does not call its callbacks.)"""
     own, ctrl_c = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with pytest.raises(FloatingPointError), Checkpoint(tmp_path, 4) as checkpoint:
         fit(trainer(learning_rate=1e20), checkpoint, epochs=3)
@@ -217,7 +217,7 @@ def test_signals_are_handled_as_before_once_the_block_has_ended(terminated, trai
 
 @pytest.mark.parametrize("error", [None, RuntimeError("failed")])
 def test_a_signal_that_no_step_can_answer_is_not_lost(error, terminated, trainer, images, labels, tmp_path):
-    """It comes after the last step, or fit fails before the step ends."""
+    """The signal arrives after the last step, or fit fails before the step ends."""
     with pytest.raises(RuntimeError) if error else contextlib.nullcontext(), Checkpoint(tmp_path, 4) as checkpoint:
         sending = Sending(signal.SIGTERM, "on_train_batch_begin" if error else "on_epoch_end", error)
         trainer().fit(images, labels, batch_size=2, verbose=0, callbacks=[sending, checkpoint])
@@ -259,7 +259,7 @@ def test_refusals(tmp_path):
 
 
 def test_what_a_layer_derives_from_its_weights_is_restored_too(foreign_model, images, labels, tmp_path):
-    """A process that is taken up builds its Normalization anew, and has not adapted it."""
+    """A new process builds its Normalization again, and does not adapt it."""
     results = []
     for restored in (False, True):
         model = foreign_model("normalization")

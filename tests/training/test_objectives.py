@@ -82,7 +82,7 @@ def test_the_attack_of_trades_ascends_the_divergence(tiny_model, images, labels)
 
 
 def reference_step(model, images, labels, learning_rate=0.1):
-    """SGD on the cross entropy, by hand; returns the gradient by the images too."""
+    """Takes a step of SGD on the cross entropy. Returns also the gradient with respect to the images."""
     images = tf.constant(images, tf.float32)
     with tf.GradientTape() as tape:
         tape.watch(images)
@@ -128,7 +128,7 @@ class Costly(keras.layers.Layer):
 
 @pytest.mark.filterwarnings("ignore:Gradients do not exist for variables.*unused")
 def test_awp_keeps_the_losses_of_layers(images, labels):
-    """With next to no perturbation a step is the step without, whatever the layers add to the loss."""
+    """With a tiny perturbation, a step equals the step without AWP, also if layers add losses."""
 
     def build():
         keras.utils.set_random_seed(0)

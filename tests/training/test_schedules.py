@@ -35,7 +35,7 @@ def test_the_scales_of_a_step_are_those_of_the_schedules(objective, tiny_model):
 
 
 class Distance(AdversarialModel):
-    """Records how far the images are moved: the largest pixel of each step."""
+    """Records how far the images are moved: the largest change of a pixel in each step."""
 
     def build_record(self):
         self.moved = tf.Variable(tf.zeros([4]), trainable=False)

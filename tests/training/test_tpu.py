@@ -1,4 +1,4 @@
-"""What can be known of a training step on a TPU without one: it lowers, its shapes are static, the host has no part."""
+"""Checks of a training step for TPUs that need no TPU: it can be lowered, has static shapes and no host operations."""
 
 import importlib.util
 import pathlib
