@@ -1,7 +1,13 @@
+import contextlib
 import fnmatch
+import functools
 import io
+import json
+import pathlib
 import socket
 import subprocess
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -67,6 +73,23 @@ def pytest_collection_modifyitems(config, items):
         raise pytest.UsageError(f"FAST in tests/conftest.py lists what does not exist: {', '.join(sorted(unused))}")
 
 
+# Folders whose tests share trained runs, as fixtures of the session.
+SHARING = ("tests/cli", "tests/run")
+
+
+@pytest.hookimpl(optionalhook=True)  # a hook of pytest-xdist
+def pytest_xdist_make_scheduler(config, log):
+    """Returns the scheduler of --dist=loadfile, except that it treats a folder of SHARING as one file."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            folder = nodeid.partition("::")[0].rpartition("/")[0]
+            return folder if folder in SHARING else super()._split_scope(nodeid)
+
+    return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
+
+
 @pytest.fixture(autouse=True)
 def no_process_in_a_fast_test(request, monkeypatch):
     """Makes a test that is marked fast fail when it starts a process."""
@@ -76,6 +99,36 @@ def no_process_in_a_fast_test(request, monkeypatch):
             raise AssertionError("A fast test must not start a process. Take it out of FAST in tests/conftest.py.")
 
         monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+
+
+@pytest.fixture(scope="session")
+def run_reload():
+    """Returns a `subprocess.run` for `verify`: its process is a fork of one that has imported TensorFlow alone."""
+    script = pathlib.Path(__file__).with_name("reload_server.py")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def server():
+            return stack.enter_context(subprocess.Popen([sys.executable, str(script)], **pipes))
+
+        def run(command, **options):
+            print(json.dumps(command[1:]), file=server().stdin, flush=True)
+            if server().stdout.readline().strip() == "0":
+                return subprocess.CompletedProcess(command, 0)
+            return subprocess.run(command, **options)  # for its error
+
+        yield run
+
+
+@pytest.fixture(scope="module")
+def forked_verify(run_reload):
+    """Makes `verify` start its processes by `run_reload`, which spares importing TensorFlow for each."""
+    from keras_sat.export import _verify
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_verify, "subprocess", types.SimpleNamespace(run=run_reload))
+        yield
 
 
 @pytest.fixture(scope="session")

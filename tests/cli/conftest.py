@@ -28,6 +28,11 @@ def run():
     return completed
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _exports_are_verified_in_forks(forked_verify):
+    """See `forked_verify`. A command in a process of its own verifies in a new process, as users have it."""
+
+
 @pytest.fixture(scope="session")
 def inside():
     """Returns a function that runs the command in this process, which spares starting TensorFlow."""
@@ -70,3 +75,12 @@ def of_photos(inside, photos, tmp_path_factory):
     flags = ["--epochs=2", "--batch-size=10", "--steps=1", "--epsilon=4", "--learning-rate=0.01"]
     assert inside("train", f"--dataset={photos}", f"--output={path}", *flags) == 0
     return path
+
+
+@pytest.fixture(scope="session")
+def exported(inside, of_photos, tmp_path_factory):
+    """The network of the run `of_photos`, as a SavedModel and as an int8 file: their paths."""
+    folder = tmp_path_factory.mktemp("exported")
+    saved, small = folder / "saved", folder / "small.tflite"
+    assert inside("export", of_photos, f"--to={saved}", f"--int8={small}") == 0
+    return saved, small

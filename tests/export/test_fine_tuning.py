@@ -9,6 +9,7 @@ from keras_sat.export import export_saved_model, load_for_fine_tuning, verify
 from keras_sat.training import AdversarialModel
 
 KNOWN = 7  # of the ten classes of Fashion-MNIST; the others are new
+pytestmark = pytest.mark.usefixtures("forked_verify")
 
 
 def examples(split, number, wanted):

@@ -49,14 +49,15 @@ def test_an_int8_network_that_answers_otherwise_is_refused(calibration, tmp_path
 
 def test_the_file_says_its_classes_and_how_its_images_are_made(tiny_model, calibration, tmp_path):
     how = Preprocessing(8, 8, 3, "padded")
-    export_saved_model(tiny_model(), tmp_path / "saved", labels=["a", "b c", "d", "é"], preprocessing=how)
+    options = {"signatures": [], "labels": ["a", "b c", "d", "é"], "preprocessing": how}
+    export_saved_model(tiny_model(), tmp_path / "saved", **options)
     export_litert(tmp_path / "saved", tmp_path / "small.tflite", calibration)
     small = deployed.load(tmp_path / "small.tflite")
     assert (small.classes, small.preprocessing) == (["a", "b c", "d", "é"], how)
 
 
 def test_bfloat16_is_refused(tiny_model, calibration, tmp_path):
-    export_saved_model(tiny_model(), tmp_path / "low", precision="bfloat16")
+    export_saved_model(tiny_model(), tmp_path / "low", signatures=[], precision="bfloat16")
     with pytest.raises(ValueError, match="computes in bfloat16.*export it in float32"):
         export_litert(tmp_path / "low", tmp_path / "small.tflite", calibration)
     assert os.listdir(tmp_path) == ["low"]

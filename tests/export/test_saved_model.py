@@ -14,12 +14,13 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from keras_sat import data, deployed, evaluation, models, provenance
 from keras_sat.attacks import FGSM, PGD, LinfBall
-from keras_sat.export import SIGNATURES, export_litert, export_saved_model, verify
+from keras_sat.export import SIGNATURES, _verify, export_litert, export_saved_model, verify
 from keras_sat.preprocessing import CROPS, Preprocessing
 from keras_sat.training import AdversarialModel, Free
 
 LABELS = [f"class {number}" for number in range(10)]
 CARD = pathlib.Path("assets", "robustness_card.json")
+pytestmark = pytest.mark.usefixtures("forked_verify")
 
 
 def resnet(activation="silu", **kwargs):
@@ -48,7 +49,8 @@ def loaded(saved):
     return tf.saved_model.load(saved)
 
 
-def test_every_signature_agrees_in_a_process_without_keras(saved, model):
+def test_every_signature_agrees_in_a_process_without_keras(saved, model, monkeypatch):
+    monkeypatch.setattr(_verify, "subprocess", subprocess)  # a new process, as users have it
     differences = verify(saved, model)
     assert set(differences) == set(SIGNATURES)
     assert set(differences["serving_bytes"]) == {"logits", "probabilities", "classes"}
@@ -72,7 +74,7 @@ def mirrored_and_mixed():
 
 
 def averaged():
-    trainer = AdversarialModel(resnet("gelu"), PGD(LinfBall(4)))
+    trainer = AdversarialModel(resnet("gelu"), PGD(LinfBall(4), steps=1))
     trainer.compile(
         keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=0.9),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -126,7 +128,7 @@ def test_serving_bytes_makes_the_pixels_of_evaluation(crop, channels, image_file
     inputs = keras.Input((12, 16, channels))
     first = keras.layers.Flatten()(inputs)
     how = Preprocessing(12, 16, channels, crop)
-    export_saved_model(keras.Model(inputs, first), tmp_path / "saved", preprocessing=how)
+    export_saved_model(keras.Model(inputs, first), tmp_path / "saved", signatures=["serving_bytes"], preprocessing=how)
     verify(tmp_path / "saved")
     assert deployed.preprocessing_of(str(tmp_path / "saved")) == how
     served = tf.saved_model.load(tmp_path / "saved").signatures["serving_bytes"]
@@ -143,12 +145,12 @@ def test_serving_bytes_makes_the_pixels_of_evaluation(crop, channels, image_file
     np.testing.assert_array_equal(seen, tf.reshape(evaluated, (len(paths), -1)))
 
 
-def test_paths_with_brackets_spaces_and_the_home_folder(model, tmp_path, monkeypatch):
+def test_paths_with_brackets_spaces_and_the_home_folder(tiny_model, images, tmp_path, monkeypatch):
     """TensorFlow's loader takes brackets for a pattern."""
     monkeypatch.setenv("HOME", str(tmp_path))
+    model = tiny_model()
     export_saved_model(model, "~/my models [1]/net/")
     assert set(verify("~/my models [1]/net", model)) == set(SIGNATURES)
-    images = pixels()
     loaded = deployed.load(tmp_path / "my models [1]" / "net")
     np.testing.assert_allclose(loaded(images), model(images), atol=1e-5)
     export_litert("~/my models [1]/net", "~/my models [1]/net.tflite", images)

@@ -5,6 +5,8 @@ import pytest
 
 from keras_sat.export import export_saved_model, verify
 
+pytestmark = pytest.mark.usefixtures("forked_verify")
+
 
 def test_weights_that_differ_are_caught(tiny_model, tmp_path):
     export_saved_model(tiny_model(), tmp_path / "saved", signatures=["features"])
