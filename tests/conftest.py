@@ -72,6 +72,23 @@ def pytest_collection_modifyitems(config, items):
         raise pytest.UsageError(f"FAST in tests/conftest.py lists what does not exist: {', '.join(sorted(unused))}")
 
 
+# Folders whose tests share trained runs, as fixtures of the session.
+SHARING = ("tests/cli", "tests/run")
+
+
+@pytest.hookimpl(optionalhook=True)  # a hook of pytest-xdist
+def pytest_xdist_make_scheduler(config, log):
+    """Returns the scheduler of --dist=loadfile, except that it treats a folder of SHARING as one file."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            folder = nodeid.partition("::")[0].rpartition("/")[0]
+            return folder if folder in SHARING else super()._split_scope(nodeid)
+
+    return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
+
+
 @pytest.fixture(autouse=True)
 def no_process_in_a_fast_test(request, monkeypatch):
     """Makes a test that is marked fast fail when it starts a process."""

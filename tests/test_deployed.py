@@ -6,12 +6,12 @@ from keras_sat.attacks import PGD, LinfBall, Square
 from keras_sat.evaluation import audit, evaluate
 
 
-@pytest.fixture
-def exported(tiny_model, tmp_path):
-    model = tiny_model()
-    export.export_saved_model(model, str(tmp_path / "model"))
+@pytest.fixture(scope="module")
+def exported(tiny_model, tmp_path_factory):
+    model, path = tiny_model(), str(tmp_path_factory.mktemp("exported") / "model")
+    export.export_saved_model(model, path)
     images = np.random.default_rng(7).integers(0, 256, (40, 8, 8, 3)).astype(np.uint8)
-    return model, str(tmp_path / "model"), (images, np.argmax(model(images), -1))
+    return model, path, (images, np.argmax(model(images), -1))
 
 
 def test_a_folder_in_place_of_a_model_through_gradients_and_through_outputs(exported):

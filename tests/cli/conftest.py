@@ -70,3 +70,12 @@ def of_photos(inside, photos, tmp_path_factory):
     flags = ["--epochs=2", "--batch-size=10", "--steps=1", "--epsilon=4", "--learning-rate=0.01"]
     assert inside("train", f"--dataset={photos}", f"--output={path}", *flags) == 0
     return path
+
+
+@pytest.fixture(scope="session")
+def exported(inside, of_photos, tmp_path_factory):
+    """The network of the run `of_photos`, as a SavedModel and as an int8 file: their paths."""
+    folder = tmp_path_factory.mktemp("exported")
+    saved, small = folder / "saved", folder / "small.tflite"
+    assert inside("export", of_photos, f"--to={saved}", f"--int8={small}") == 0
+    return saved, small

@@ -11,10 +11,9 @@ import tensorflow as tf
 from keras_sat import run as run_lib
 
 
-def test_the_pixels_of_a_folder_are_the_same_everywhere(inside, photos, of_photos, tmp_path, capsys):
+def test_the_pixels_of_a_folder_are_the_same_everywhere(inside, photos, of_photos, exported, tmp_path, capsys):
     """evaluate, serving_bytes, predict and the int8 file get the same pixels, and return the same classes."""
-    saved, small = tmp_path / "saved", tmp_path / "small.tflite"
-    assert inside("export", of_photos, f"--to={saved}", f"--int8={small}") == 0
+    saved, small = exported
     assert inside("evaluate", of_photos, "--attack=fgsm") == 0
     examples = json.loads((of_photos / "report.json").read_text())["examples"]
     run, model = run_lib.load(of_photos)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,8 +11,8 @@ import urllib.request
 COMMAND = os.path.join(os.path.dirname(sys.executable), "keras-sat")
 
 
-def test_serve(inside, folder, tmp_path):
-    assert inside("export", folder, f"--to={tmp_path / 'net' / '1'}") == 0
+def test_serve(exported, tmp_path):
+    shutil.copytree(exported[0], tmp_path / "net" / "1")
     command = [COMMAND, "serve", str(tmp_path / "net"), "--rest_port=0", "--grpc_port=0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:

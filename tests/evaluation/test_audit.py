@@ -12,7 +12,7 @@ from keras_sat.evaluation._audit import FAIL, PASS, SKIP
 BALL = LinfBall(6)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def data(tiny_model):
     """A healthy model, and images with the labels it gives them."""
     model = tiny_model()

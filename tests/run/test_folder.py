@@ -55,17 +55,17 @@ def test_what_cannot_be_read_is_named(trained, tmp_path):
         run_lib.load(tmp_path)
 
 
-def test_a_run_knows_its_classes_and_pixels(quick, photos, tmp_path, monkeypatch):
+def test_a_run_knows_its_classes_and_pixels(trained_on_photos, run_on_photos, tmp_path, monkeypatch):
     """The images and the working folder are no longer needed. Other classes raise an error."""
-    monkeypatch.chdir(tmp_path)
-    run_lib.train(quick("photos", crop="shortest_edge"), "run")
-    record = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert record["dataset"] == str(photos)
+    record = json.loads((trained_on_photos / "run" / "run.json").read_text())
+    assert record["dataset"] == str(trained_on_photos / "photos")
     assert record["data"]["classes"] == ["bright", "dark"]
     assert record["data"]["splits"]["train"]["classes"] == {"bright": 12, "dark": 12}
     expected = {"height": 12, "width": 12, "channels": 3, "crop": "shortest_edge", "interpolation": "bicubic"}
     assert record["data"]["preprocessing"] == expected
 
+    _, photos = run_on_photos
+    monkeypatch.chdir(tmp_path)
     run, _ = run_lib.load("run")
     labels = [label for _, y in run.load_data("test", 4).as_numpy_iterator() for label in y]
     os.rename(photos, tmp_path / "moved")

@@ -35,24 +35,23 @@ def test_a_run_that_failed_before_its_first_checkpoint_does_not_bind_the_next(sh
 
 
 def test_a_failure_in_the_first_step_leaves_nothing(short, tmp_path):
-    wrong = dataclasses.replace(short, learning_rate=1e30, ema=0.0, clip_norm=None, optimizer="sgd")
+    options = {"learning_rate": 1e30, "ema": 0.0, "clip_norm": None, "optimizer": "sgd", "strategy": "none"}
+    wrong = dataclasses.replace(short, **options)
     with pytest.raises(FloatingPointError):
         run_lib.train(wrong, tmp_path / "run")
     assert os.listdir(tmp_path) == []
 
 
-def test_data_that_changed_are_noticed_when_a_run_goes_on(quick, photos, tmp_path, monkeypatch):
-    folder = tmp_path / "run"
-    run_lib.train(quick(photos), folder)
+def test_data_that_changed_are_noticed_when_a_run_goes_on(quick, run_on_photos):
+    folder, photos = run_on_photos
     path = photos / "train" / "bright" / "0.png"
     (photos / "train" / "bright" / "new.png").write_bytes(path.read_bytes())
     with pytest.raises(ValueError, match="The data of the run in .* changed: train: 24 images then, 25 now"):
         run_lib.train(quick(photos, epochs=2), folder, go_on=True)
 
 
-def test_a_finished_run_can_be_continued(quick, photos, tmp_path):
-    folder = tmp_path / "run"
-    run_lib.train(quick(photos), folder)
+def test_a_finished_run_can_be_continued(quick, run_on_photos, tmp_path):
+    folder, photos = run_on_photos
     with pytest.raises(ValueError, match="finished run already"):
         run_lib.train(quick(photos, epochs=3), folder)
     with pytest.raises(ValueError, match="finished run already.*a larger N"):
