@@ -1,15 +1,14 @@
 """How a result was computed: model, weights and software versions, for reports, robustness cards and runs."""
 
-import glob
 import hashlib
-import os
+import pathlib
 import platform
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from keras_sat import deployed
+from keras_sat import deployed, files
 from keras_sat.version import __version__
 
 
@@ -24,16 +23,17 @@ def facts(model: Any) -> dict[str, Any]:
 
 
 def weights_sha256(model: Any) -> str | None:
-    """Returns the sha256 of a Keras model's weights, or of a SavedModel's files; None for anything else."""
+    """Returns the sha256 of a Keras model's weights, or of the files of an export; None for anything else."""
     digest = hashlib.sha256()
     if isinstance(model, keras.Model):
         for weight in model.weights:
             digest.update(keras.ops.convert_to_numpy(weight).tobytes())
+    elif isinstance(model, deployed.LiteRT):
+        return files.sha256(model.path)
     elif isinstance(model, deployed.Deployed):
-        for path in sorted(glob.glob(os.path.join(model.path, "**"), recursive=True)):
-            if os.path.isfile(path):
-                with open(path, "rb") as file:
-                    digest.update(file.read())
+        for path in sorted(str(path) for path in pathlib.Path(model.path).rglob("*") if path.is_file()):
+            with open(path, "rb") as file:
+                digest.update(file.read())
     else:
         return None
     return digest.hexdigest()

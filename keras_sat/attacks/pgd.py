@@ -117,6 +117,8 @@ class PGD(Attack):
         worst, worst_score = None, None
         for restart in range(self.restarts):
             begin = search.start(images, randomness.fold(seed, restart)) if restart or start is None else start
+            if start is not None and self.keep == "worst":  # it may be returned
+                begin = search.project(begin, images)
             points, score = search.one_start(images, labels, begin)
             if self.restarts == 1:
                 return points
@@ -145,7 +147,7 @@ class _Search:
             points = self.start(state["images"], randomness.fold(state["seeds"], number))
             if start is not None:
                 points = tf.where(number == 0, state["start"], points)
-            points = self._project(points, state["images"])  # the start is a candidate too, so it must be valid
+            points = self.project(points, state["images"])  # the start is a candidate too, so it must be valid
             begin = {**state, "points": points, "result": points}
             result, broken = survivors.loop(step, begin, self.attack.steps + 1, static_shapes)
             return {**state, "result": result, "broken": broken}
@@ -198,9 +200,10 @@ class _Search:
 
     def _move(self, points, ascent, images):
         sign = -1.0 if self.attack.targeted else 1.0
-        return self._project(points + sign * self.step_size * self.attack.ball.steepest(ascent), images)
+        return self.project(points + sign * self.step_size * self.attack.ball.steepest(ascent), images)
 
-    def _project(self, points, images):
+    def project(self, points: tf.Tensor, images: tf.Tensor) -> tf.Tensor:
+        """Returns the points moved into the ball and the bounds."""
         return self.attack.ball.project(points, images, self.epsilon_scale)
 
     def _score(self, labels, outputs):

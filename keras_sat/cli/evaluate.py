@@ -115,8 +115,7 @@ def _report(args, subject, attacks, epsilons, **options):
 def _state(args, subject, output):
     """Returns the path of the state file, from which the same command continues."""
     given = {name: value for name, value in vars(args).items() if name not in ("run", "traceback")}
-    if hasattr(subject.model, "weights"):
-        given["weights_sha256"] = provenance.weights_sha256(subject.model)
+    given["weights_sha256"] = provenance.weights_sha256(subject.model)
     return os.path.join(output, f".evaluation-{files.fingerprint(given)}.npz")
 
 

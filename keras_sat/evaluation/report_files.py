@@ -73,7 +73,7 @@ def take_shards(report: RobustnessReport, folder: str, name: str, n: int) -> Rob
 
 
 def _shards(report, folder, name, n):
-    weights = report.context.get("weights_sha256", "")[:8]
+    weights = (report.context.get("weights_sha256") or "")[:8]
     return [os.path.join(folder, FOLDER, f"{name}-{weights}-{number}-of-{n}.json") for number in range(n)]
 
 

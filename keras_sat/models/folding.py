@@ -18,14 +18,14 @@ __all__ = ["Folding", "fold"]
 _FOLDABLE = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
 
 
-class _Absorbed(keras.layers.Layer):
+class _Identity(keras.layers.Layer):
     """Takes the place of a batch norm that was folded. It returns its input."""
 
     def call(self, x: Any, training: bool | None = None, mask: Any = None) -> Any:
         return x
 
 
-class _Borrowed(keras.layers.Layer):
+class _SharedLayer(keras.layers.Layer):
     """Calls a layer of the original model from within a copy, so that the copy uses its live variables."""
 
     def __init__(self, layer: keras.layers.Layer) -> None:
@@ -148,11 +148,11 @@ def _copied(model, pairs, precision=None, borrows=False):
         if not isinstance(layer, keras.layers.Layer):  # an operation such as keras.ops.add, without weights
             return type(layer).from_config(layer.get_config())
         if layer in norms:
-            return _Absorbed(name=layer.name, dtype=precision or layer.dtype_policy)
+            return _Identity(name=layer.name, dtype=precision or layer.dtype_policy)
         if type(layer) is keras.layers.Activation and layer.activation is keras.activations.mish:
             return activations.Mish(name=layer.name, dtype=precision or layer.dtype_policy)  # see activations.Mish
         if borrows and layer not in pairs and (precision is None or classifier.scales_pixels(layer)):
-            return _Borrowed(layer)
+            return _SharedLayer(layer)
         config = classifier.config_in(layer, precision)
         return type(layer).from_config(config | ({"use_bias": True} if layer in pairs else {}))
 
@@ -188,7 +188,7 @@ def _twins(model, copy):
         twin = named.get(layer.name)
         if graph.is_functional(layer) and isinstance(twin, keras.Model):
             yield from _twins(layer, twin)
-        elif layer.weights and not isinstance(twin, _Borrowed):
+        elif layer.weights and not isinstance(twin, _SharedLayer):
             yield layer, twin
 
 

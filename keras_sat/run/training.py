@@ -65,7 +65,7 @@ def train(
         if is_chief:
             record = folder_lib.record(run) | {"continued": continued}
             files.write_json(folder_lib.run_json(checkpoint.folder), record)
-        with distribution.heeding_lost_workers(strategy):
+        with distribution.report_lost_workers(strategy):
             is_finished = _fit(run, trainer, checkpoint, steps, folder_lib.logs(folder))
         if is_chief:
             _write(run, trainer, checkpoint, is_finished, folder, continued)

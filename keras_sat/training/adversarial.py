@@ -221,12 +221,12 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
 
         The classifier's own `load_weights` reads the file too. It ignores the optimizer.
         """
-        with _lent_optimizer(self.classifier, self.optimizer):
+        with _with_optimizer(self.classifier, self.optimizer):
             return self.classifier.save_weights(filepath, **kwargs)
 
     def load_weights(self, filepath: Path, **kwargs: Any) -> None:
         """Loads weights that a classifier or its trainer saved, and the state of the optimizer if the file has it."""
-        with _lent_optimizer(self.classifier, self.optimizer if _holds_optimizer(filepath) else None):
+        with _with_optimizer(self.classifier, self.optimizer if _holds_optimizer(filepath) else None):
             self.classifier.load_weights(filepath, **kwargs)
         # Traced functions may contain values that layers computed from the former weights.
         for function, make in (
@@ -394,7 +394,7 @@ def _holds_optimizer(path):
 
 
 @contextlib.contextmanager
-def _lent_optimizer(model, optimizer):
+def _with_optimizer(model, optimizer):
     """Gives a classifier the optimizer of its trainer, so that Keras saves or loads both together."""
     if optimizer is None:
         yield

@@ -86,6 +86,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.history: dict[int, dict[str, float]] = {}
         self._steps_per_epoch = steps_per_epoch
         self._epoch = 0
+        self._restored = 0
         self._done = 0
         self._saved = 0
         self._record: dict[str, Any] | None = None  # of the last checkpoint that this process saved
@@ -138,7 +139,7 @@ class Checkpoint(keras.callbacks.Callback):
         if distribution.has_several_workers(strategy):
             step = int(distribution.from_chief(strategy, np.asarray(step)))
             assign(trainer, {name: distribution.from_chief(strategy, value) for name, value in values(trainer).items()})
-        self._done = self._saved = step
+        self._restored = self._done = self._saved = step
         return step
 
     def _restore(self, trainer):
@@ -222,7 +223,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._handlers = {number: signal.signal(number, self._on_signal) for number in numbers}
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        is_at_once = number == signal.SIGINT and (self._signal or not self._done)
+        is_at_once = number == signal.SIGINT and (self._signal or self._done == self._restored)
         if self._is_fitting and not is_at_once:
             self._signal = number
             return

@@ -133,7 +133,7 @@ def from_chief(strategy: tf.distribute.Strategy, array: np.ndarray) -> np.ndarra
 
 
 @contextlib.contextmanager
-def heeding_lost_workers(strategy: tf.distribute.Strategy) -> Iterator[None]:
+def report_lost_workers(strategy: tf.distribute.Strategy) -> Iterator[None]:
     """A context that raises a short ConnectionError if another worker has ended or cannot be reached.
 
     It replaces TensorFlow's long errors about operations that waited for that worker.

@@ -77,6 +77,12 @@ def test_a_start_that_would_be_ignored_is_refused(attack, tiny_model, images, la
         attack(tiny_model(), images, labels, start=images)
 
 
+@pytest.mark.parametrize("keep", ["last", "worst", "first"])
+def test_what_comes_from_a_start_outside_the_ball_is_in_the_ball(keep, tiny_model, images, labels):
+    adversarial = PGD(BALL, steps=2, keep=keep)(tiny_model(), images, labels, start=255 - images)
+    assert float(tf.reduce_max(tf.abs(adversarial - tf.cast(images, tf.float32)))) <= 8 + 1e-4
+
+
 def test_scales_reach_the_images_and_cost_no_new_trace(tiny_model, images, labels):
     model, traces = tiny_model(), []
     images = np.clip(images, 20, 235)

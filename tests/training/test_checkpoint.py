@@ -215,6 +215,19 @@ def test_signals_are_handled_as_before_once_the_block_has_ended(terminated, trai
     assert terminated == [signal.SIGTERM] * 2
 
 
+def test_ctrl_c_before_the_first_step_of_a_resumed_run_comes_at_once(trainer, images, labels, tmp_path):
+    with Checkpoint(tmp_path, 4) as checkpoint:
+        trainer().fit(images, labels, batch_size=2, verbose=0, callbacks=[checkpoint])
+    with Checkpoint(tmp_path, 4) as checkpoint:
+        subject = trainer()
+        assert checkpoint.restore(subject) == 4
+        sending = Sending(signal.SIGINT, "on_epoch_begin")
+        with pytest.raises(KeyboardInterrupt):
+            options = {"epochs": 2, "initial_epoch": 1, "batch_size": 2, "verbose": 0}
+            subject.fit(images, labels, callbacks=[checkpoint, sending], **options)
+        assert checkpoint.done == 4
+
+
 @pytest.mark.parametrize("error", [None, RuntimeError("failed")])
 def test_a_signal_that_no_step_can_answer_is_not_lost(error, terminated, trainer, images, labels, tmp_path):
     """The signal arrives after the last step, or fit fails before the step ends."""

@@ -55,7 +55,7 @@ def main(folder, task, last, *ports):
     is_chief = distribution.is_chief(strategy)
     with Checkpoint(os.path.join(folder, name), STEPS, every=2, is_chief=is_chief) as checkpoint:
         done = checkpoint.restore(trainer)
-        with distribution.heeding_lost_workers(strategy):
+        with distribution.report_lost_workers(strategy):
             history = trainer.fit(
                 batches(*(np.concatenate([x] * EPOCHS)[8 * done :] for x in (images, labels))),
                 steps_per_epoch=STEPS,
