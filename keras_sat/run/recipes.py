@@ -32,6 +32,18 @@ class Recipe:
 _SGD = {"optimizer": "sgd", "schedule": "steps", "warmup_epochs": 0.0}
 _IMAGENET = {"dataset": "imagenet2012", "image_size": 224, "augment": True, "epsilon": 4.0, "batch_size": 256} | _SGD
 _CIFAR = {"dataset": "cifar10", "augment": True, "epsilon": 8.0, "batch_size": 128} | _SGD
+_CIFAR_RESNET = _CIFAR | {"model": "ResNet18", "activation": "relu"}
+_SAT = _IMAGENET | {
+    "model": "ResNet50",
+    "activation": "silu",
+    "steps": 1,
+    "clean_start": 0.2,
+    "epochs": 100,
+    "learning_rate": 0.1,
+    "decay_epochs": "30,60,90",
+    "weight_decay": 1e-4,
+    "label_smoothing": 0.1,
+}
 
 _ALL = (
     Recipe(
@@ -39,18 +51,7 @@ _ALL = (
         paper="Xie et al., Smooth Adversarial Training, arXiv:2006.14536",
         cost="1.7 plain steps; 100 epochs of ImageNet",
         differs="no colour jitter in the augmentation; BGR in the authors' input, RGB here",
-        settings=_IMAGENET
-        | {
-            "model": "ResNet50",
-            "activation": "silu",
-            "steps": 1,
-            "clean_start": 0.2,
-            "epochs": 100,
-            "learning_rate": 0.1,
-            "decay_epochs": "30,60,90",
-            "weight_decay": 1e-4,
-            "label_smoothing": 0.1,
-        },
+        settings=_SAT,
     ),
     Recipe(
         name="sat_efficientnet",
@@ -58,19 +59,7 @@ _ALL = (
         cost="1.7 plain steps; 100 epochs of ImageNet",
         differs="the authors released no training of EfficientNet: these are the settings of their ResNet, with the "
         "averaged weights (0.9999) of their EfficientNet-L1-Enhanced",
-        settings=_IMAGENET
-        | {
-            "model": "EfficientNetB0",
-            "activation": "silu",
-            "steps": 1,
-            "clean_start": 0.2,
-            "epochs": 100,
-            "learning_rate": 0.1,
-            "decay_epochs": "30,60,90",
-            "weight_decay": 1e-4,
-            "label_smoothing": 0.1,
-            "ema": 0.9999,
-        },
+        settings=_SAT | {"model": "EfficientNetB0", "ema": 0.9999},
     ),
     Recipe(
         name="free",
@@ -93,10 +82,8 @@ _ALL = (
         paper="Wong et al., Fast is better than free, arXiv:2001.03994",
         cost="1.7 plain steps; 30 epochs of CIFAR-10",
         differs="ResNet-18 in place of PreAct ResNet-18; a cosine in place of a triangle; Nesterov's momentum",
-        settings=_CIFAR
+        settings=_CIFAR_RESNET
         | {
-            "model": "ResNet18",
-            "activation": "relu",
             "steps": 1,
             "step_size": 10.0,
             "epochs": 30,
@@ -111,10 +98,8 @@ _ALL = (
         paper="Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, arXiv:1706.06083",
         cost="5.7 plain steps; 205 epochs of CIFAR-10",
         differs="ResNet-18 in place of a wide ResNet-32; Nesterov's momentum",
-        settings=_CIFAR
+        settings=_CIFAR_RESNET
         | {
-            "model": "ResNet18",
-            "activation": "relu",
             "steps": 7,
             "step_size": 2.0,
             "epochs": 205,
@@ -128,10 +113,8 @@ _ALL = (
         paper="Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, arXiv:1901.08573",
         cost="8.7 plain steps; 76 epochs of CIFAR-10",
         differs="ResNet-18 in place of WideResNet-34-10; Nesterov's momentum; a uniform start",
-        settings=_CIFAR
+        settings=_CIFAR_RESNET
         | {
-            "model": "ResNet18",
-            "activation": "relu",
             "objective": "trades",
             "steps": 10,
             "step_size": 2.0,
