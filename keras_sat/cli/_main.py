@@ -9,7 +9,9 @@ import contextlib
 import difflib
 import os
 import re
+import signal
 import sys
+import threading
 import types
 import warnings
 from collections.abc import Iterator
@@ -40,7 +42,7 @@ TRACEBACK = "KERAS_SAT_TRACEBACK"
 
 def main() -> None:
     """Runs the command line. The exit status is 0, 1 for bad input, 2 for bad flags, 130 for Ctrl-C."""
-    with _short_warnings():
+    with _short_warnings(), _ctrl_c_in_destructors():
         try:
             app.run(_run, flags_parser=parse)
         except KeyboardInterrupt:  # while flags are parsed, which may take seconds: the flags of `train` import Keras
@@ -134,6 +136,27 @@ def one_line(error: Exception) -> str:
 
 def _first_line(text):
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
+
+@contextlib.contextmanager
+def _ctrl_c_in_destructors() -> Iterator[None]:
+    """A context that repeats a Ctrl-C that comes while a destructor runs. Python ignores exceptions in destructors.
+
+    TensorFlow's functions have destructors, so a Ctrl-C while a network is traced could be lost.
+    """
+    before = sys.unraisablehook
+
+    def repeat(unraisable):
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()  # when the destructor has ended
+        else:
+            before(unraisable)
+
+    sys.unraisablehook = repeat
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 @contextlib.contextmanager

@@ -43,6 +43,31 @@ def test_all_of_an_error_is_shown_when_asked(run, tmp_path):
     assert "Traceback" in done.stderr
 
 
+def test_ctrl_c_in_a_destructor_is_not_lost():
+    code = """
+import signal, sys, time
+from keras_sat import cli
+from keras_sat.cli import list as command
+
+class Rubbish:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)  # Python ignores the exception here
+
+def run(args):
+    \'\'\'Lists nothing.\'\'\'
+    Rubbish()
+    time.sleep(60)
+    return 0
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+command.run = run
+sys.argv = ["keras-sat", "list"]
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (130, "keras-sat: interrupted")
+
+
 TIRED = {
     "no command": ((), 2, "required"),
     "a misspelt command": (("tran",), 2, "invalid choice: 'tran'"),
