@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import keras
 
-from keras_sat.models import folding, release
+from keras_sat.models import folding, release, wide_resnet
 from keras_sat.models.classifier import without_softmax
 from keras_sat.models.efficientnet import (
     EfficientNetB0,
@@ -29,8 +29,17 @@ from keras_sat.models.resnet import (
     ResNeXt50_32x4d,
     ResNeXt50_32x8d,
     ResNeXt152_32x8d,
+    WideResNet50_2,
 )
 from keras_sat.models.weights import list_weights
+from keras_sat.models.wide_resnet import (
+    PreActResNet18,
+    WideResNet,
+    WideResNet28_10,
+    WideResNet34_10,
+    WideResNet34_20,
+    WideResNet70_16,
+)
 
 _RESNETS = (ResNet8, ResNet18, ResNet20, ResNet50, ResNet101, ResNet152)
 _RESNEXTS = (ResNeXt50_32x4d, ResNeXt50_32x8d, ResNeXt152_32x8d)
@@ -47,18 +56,24 @@ _EFFICIENTNETS = (
     EfficientNetL1,
     EfficientNetL2,
 )
-BUILDERS = {build.__name__: build for build in (*_RESNETS, *_RESNEXTS, *_EFFICIENTNETS)}
+_WIDE_RESNETS = (WideResNet28_10, WideResNet34_10, WideResNet34_20, WideResNet70_16, WideResNet50_2)
+_ALL = (*_RESNETS, PreActResNet18, *_WIDE_RESNETS, *_RESNEXTS, *_EFFICIENTNETS)
+BUILDERS = {build.__name__: build for build in _ALL}
 
 
 def builder(name: str) -> Callable[..., keras.Model]:
     """Returns the builder of a network, such as `ResNet50`, by its name.
 
+    Args:
+        name: a key of `BUILDERS`, or WideResNet<depth>_<width> with other numbers, such as "WideResNet34_15".
+
     Raises:
         ValueError: if there is no such network. The message lists all names.
     """
-    if name not in BUILDERS:
+    build = BUILDERS.get(name) or wide_resnet.by_name(name)
+    if build is None:
         raise ValueError(f"model must be one of {', '.join(BUILDERS)}. Received: {name!r}")
-    return BUILDERS[name]
+    return build
 
 
-__all__ = ["BUILDERS", "builder", "folding", "list_weights", "release", "without_softmax", *BUILDERS]
+__all__ = ["BUILDERS", "builder", "folding", "list_weights", "release", "without_softmax", "WideResNet", *BUILDERS]

@@ -1,5 +1,7 @@
 """The parts of the networks: convolution, batch norm, activation, and residual blocks that consist of these."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -16,22 +18,43 @@ def _kernel_initializer():
     return keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
 
 
-def rescale(x: keras.KerasTensor) -> keras.KerasTensor:
-    """Scales pixels from 0..255 to -1..1, always in float32: bfloat16 would round pixels to whole levels."""
-    return keras.layers.Rescaling(2 / 255, -1.0, dtype="float32", name="rescaling")(x)
+@dataclasses.dataclass(frozen=True)
+class Style:
+    """What publications of the same network do in different ways.
+
+    Attributes:
+        layer_name: function from a layer's name in the SAT release, such as "group0_block1_conv2_bn", to its name.
+        epsilon: epsilon of batch norms.
+        zero_gamma: whether the last batch norm of a residual branch starts with gamma 0.
+    """
+
+    layer_name: Callable[[str], str] = str
+    epsilon: float = BATCH_NORM_EPSILON
+    zero_gamma: bool = True
 
 
-def batch_norm(x: keras.KerasTensor, name: str, zero_gamma: bool = False) -> keras.KerasTensor:
+RELEASE = Style()
+
+
+def batch_norm(
+    x: keras.KerasTensor,
+    name: str,
+    zero_gamma: bool = False,
+    epsilon: float = BATCH_NORM_EPSILON,
+    momentum: float = 0.9,
+) -> keras.KerasTensor:
     """Applies batch normalization. Built under a strategy with several replicas, it uses the global batch's statistics.
 
     Args:
         x: Keras tensor, channels last.
         name: name of the layer.
         zero_gamma: whether gamma starts at 0 and not at 1, as at the end of a residual branch.
+        epsilon: value that is added to the variance.
+        momentum: weight of the former moving averages in a training step. (PyTorch's "momentum" is 1 - momentum.)
     """
     return keras.layers.BatchNormalization(
-        momentum=0.9,
-        epsilon=BATCH_NORM_EPSILON,
+        momentum=momentum,
+        epsilon=epsilon,
         gamma_initializer="zeros" if zero_gamma else "ones",
         synchronized=tf.distribute.get_strategy().num_replicas_in_sync > 1,
         name=name,
@@ -44,10 +67,10 @@ def conv(
     size: int,
     strides: int = 1,
     groups: int = 1,
-    fixed_padding: bool = True,
+    padding: str = "symmetric",
     name: str | None = None,
 ) -> keras.KerasTensor:
-    """Applies a convolution without bias.
+    """Applies a convolution without bias. With stride 1, it keeps height and width.
 
     Args:
         x: Keras tensor, channels last.
@@ -55,13 +78,16 @@ def conv(
         size: height and width of the kernel.
         strides: stride in both directions.
         groups: number of channel groups.
-        fixed_padding: for strides > 1. True pads `size // 2` pixels on each side, as the ResNets of the release do.
-            False uses TensorFlow's "same" padding, which depends on the image size, as EfficientNet does.
+        padding: for strides > 1. "symmetric" pads `size // 2` pixels on each side, as PyTorch and the ResNets of the
+            release do. "after" pads `size // 2` pixels below and on the right alone, as DeepMind's PreActResNet in
+            PyTorch does. "same" is TensorFlow's padding, which depends on the image size, as in EfficientNet; for even
+            sizes, a 3x3 kernel and stride 2, it is the same as "after".
         name: name of the layer.
     """
-    fixed = fixed_padding and strides > 1
+    fixed = padding != "same" and strides > 1
     if fixed and size > 1:
-        x = keras.layers.ZeroPadding2D(size // 2, name=f"{name}_pad")(x)
+        before = size // 2 if padding == "symmetric" else 0
+        x = keras.layers.ZeroPadding2D(((before, size // 2), (before, size // 2)), name=f"{name}_pad")(x)
     return keras.layers.Conv2D(
         filters,
         size,
@@ -82,18 +108,22 @@ def conv_bn(
     activation: Any = None,
     zero_gamma: bool = False,
     name: str,
+    style: Style = RELEASE,
     **options: Any,
 ) -> keras.KerasTensor:
     """Applies a convolution, a batch norm, and an activation unless it is None. See `conv` for the options."""
-    x = batch_norm(conv(x, filters, size, name=name, **options), f"{name}_bn", zero_gamma)
-    return x if activation is None else activations.layer(activation, f"{name}_act")(x)
+    x = conv(x, filters, size, name=style.layer_name(name), **options)
+    x = batch_norm(x, style.layer_name(f"{name}_bn"), zero_gamma and style.zero_gamma, style.epsilon)
+    return x if activation is None else activations.layer(activation, style.layer_name(f"{name}_act"))(x)
 
 
-def basic(x: keras.KerasTensor, filters: int, strides: int, activation: Any, name: str) -> keras.KerasTensor:
+def basic(
+    x: keras.KerasTensor, filters: int, strides: int, activation: Any, name: str, style: Style = RELEASE
+) -> keras.KerasTensor:
     """Applies the basic residual block: two 3x3 convolutions and a shortcut (arXiv:1512.03385, figure 5, left)."""
-    y = conv_bn(x, filters, 3, strides=strides, activation=activation, name=f"{name}_conv1")
-    y = conv_bn(y, filters, 3, zero_gamma=True, name=f"{name}_conv2")
-    return _add_shortcut(x, y, strides, activation, name)
+    y = conv_bn(x, filters, 3, strides=strides, activation=activation, name=f"{name}_conv1", style=style)
+    y = conv_bn(y, filters, 3, zero_gamma=True, name=f"{name}_conv2", style=style)
+    return _add_shortcut(x, y, strides, activation, name, style)
 
 
 def bottleneck(
@@ -102,6 +132,7 @@ def bottleneck(
     strides: int,
     activation: Any,
     name: str,
+    style: Style = RELEASE,
     groups: int = 1,
     base_width: int = 64,
 ) -> keras.KerasTensor:
@@ -115,20 +146,22 @@ def bottleneck(
         strides: stride of the block.
         activation: see `activations.layer`.
         name: prefix of the layers' names.
+        style: see `Style`.
         groups: number of groups of the 3x3 convolution.
         base_width: number of channels of each group of the 3x3 convolution, in a block with `filters` 64.
     """
     inner = filters * base_width * groups // 64
-    y = conv_bn(x, inner, 1, activation=activation, name=f"{name}_conv1")
-    y = conv_bn(y, inner, 3, strides=strides, groups=groups, activation=activation, name=f"{name}_conv2")
-    y = conv_bn(y, 4 * filters, 1, zero_gamma=True, name=f"{name}_conv3")
-    return _add_shortcut(x, y, strides, activation, name)
+    y = conv_bn(x, inner, 1, activation=activation, name=f"{name}_conv1", style=style)
+    y = conv_bn(y, inner, 3, strides=strides, groups=groups, activation=activation, name=f"{name}_conv2", style=style)
+    y = conv_bn(y, 4 * filters, 1, zero_gamma=True, name=f"{name}_conv3", style=style)
+    return _add_shortcut(x, y, strides, activation, name, style)
 
 
-def _add_shortcut(x, y, strides, activation, name):
+def _add_shortcut(x, y, strides, activation, name, style):
     if x.shape[-1] != y.shape[-1]:
-        x = conv_bn(x, y.shape[-1], 1, strides=strides, name=f"{name}_convshortcut")
-    return activations.layer(activation, f"{name}_act")(keras.layers.Add(name=f"{name}_add")([x, y]))
+        x = conv_bn(x, y.shape[-1], 1, strides=strides, name=f"{name}_convshortcut", style=style)
+    x = keras.layers.Add(name=style.layer_name(f"{name}_add"))([x, y])
+    return activations.layer(activation, style.layer_name(f"{name}_act"))(x)
 
 
 def mbconv(

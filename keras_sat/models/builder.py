@@ -1,15 +1,17 @@
 """Makes the public builders of networks: their signature, as in keras.applications, the input and the head."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import keras
 
+from keras_sat.models import normalization as normalization_lib
 from keras_sat.models import weights as weights_lib
+from keras_sat.models.normalization import PUBLISHED, Normalization
 from keras_sat.typing import Path
 
-CLASSES = 1000
 _DOC = """Builds {name} with `activation` at every nonlinearity{sites}.
 
     Args:
@@ -20,13 +22,17 @@ _DOC = """Builds {name} with `activation` at every nonlinearity{sites}.
             weights, with a warning.
         input_tensor: a Keras tensor of pixels that is the input of the network, in place of `input_shape`.
         input_shape: (height, width, channels), with 1 or 3 channels. Default: the input shape of the weights, or
-            {shape}. Height and width may be None. Pixels are 0..255, RGB, uint8 or float32; the model scales them to
-            -1..1.
+            {shape}. Height and width may be None. Pixels are 0..255, RGB, uint8 or float32; the model normalizes them.
         pooling: with include_top=False, the pooling of the feature map: None, "avg" or "max".
-        classes: number of classes. Default: the number of classes of the weights, or 1000.
+        classes: number of classes. Default: the number of classes of the weights, or {classes}.
         classifier_activation: None for logits, which attacks and training need; or "softmax".
-        activation: the activation at every nonlinearity, "silu" by default. See `keras_sat.activations.layer`; for
-            example {{"name": "gelu", "approximate": False}}.
+        activation: the activation at every nonlinearity, {activation!r} by default. See
+            `keras_sat.activations.layer`; for example {{"name": "gelu", "approximate": False}}.
+        {variant}: the published variant: {forms}. Weights of one variant do not fit another.
+        normalization: how the model normalizes pixels: None for pixels / 255; "cifar10", "cifar100" or "imagenet" for
+            (pixels / 255 - mean) / std with the published mean and std of that dataset; or (mean, std) of images in
+            0..1, two numbers or a value for each channel. For grey images, the three values of a name are averaged.
+            Default: "published", that of the weights' publication, or that of the variant: {normalization}.
         name: name of the model.
 
     Returns:
@@ -37,28 +43,43 @@ _DOC = """Builds {name} with `activation` at every nonlinearity{sites}.
     """
 
 
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """A published variant of a network.
+
+    Attributes:
+        trunk: function from a Keras tensor of normalized images and an activation to a feature map.
+        kernel_initializer: function that returns the initializer of the dense layer. Each model needs a new one,
+            because an initializer draws its seed when it is created.
+        normalization: the published normalization; see `normalization.apply`.
+        input_shape: the default (height, width, channels).
+        top: function that applies the layers between global average pooling and the dense layer; None for none.
+        head: name of the dense layer.
+        classes: the default number of classes.
+    """
+
+    trunk: Callable[[keras.KerasTensor, Any], keras.KerasTensor]
+    kernel_initializer: Callable[[], keras.initializers.Initializer]
+    normalization: Normalization = None
+    input_shape: tuple[int, int, int] = (224, 224, 3)
+    top: Callable[[keras.KerasTensor], keras.KerasTensor] | None = None
+    head: str = "linear"
+    classes: int = 1000
+
+
 def builder(
-    name: str,
-    trunk: Callable[[keras.KerasTensor, Any], keras.KerasTensor],
-    *,
-    input_shape: tuple[int, int, int],
-    kernel_initializer: Callable[[], keras.initializers.Initializer],
-    dropout: float = 0.0,
-    sites: str = "",
+    name: str, forms: dict[str, Form], *, activation: Any = "silu", variant: str = "form", sites: str = ""
 ) -> Callable[..., keras.Model]:
     """Returns the public function that builds the network `name`.
 
     Args:
         name: name of the function, and the default name of its models.
-        trunk: function from a Keras tensor of pixels and an activation to a feature map.
-        input_shape: the default (height, width, channels).
-        kernel_initializer: function that returns the initializer of the dense layer. Each model needs a new one,
-            because an initializer draws its seed when it is created.
-        dropout: rate of the dropout before the dense layer.
+        forms: {name of a published variant: the variant}; the first one is the default.
+        activation: the default activation.
+        variant: name of the argument that chooses the variant.
         sites: text for the docstring, about nonlinearities that a reader may not expect.
     """
-
-    architecture, default_shape = name, input_shape
+    architecture, default_activation, first = name, activation, next(iter(forms))
 
     def build(
         include_top: bool = True,
@@ -68,34 +89,74 @@ def builder(
         pooling: str | None = None,
         classes: int | None = None,
         classifier_activation: str | None = None,
-        activation: Any = "silu",
+        activation: Any = default_activation,
+        form: str = first,
+        normalization: Normalization = PUBLISHED,
         name: str = name,
     ) -> keras.Model:
+        if form not in forms:
+            raise ValueError(f"{variant} of {architecture} must be one of {', '.join(forms)}. Received: {form!r}")
+        published = forms[form]
         given = input_shape if input_tensor is None else _inputs(input_tensor).shape[1:]
-        source = weights_lib.resolve(weights, architecture, activation, given and tuple(given))
-        defaults = weights_lib.shape_and_classes(source) if isinstance(source, dict) else (default_shape, CLASSES)
-        classes = defaults[1] if classes is None else classes
+        source = weights_lib.resolve(
+            weights, architecture, activation, given and tuple(given), form=form, normalization=normalization
+        )
+        shape, number, own_normalization = _defaults(published, source)
+        classes = number if classes is None else classes
         _check_head(pooling, classes, classifier_activation)
-        inputs = _inputs(input_tensor, input_shape or defaults[0])
-        outputs = trunk(inputs, activation)
+        inputs = _inputs(input_tensor, input_shape or shape)
+        normalization = own_normalization if normalization == PUBLISHED else normalization
+        outputs = published.trunk(normalization_lib.apply(inputs, normalization), activation)
         if include_top:
             outputs = keras.layers.GlobalAveragePooling2D(name="avg_pool")(outputs)
-            outputs = keras.layers.Dropout(dropout, name="top_dropout")(outputs) if dropout else outputs
+            outputs = published.top(outputs) if published.top else outputs
             # The dense layer stays in float32 under mixed precision.
             outputs = keras.layers.Dense(
-                classes, classifier_activation, kernel_initializer=kernel_initializer(), dtype="float32", name="linear"
+                classes,
+                classifier_activation,
+                kernel_initializer=published.kernel_initializer(),
+                dtype="float32",
+                name=published.head,
             )(outputs)
         elif pooling:
             outputs = _POOLS[pooling](name=f"{pooling}_pool")(outputs)
         sources = keras.utils.get_source_inputs(inputs)
         # Keras warns at each call of a model that was made with a list of one input.
         model = keras.Model(sources[0] if len(sources) == 1 else sources, outputs, name=name)
-        weights_lib.load(model, source, build_network=functools.partial(build, activation=activation))
+        options = {"activation": activation, variant: form, "normalization": normalization}
+        weights_lib.load(model, source, build_network=functools.partial(build, **options))
         return model
 
     build.__name__ = build.__qualname__ = name
-    build.__doc__ = _DOC.format(name=name, shape=default_shape, sites=sites)
+    default = forms[first]
+    build.__doc__ = _DOC.format(
+        name=name,
+        shape=default.input_shape,
+        classes=default.classes,
+        sites=sites,
+        variant=variant,
+        forms=_listed(forms),
+        activation=default_activation,
+        normalization=_normalizations(forms),
+    )
     return build
+
+
+def _defaults(form, source):
+    """Returns input shape, number of classes and normalization of the weights, or else of the form."""
+    if not isinstance(source, dict):
+        return form.input_shape, form.classes, form.normalization
+    return *weights_lib.shape_and_classes(source), source.get("normalization", form.normalization)
+
+
+def _listed(forms):
+    names = [f'"{form}"' for form in forms]
+    return f"{names[0]}, the only one" if len(names) == 1 else f"{names[0]} (default) or {', '.join(names[1:])}"
+
+
+def _normalizations(forms):
+    """Returns a text such as 'None for "small", "imagenet" for "torchvision"'."""
+    return ", ".join(f"{form.normalization!r} for {name!r}" for name, form in forms.items()).replace("'", '"')
 
 
 _POOLS = {"avg": keras.layers.GlobalAveragePooling2D, "max": keras.layers.GlobalMaxPooling2D}

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from keras_sat import internals, losses
 from keras_sat.models import graph
+from keras_sat.models.normalization import Normalize
 from keras_sat.typing import Array
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
@@ -254,7 +255,7 @@ def config_in(layer: keras.Operation, policy: str | None) -> dict[str, Any]:
 
 def scales_pixels(layer: Any) -> bool:
     """Returns whether a layer scales pixels. It must not do so in bfloat16, which rounds pixels to whole levels."""
-    return isinstance(layer, (keras.layers.Rescaling, keras.layers.Normalization))
+    return isinstance(layer, (keras.layers.Rescaling, keras.layers.Normalization, Normalize))
 
 
 def set_weights(model: keras.layers.Layer, weights: list[Any]) -> None:

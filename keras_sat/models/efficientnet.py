@@ -6,7 +6,8 @@ import math
 import keras
 
 from keras_sat.models import blocks
-from keras_sat.models.builder import builder
+from keras_sat.models.builder import Form, builder
+from keras_sat.models.normalization import SYMMETRIC
 
 # Stages of B0: (repeats, kernel size, strides, expansion, filters). Other networks scale repeats and filters.
 STAGES = (
@@ -30,8 +31,8 @@ def _round_filters(filters, width):
 
 
 def _trunk(width, depth, x, activation):
-    conv = functools.partial(blocks.conv_bn, fixed_padding=False, activation=activation)
-    x = conv(blocks.rescale(x), _round_filters(STEM_FILTERS, width), 3, strides=2, name="stem")
+    conv = functools.partial(blocks.conv_bn, padding="same", activation=activation)
+    x = conv(x, _round_filters(STEM_FILTERS, width), 3, strides=2, name="stem")
     repeats = [math.ceil(depth * stage[0]) for stage in STAGES]
     index = 0
     for count, (_, size, strides, expansion, filters) in zip(repeats, STAGES):
@@ -51,14 +52,15 @@ def _trunk(width, depth, x, activation):
 
 
 def _efficientnet(name, width, depth, size, dropout):
-    return builder(
-        name,
+    form = Form(
         functools.partial(_trunk, width, depth),
-        input_shape=(size, size, 3),
         kernel_initializer=functools.partial(keras.initializers.VarianceScaling, 1 / 3, "fan_out", "uniform"),
-        dropout=dropout,
-        sites=", the inner one of squeeze-and-excite included (its gate stays a sigmoid)",
+        normalization=SYMMETRIC,
+        input_shape=(size, size, 3),
+        top=lambda x: keras.layers.Dropout(dropout, name="top_dropout")(x),
     )
+    sites = ", the inner one of squeeze-and-excite included (its gate stays a sigmoid)"
+    return builder(name, {"sat": form}, sites=sites)
 
 
 EfficientNetB0 = _efficientnet("EfficientNetB0", 1.0, 1.0, 224, 0.2)

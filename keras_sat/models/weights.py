@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import keras
 
 from keras_sat import activations, extras, files
 from keras_sat.models import classifier, release
+from keras_sat.models.normalization import PUBLISHED, Normalization
 from keras_sat.typing import Path
 
 Entry: TypeAlias = dict[str, Any]  # the facts about one checkpoint in the registry
@@ -23,7 +25,12 @@ HEAD = "linear"
 
 
 def resolve(
-    weights: Path | None, architecture: str, activation: Any, input_shape: tuple[int | None, ...] | None = None
+    weights: Path | None,
+    architecture: str,
+    activation: Any,
+    input_shape: tuple[int | None, ...] | None = None,
+    form: str | None = None,
+    normalization: Normalization = PUBLISHED,
 ) -> Entry | str | None:
     """Returns what the argument `weights` of a builder refers to. It builds and downloads nothing.
 
@@ -307,7 +314,7 @@ def load_file(model: keras.Model, path: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # Keras only warns if the file lacks a layer of the model
             model.load_weights(path)
-        _check_number_of_variables(model, path)
+        _check_layers(model, path)
     except (ValueError, OSError, KeyError, UserWarning) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
@@ -316,12 +323,40 @@ def load_file(model: keras.Model, path: Path) -> None:
         ) from error
 
 
-def _check_number_of_variables(model, path):
-    """Raises ValueError if a file has more variables than the layers of the model, which Keras does not report."""
-    names = []
+def _check_layers(model, path):
+    """Raises ValueError if a file has layers of other names, or more variables, than the model.
+
+    Keras reports neither. It finds a layer by its type and number, so that a network with layers of the same types and
+    shapes, but with other paddings, would fit.
+    """
     with h5py.File(path) as file:
-        file["layers"].visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
-    stored = len([name for name in names if "seed_generator" not in name])
+        variables, layers = _contents(file["layers"])
+    own = {layer.name for layer in model.layers}
+    foreign = [name for name in layers if name not in own]
+    if foreign:
+        raise ValueError(f"it holds a layer {foreign[0]}, which the network does not have")
+    stored = len([name for name in variables if "seed_generator" not in name])
     number = sum(len(layer.weights) for layer in model.layers)
     if stored != number:
         raise ValueError(f"it holds {stored} variables, of which the network has {number}")
+
+
+def _contents(group):
+    """Returns the paths of a file's variables, and the names of its layers that have variables.
+
+    Left out are the values of the layer that normalizes, which compares them itself, and names that Keras made up,
+    such as conv2d_3: they are other ones in each process.
+    """
+    variables, layers = [], []
+
+    def visit(path, item):
+        layer, _, rest = path.partition("/")
+        if isinstance(item, h5py.Dataset) and layer != "normalize":
+            variables.append(path)
+        name = item.attrs.get("name")
+        kind = re.sub(r"_\d+$", "", layer)
+        if rest == "vars" and len(item) and name and not re.fullmatch(rf"{kind}(_\d+)?", name):
+            layers.append(name)
+
+    group.visititems(visit)
+    return variables, layers

@@ -12,11 +12,6 @@ def model(function, shape=(9, 9, 4)):
     return keras.Model(inputs, function(inputs))
 
 
-def test_rescale_maps_pixels_to_minus_1_to_1():
-    np.testing.assert_allclose(model(blocks.rescale)(np.full((1, 9, 9, 4), 255.0)), 1.0)
-    np.testing.assert_allclose(model(blocks.rescale)(np.zeros((1, 9, 9, 4))), -1.0)
-
-
 @pytest.mark.parametrize("size", [8, 9])
 def test_a_strided_convolution_pads_both_sides_alike(size):
     """One-hot kernels read the padding: the first output sees one row of zeros above it at even sizes too."""

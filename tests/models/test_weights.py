@@ -9,7 +9,7 @@ import pytest
 
 from keras_sat import data, evaluation, files, models
 from keras_sat.attacks import PGD, LinfBall
-from keras_sat.models import blocks
+from keras_sat.models import normalization
 from keras_sat.models import weights as weights_lib
 
 EMBEDDED = [entry for entry in weights_lib.entries() if "file" in entry]
@@ -99,14 +99,14 @@ def test_embedded_weights_that_do_not_fit_or_were_changed_are_refused(tmp_path, 
 def test_a_network_is_built_again_only_where_the_shapes_differ(monkeypatch):
     built = []
 
-    def counted(rescale):
-        def rescaled(x):
+    def counted(apply):
+        def applied(x, *arguments):
             built.append(x.shape)
-            return rescale(x)
+            return apply(x, *arguments)
 
-        return rescaled
+        return applied
 
-    monkeypatch.setattr(blocks, "rescale", counted(blocks.rescale))
+    monkeypatch.setattr(normalization, "apply", counted(normalization.apply))
     inputs = keras.Input((28, 28, 1))
     centred = keras.layers.Normalization(mean=0.0, variance=1.0)(inputs)
     images = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 1)).astype(np.uint8)
