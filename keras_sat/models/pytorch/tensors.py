@@ -226,8 +226,8 @@ class TensorUnpickler(Unpickler):
         elif isinstance(instance, dict):
             pass  # the attributes of an OrderedDict, such as the versions of a state dict's modules
         elif isinstance(instance, np.dtype):
-            if state[1] == ">":
-                raise Unreadable("holds a NumPy array in big-endian order. Save it on a little-endian machine.")
+            if state[1] not in ("<", "|", "="):
+                raise Unreadable(f"holds a NumPy array with the order of bytes {state[1]!r}; expected little-endian.")
         elif isinstance(instance, np.ndarray) and not instance.size:
             _, shape, dtype, fortran, data = state
             if not (isinstance(dtype, np.dtype) and isinstance(data, bytes)):

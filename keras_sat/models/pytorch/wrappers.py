@@ -88,8 +88,10 @@ def fit(entries: Mapping[str, np.ndarray], wanted: Collection[str]) -> StateDict
     cut: dict[str, np.ndarray] = {}
     for name, array in rest.items():
         inner = name.removeprefix(prefix)
-        if inner in cut or (not name.startswith(prefix) and name in wanted):
-            raise ValueError(f"The entry {inner} is not only after {prefix!r}, where the network's other entries are.")
+        if not name.startswith(prefix) and name in wanted:
+            raise ValueError(f"{name} lies outside {prefix!r}, where the network's other entries are.")
+        if inner in cut:
+            raise ValueError(f"The checkpoint has {inner} both after {prefix!r} and without it.")
         cut[inner] = array
     return StateDict(cut, normalization)
 
@@ -127,7 +129,7 @@ def _is_unaveraged(name):
 
 def _prefixes(names, wanted):
     """Returns what comes before the network's names, the best first. See `fit`."""
-    counts: Counter[str] = Counter()
+    counts = Counter()
     for name in names:
         parts = name.split(".")
         for start in range(len(parts)):
@@ -150,7 +152,7 @@ def _drop_double(entries, prefix, double):
 
 def _take_normalization(entries, network):
     """Removes the mean and standard deviation of the images from the entries, and returns them, or None."""
-    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    found = {}
     for name in list(entries):
         scope, dot, last = name.rpartition(".")
         other = scope + dot + NORMALIZATIONS.get(last, "")
