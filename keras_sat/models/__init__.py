@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import keras
 
-from keras_sat.models import folding, release, wide_resnet
+from keras_sat.models import folding, pytorch, release, wide_resnet
 from keras_sat.models.classifier import without_softmax
 from keras_sat.models.efficientnet import (
     EfficientNetB0,
@@ -76,4 +76,14 @@ def builder(name: str) -> Callable[..., keras.Model]:
     return build
 
 
-__all__ = ["BUILDERS", "builder", "folding", "list_weights", "release", "without_softmax", "WideResNet", *BUILDERS]
+__all__ = [
+    "BUILDERS",
+    "builder",
+    "folding",
+    "list_weights",
+    "pytorch",
+    "release",
+    "without_softmax",
+    "WideResNet",
+    *BUILDERS,
+]

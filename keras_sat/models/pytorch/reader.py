@@ -1,6 +1,7 @@
 """Files of PyTorch as Python containers of NumPy arrays: `read`. PyTorch is not needed, and no code of a file runs."""
 
 import io
+import json
 import mmap
 import os
 import struct
@@ -85,12 +86,27 @@ def read(path: Path) -> Any:
         raise ValueError(f"{path} is damaged or incomplete ({reason}). {AGAIN}") from error
 
 
+def metadata(path: Path) -> dict[str, str]:
+    """Returns the metadata of a safetensors file; {} for a file of another format."""
+    with open(files.expanded(path), "rb") as file:
+        if not _is_safetensors(file.read(9)):
+            return {}
+        file.seek(0)
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return header.get("__metadata__") or {}
+
+
+def _is_safetensors(head):
+    """Returns whether a file begins as a safetensors file: with the length of a JSON header, and the header."""
+    return head[5:9] == b"\0\0\0{"
+
+
 def _read(file, size):
     head = file.read(1024)
     file.seek(0)
     if not head:
         raise Unreadable(f"is empty. {AGAIN}")
-    if head[5:9] == b"\0\0\0{":  # the length of a JSON header (uint64), and the header
+    if _is_safetensors(head):
         return _safetensors(file)
     if head.startswith(b"PK\x03\x04"):
         return _zip(file)
