@@ -443,7 +443,9 @@ def name_tags(groups):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", help="a clone of RobustBench, bare or not")
-    repository = Repository(parser.parse_args().path)
+    parser.add_argument("--registry", default=weights.REGISTRY, help="the file to write to (default: the package's)")
+    args = parser.parse_args()
+    repository = Repository(args.path)
     architectures = Zoo()
     for name in ARCHITECTURES:
         architectures.read(repository.text(f"{ZOO}/architectures/{name}.py"))
@@ -460,9 +462,9 @@ def main():
             number += len(groups[title]["checkpoints"]) + len(left_out)
             print("\n".join(f"{title}/{name}: {reason}" for name, reason in left_out.items()))
     name_tags(groups)
-    with open(weights.REGISTRY, encoding="utf-8") as file:
+    with open(args.registry, encoding="utf-8") as file:
         registry = {name: each for name, each in json.load(file).items() if not name.startswith("robustbench/")}
-    files.write_text(weights.REGISTRY, json.dumps(registry | groups, indent=1, ensure_ascii=False) + "\n")
+    files.write_text(args.registry, json.dumps(registry | groups, indent=1, ensure_ascii=False) + "\n")
     print(f"{sum(len(each['checkpoints']) for each in groups.values())} of {number} networks")
 
 

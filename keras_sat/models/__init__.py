@@ -19,6 +19,7 @@ from keras_sat.models.efficientnet import (
     EfficientNetL1,
     EfficientNetL2,
 )
+from keras_sat.models.leaderboard import list_weights
 from keras_sat.models.resnet import (
     ResNet8,
     ResNet18,
@@ -30,7 +31,6 @@ from keras_sat.models.resnet import (
     ResNeXt50_32x8d,
     ResNeXt152_32x8d,
 )
-from keras_sat.models.weights import list_weights
 
 _RESNETS = (ResNet8, ResNet18, ResNet20, ResNet50, ResNet101, ResNet152)
 _RESNEXTS = (ResNeXt50_32x4d, ResNeXt50_32x8d, ResNeXt152_32x8d)
