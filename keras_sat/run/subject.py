@@ -148,17 +148,17 @@ def open_weights(
     """
     build = models.builder(network)
     entry = models.weights.find(network, activation, weights)
+    if entry["crop"] is None:
+        raise ValueError(
+            f"RobustBench evaluates {weights} on images prepared by its {entry['preprocessing']}, which is none of the "
+            "crops here: prepare the dataset so, and call evaluation.evaluate(model, dataset, attacks)."
+        )
     published = entry["evaluation"]
     name = dataset or published["dataset"]
     names = data.class_names(published["dataset"]) if published["dataset"] in data.names() else None
     source = _source(name, names, entry["classes"], data_dir, skip_damaged)
     split = split or data.evaluation_split(source)
     size = entry["image_size"]
-    if entry["crop"] is None:
-        raise ValueError(
-            f"RobustBench evaluates {weights} on images prepared by its {entry['preprocessing']}, which is none of the "
-            "crops here: prepare the dataset so, and call evaluation.evaluate(model, dataset, attacks)."
-        )
     preprocessing = Preprocessing(size, size, entry["channels"], entry["crop"])
     batches = data.load(source, split, batch_size, preprocessing=preprocessing)
     variant = {name: entry[name] for name in ("form", "stem") if name in entry}
