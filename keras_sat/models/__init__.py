@@ -19,6 +19,7 @@ from keras_sat.models.efficientnet import (
     EfficientNetL1,
     EfficientNetL2,
 )
+from keras_sat.models.leaderboard import list_weights
 from keras_sat.models.resnet import (
     ResNet8,
     ResNet18,
@@ -31,7 +32,6 @@ from keras_sat.models.resnet import (
     ResNeXt152_32x8d,
     WideResNet50_2,
 )
-from keras_sat.models.weights import list_weights
 from keras_sat.models.wide_resnet import (
     PreActResNet18,
     WideResNet,
