@@ -73,16 +73,16 @@ def read(path: Path) -> Any:
     path = files.expanded(path)
     if not os.path.isfile(path):
         raise ValueError(f"There is no file at {path}")
-    try:
-        with open(path, "rb") as file:
+    with open(path, "rb") as file:
+        try:
             return _read(file, os.path.getsize(path))
-    except Unreadable as error:
-        raise ValueError(f"{path} {error}") from error
-    except (ImportError, OSError):
-        raise
-    except Exception as error:  # bytes at random can raise anything
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"{path} is damaged or incomplete ({reason}). {AGAIN}") from error
+        except Unreadable as error:
+            raise ValueError(f"{path} {error}") from error
+        except ImportError:
+            raise
+        except Exception as error:  # bytes at random can raise anything
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ValueError(f"{path} is damaged or incomplete ({reason}). {AGAIN}") from error
 
 
 def _read(file, size):

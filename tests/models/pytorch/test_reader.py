@@ -53,7 +53,8 @@ def test_tensors_of_all_types_and_layouts(name):
 
 def test_safetensors():
     pytest.importorskip("safetensors")
-    assert_same(reader.read(FOLDER / "kinds.safetensors"), KINDS)
+    expected = {name: array for name, array in KINDS.items() if name not in ("uint16", "complex64")}
+    assert_same(reader.read(FOLDER / "kinds.safetensors"), expected)
 
 
 def test_tensors_that_share_a_storage_share_memory():
@@ -97,6 +98,7 @@ def test_what_scripts_save_beside_the_weights(name):
         "device": "cuda:1",
         "size": (1, 2),
         "dtype": np.dtype(ml_dtypes.bfloat16),
+        "version": "2.13.0+cpu",
         "none": None,
     }
 
