@@ -74,16 +74,16 @@ def read(path: Path) -> Any:
     path = files.expanded(path)
     if not os.path.isfile(path):
         raise ValueError(f"There is no file at {path}")
-    try:
-        with open(path, "rb") as file:
+    with open(path, "rb") as file:
+        try:
             return _read(file, os.path.getsize(path))
-    except Unreadable as error:
-        raise ValueError(f"{path} {error}") from error
-    except (ImportError, OSError):
-        raise
-    except Exception as error:  # bytes at random can raise anything
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"{path} is damaged or incomplete ({reason}). {AGAIN}") from error
+        except Unreadable as error:
+            raise ValueError(f"{path} {error}") from error
+        except ImportError:
+            raise
+        except Exception as error:  # bytes at random can raise anything
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ValueError(f"{path} is damaged or incomplete ({reason}). {AGAIN}") from error
 
 
 def metadata(path: Path) -> dict[str, str]:
@@ -151,7 +151,7 @@ def _safetensors(file):
 
 
 class _Unpickler(TensorUnpickler):
-    def find(self, module, name):
+    def find(self, module: str, name: str) -> Any:
         if (module, name) == ("torch.storage", "_load_from_bytes"):  # a tensor that was pickled without torch.save
             return Builder(name, lambda data: _stream(io.BytesIO(data), len(data)))
         return super().find(module, name)
@@ -160,7 +160,7 @@ class _Unpickler(TensorUnpickler):
 class _Storages(_Unpickler):
     """Reads a pickle whose storages lie beside it. A subclass says where: `bytes_of`."""
 
-    def stored(self, identifier):
+    def stored(self, identifier: Any) -> Storage:
         kind, *rest = identifier
         if kind != "storage":
             raise Unreadable(f"holds an object of the kind {kind!r} beside its pickle; expected storages alone.")
@@ -173,16 +173,17 @@ class _Storages(_Unpickler):
             data = data[start * dtype.itemsize : (start + part) * dtype.itemsize]
         return Storage(data, dtype)
 
-    def bytes_of(self, key, length, item_size):
+    def bytes_of(self, key: str, length: int, item_size: int) -> np.ndarray:
         """Returns the memory of a storage, uint8 [length * item_size]."""
         raise NotImplementedError
 
 
 class _ZipUnpickler(_Storages):
-    def __init__(self, archive, top):
-        self.archive, self.top, self.found = archive, top, {}
+    def __init__(self, archive: zipfile.ZipFile, top: str) -> None:
+        self.archive, self.top = archive, top
+        self.found: dict[str, np.ndarray] = {}
 
-    def bytes_of(self, key, length, item_size):
+    def bytes_of(self, key: str, length: int, item_size: int) -> np.ndarray:
         if key not in self.found:
             data = _entry(self.archive, f"{self.top}/data/{key}", length * item_size)
             self.found[key] = np.frombuffer(data, np.uint8)
@@ -235,17 +236,19 @@ def _entry(archive, name, size=None):
 class _StreamUnpickler(_Storages):
     """Gives out memory for the storages, which are filled when the pickle has been read: they come after it."""
 
-    def __init__(self, limit):
-        self.limit, self.found = limit, {}
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.found: dict[str, np.ndarray] = {}  # uint8 [length, item_size]
 
-    def bytes_of(self, key, length, item_size):
+    def bytes_of(self, key: str, length: int, item_size: int) -> np.ndarray:
         if key not in self.found:
             if length * item_size > self.limit:
                 raise Unreadable(f"is incomplete: its storage {key} would be larger than the file. {AGAIN}")
             self.found[key] = np.empty((length, item_size), np.uint8)
         return self.found[key].reshape(-1)
 
-    def fill(self, stream, key):
+    def fill(self, stream: Any, key: str) -> None:
+        """Reads the values of a storage."""
         memory = self.found[key]
         (length,) = struct.unpack("<q", stream.read(8))
         data = stream.read(memory.size)

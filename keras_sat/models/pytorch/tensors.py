@@ -136,6 +136,7 @@ _BUILDERS: dict[str, Callable[..., Any]] = {
     "torch._tensor._rebuild_from_type_v2": _tensor_subclass,
     "torch.Size": tuple,
     "torch.device": lambda kind, index=None: kind if index is None else f"{kind}:{index}",
+    "torch.torch_version.TorchVersion": str,
     "numpy.dtype": _numpy_dtype,
     "numpy.core.multiarray.scalar": _numpy_scalar,
     "numpy.core.multiarray._reconstruct": _empty_array,

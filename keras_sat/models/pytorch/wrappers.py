@@ -68,8 +68,8 @@ def fit(entries: Mapping[str, np.ndarray], wanted: Collection[str]) -> StateDict
 
     The modules around the network are what the names have before the names in `wanted`: "module.", "model.",
     "module.0.", "_orig_mod." or any other. They are cut at the start of a name alone. They are the ones after which the
-    most names in `wanted` follow, and more than half of them; of equal ones the shortest. If there are none, every name
-    stays as it is. MadryLab's checkpoints hold the network again inside their attacker: a copy that is identical is
+    most names in `wanted` follow, if these are more than half of `wanted` or of the entries; of equal ones the shortest.
+    Else every name stays as it is. MadryLab's checkpoints hold the network again inside their attacker: a copy that is identical is
     dropped.
 
     Args:
@@ -135,7 +135,7 @@ def _prefixes(names, wanted):
         for start in range(len(parts)):
             if ".".join(parts[start:]) in wanted:
                 counts["".join(f"{part}." for part in parts[:start])] += 1
-    enough = [prefix for prefix, count in counts.items() if 2 * count > len(wanted)]
+    enough = [prefix for prefix, count in counts.items() if 2 * count > min(len(wanted), len(names))]
     return sorted(enough, key=lambda prefix: (-counts[prefix], len(prefix))) or [""]
 
 

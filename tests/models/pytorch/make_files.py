@@ -81,6 +81,7 @@ def training():
         "device": torch.device("cuda", 1),
         "size": torch.Size([1, 2]),
         "dtype": torch.bfloat16,
+        "version": torch.__version__,
         "none": None,
     }
 
@@ -100,6 +101,7 @@ def main(folder):
     with open("kinds.pkl", "wb") as file:
         pickle.dump(kinds(), file)
     contiguous = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in kinds().items()}
+    del contiguous["uint16"], contiguous["complex64"]  # safetensors 0.4 does not know them
     safetensors.torch.save_file(contiguous, "kinds.safetensors")
     deflated("kinds.pt", "kinds_deflated.pt")
     torch.serialization.set_crc32_options(False)

@@ -53,7 +53,8 @@ def test_tensors_of_all_types_and_layouts(name):
 
 def test_safetensors():
     pytest.importorskip("safetensors")
-    assert_same(reader.read(FOLDER / "kinds.safetensors"), KINDS)
+    expected = {name: array for name, array in KINDS.items() if name not in ("uint16", "complex64")}
+    assert_same(reader.read(FOLDER / "kinds.safetensors"), expected)
 
 
 def test_tensors_that_share_a_storage_share_memory():
@@ -97,6 +98,7 @@ def test_what_scripts_save_beside_the_weights(name):
         "device": "cuda:1",
         "size": (1, 2),
         "dtype": np.dtype(ml_dtypes.bfloat16),
+        "version": "2.13.0+cpu",
         "none": None,
     }
 
@@ -171,11 +173,9 @@ def attacks(mark):
         "call of a type": (b"\x80\x02c__builtin__\nlist\n)R.", "calls an object of type str"),
         "call of a value": (b"\x80\x02K\x01)R.", "calls an object of type int"),
         "state of a function": (b"\x80\x02ccollections\nOrderedDict\n}b.", "attributes of an object of type Builder"),
-        "state of a type": (b"\x80\x02ctorch\nFloatStorage\nN}\x86b.", "damaged|attributes|dtype"),
-        "state of a number": (
-            b"\x80\x02K\x01}" + text("__class__") + b"K\x02sb.",
-            "attributes of an object of type int",
-        ),
+        "state of a type": (b"\x80\x02ctorch\nTensor\nN}\x86b.", "attributes of an object of type str"),
+        "state of a dtype": (b"\x80\x02ctorch\nFloatStorage\nN}\x86b.", "order of bytes"),
+        "state of a number": (b"\x80\x02K\x01}b.", "attributes of an object of type int"),
         "items of a list": (b"\x80\x02]K\x00K\x01s.", "sets items of an object of type list"),
         "append to a dict": (b"\x80\x02}K\x00a.", "adds items to an object of type dict"),
         "persistent text": (b"\x80\x02Pstorage\n.", "PERSID"),
