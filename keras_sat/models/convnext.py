@@ -83,9 +83,7 @@ def _conv_stem(spec, x, activation):
 def _block(x, activation, drop_rate, name):
     """Applies a depthwise 7x7 convolution, a layer norm, and two dense layers to each pixel; and adds the input."""
     width, dense = x.shape[-1], functools.partial(keras.layers.Dense, kernel_initializer=_initializer())
-    y = keras.layers.DepthwiseConv2D(
-        7, padding="same", depthwise_initializer=_initializer(), name=f"{name}.conv_dw"
-    )(x)
+    y = keras.layers.DepthwiseConv2D(7, padding="same", depthwise_initializer=_initializer(), name=f"{name}.conv_dw")(x)
     y = dense(4 * width, name=f"{name}.mlp.fc1")(_norm(y, f"{name}.norm"))
     y = dense(width, name=f"{name}.mlp.fc2")(activations.layer(activation, f"{name}.mlp.act")(y))
     y = LayerScale(name=name)(y)
