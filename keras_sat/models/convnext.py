@@ -93,11 +93,14 @@ def _block(x, activation, drop_rate, name):
 
 
 def _trunk(spec, stem, x, activation):
+    size = x.shape[1:3]
     x = stem(spec, x, activation)
     drop_rates = iter(np.linspace(0, spec.drop_rate, sum(spec.depths)).tolist())
     for stage, (depth, width) in enumerate(zip(spec.depths, spec.widths)):
         name = f"stages.{stage}"
         if stage > 0:
+            if 1 in x.shape[1:3]:
+                raise ValueError(f"ConvNeXt halves images five times: 32 x 32 pixels suffice. Received: {size}")
             x = _conv(_norm(x, f"{name}.downsample.0"), width, 2, 2, f"{name}.downsample.1")
         for index in range(depth):
             x = _block(x, activation, next(drop_rates), f"{name}.blocks.{index}")

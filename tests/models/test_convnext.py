@@ -139,3 +139,8 @@ def test_the_normalization_is_the_published_one():
     for stem, statistics in (("conv", (0.0, 1.0)), ("patch", normalization.NAMED["imagenet"])):
         layer = small(stem=stem).get_layer("normalization")
         assert (layer.mean, layer.std) == statistics
+
+
+def test_images_that_are_too_small_are_refused():
+    with pytest.raises(ValueError, match=r"32 x 32 pixels suffice. Received: \(28, 64\)"):
+        models.ConvNeXtTiny(input_shape=(28, 64, 3))
