@@ -55,6 +55,12 @@ INNER_LAYERS = {
         {"report"},
         {"report_files", "_evaluate", "_compare"},
     ],
+    "models.pytorch": [
+        {"pickles", "wrappers"},
+        {"tensors"},
+        {"reader"},
+        {"conversion"},
+    ],
     "run": [
         {"configuration", "recipes"},
         {"folder"},

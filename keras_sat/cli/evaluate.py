@@ -47,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
     shard = _shard(args.shard)
     subject = _subject(args)
     norm = args.norm or subject.norm
+    if args.epsilon is None and subject.epsilon is None:
+        raise ValueError("These weights come with no epsilon: say --epsilon, in pixels 0..255.")
     epsilons = [float(text) for text in (args.epsilon or str(subject.epsilon)).split(",")]
     ball, *_ = [run_lib.BALLS[norm](epsilon) for epsilon in epsilons]  # all of them, to check each epsilon
     attacks = _attacks(args, subject, ball, is_curve=len(epsilons) > 1)

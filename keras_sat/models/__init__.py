@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import keras
 
-from keras_sat.models import folding, release, wide_resnet
+from keras_sat.models import folding, pytorch, release, wide_resnet
 from keras_sat.models.classifier import without_softmax
 from keras_sat.models.convnext import ConvNeXtBase, ConvNeXtLarge, ConvNeXtSmall, ConvNeXtTiny
 from keras_sat.models.efficientnet import (
@@ -20,6 +20,7 @@ from keras_sat.models.efficientnet import (
     EfficientNetL1,
     EfficientNetL2,
 )
+from keras_sat.models.leaderboard import list_weights
 from keras_sat.models.resnet import (
     ResNet8,
     ResNet18,
@@ -32,7 +33,6 @@ from keras_sat.models.resnet import (
     ResNeXt152_32x8d,
     WideResNet50_2,
 )
-from keras_sat.models.weights import list_weights
 from keras_sat.models.wide_resnet import (
     PreActResNet18,
     WideResNet,
@@ -78,4 +78,14 @@ def builder(name: str) -> Callable[..., keras.Model]:
     return build
 
 
-__all__ = ["BUILDERS", "builder", "folding", "list_weights", "release", "without_softmax", "WideResNet", *BUILDERS]
+__all__ = [
+    "BUILDERS",
+    "builder",
+    "folding",
+    "list_weights",
+    "pytorch",
+    "release",
+    "without_softmax",
+    "WideResNet",
+    *BUILDERS,
+]

@@ -143,10 +143,16 @@ def open_weights(
         skip_damaged: see `open_run`.
 
     Raises:
-        ValueError: if there is no such network or no such weights, or the dataset cannot be read or has other classes.
+        ValueError: if there is no such network or no such weights, the dataset cannot be read or has other classes, or
+            the weights were evaluated on images prepared in a way that `Preprocessing` does not have.
     """
     build = models.builder(network)
     entry = models.weights.find(network, activation, weights)
+    if entry["crop"] is None:
+        raise ValueError(
+            f"RobustBench evaluates {weights} on images prepared by its {entry['preprocessing']}, which is none of the "
+            "crops here: prepare the dataset so, and call evaluation.evaluate(model, dataset, attacks)."
+        )
     published = entry["evaluation"]
     name = dataset or published["dataset"]
     names = data.class_names(published["dataset"]) if published["dataset"] in data.names() else None
@@ -155,10 +161,11 @@ def open_weights(
     size = entry["image_size"]
     preprocessing = Preprocessing(size, size, entry["channels"], entry["crop"])
     batches = data.load(source, split, batch_size, preprocessing=preprocessing)
-    model = build(weights=weights, activation=activation)
+    variant = {name: entry[name] for name in ("form", "stem") if name in entry}
+    model = build(weights=weights, activation=activation, **variant)
     context = _context(name, split, batch_size) | {"weights": entry["id"]}
-    output = f"{network}-{entry['activation']}-{weights}"
-    return Subject(model, batches, context, published["norm"], published["epsilon"], output)
+    output = f"{network}-{entry['activation']}-{weights.replace('/', '-')}"
+    return Subject(model, batches, context, published["norm"] or "linf", published["epsilon"], output)
 
 
 def _context(dataset, split, batch_size):
