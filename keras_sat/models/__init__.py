@@ -6,6 +6,7 @@ import keras
 
 from keras_sat.models import folding, pytorch, release, wide_resnet
 from keras_sat.models.classifier import without_softmax
+from keras_sat.models.convnext import ConvNeXtBase, ConvNeXtLarge, ConvNeXtSmall, ConvNeXtTiny
 from keras_sat.models.efficientnet import (
     EfficientNetB0,
     EfficientNetB1,
@@ -57,7 +58,8 @@ _EFFICIENTNETS = (
     EfficientNetL2,
 )
 _WIDE_RESNETS = (WideResNet28_10, WideResNet34_10, WideResNet34_20, WideResNet70_16, WideResNet50_2)
-_ALL = (*_RESNETS, PreActResNet18, *_WIDE_RESNETS, *_RESNEXTS, *_EFFICIENTNETS)
+_CONVNEXTS = (ConvNeXtTiny, ConvNeXtSmall, ConvNeXtBase, ConvNeXtLarge)
+_ALL = (*_RESNETS, PreActResNet18, *_WIDE_RESNETS, *_RESNEXTS, *_EFFICIENTNETS, *_CONVNEXTS)
 BUILDERS = {build.__name__: build for build in _ALL}
 
 
