@@ -53,12 +53,16 @@ class LayerScale(keras.layers.Layer):
 
 
 def _initializer():
-    """Returns the initializer of all kernels: the publication's truncated normal is cut at 100 standard deviations."""
+    """Returns a new initializer of a kernel: the publication's truncated normal is cut at 100 standard deviations."""
     return keras.initializers.RandomNormal(stddev=0.02)
 
 
 def _conv(x, filters, size, strides, name):
     return keras.layers.Conv2D(filters, size, strides, kernel_initializer=_initializer(), name=name)(x)
+
+
+def _dense(x, units, name):
+    return keras.layers.Dense(units, kernel_initializer=_initializer(), name=name)(x)
 
 
 def _norm(x, name):
@@ -82,10 +86,10 @@ def _conv_stem(spec, x, activation):
 
 def _block(x, activation, drop_rate, name):
     """Applies a depthwise 7x7 convolution, a layer norm, and two dense layers to each pixel; and adds the input."""
-    width, dense = x.shape[-1], functools.partial(keras.layers.Dense, kernel_initializer=_initializer())
+    width = x.shape[-1]
     y = keras.layers.DepthwiseConv2D(7, padding="same", depthwise_initializer=_initializer(), name=f"{name}.conv_dw")(x)
-    y = dense(4 * width, name=f"{name}.mlp.fc1")(_norm(y, f"{name}.norm"))
-    y = dense(width, name=f"{name}.mlp.fc2")(activations.layer(activation, f"{name}.mlp.act")(y))
+    y = _dense(_norm(y, f"{name}.norm"), 4 * width, f"{name}.mlp.fc1")
+    y = _dense(activations.layer(activation, f"{name}.mlp.act")(y), width, f"{name}.mlp.fc2")
     y = LayerScale(name=name)(y)
     if drop_rate > 0:
         y = keras.layers.Dropout(drop_rate, noise_shape=(None, 1, 1, 1), name=f"{name}.drop_path")(y)

@@ -87,6 +87,12 @@ def test_a_block_starts_nearly_as_its_input():
     assert {value for scale in scales for value in scale} == {np.float32(1e-6)}
 
 
+def test_each_kernel_draws_values_of_its_own():
+    kernels = [weight.numpy() for weight in small().trainable_weights if weight.name == "kernel"]
+    assert len({kernel.flat[0] for kernel in kernels}) == len(kernels)
+    assert np.concatenate([kernel.ravel() for kernel in kernels]).std() == pytest.approx(0.02, rel=0.05)
+
+
 @pytest.mark.parametrize("size", [32, 45])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("stem", ["conv", "patch"])
