@@ -17,8 +17,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
     flags.add_network_path(parser, " (see --dataset)", nargs="?")
     parser.add_argument("--model", help="in place of a folder: a network with --weights, see `keras-sat list`")
-    flags.add_activation(parser, "--model")
-    parser.add_argument("--weights", help="of --model: a tag such as sat-fashion-mnist")
+    flags.add_network(parser, "--model", "say it with a file of --weights")
+    parser.add_argument("--weights", help="of --model: a tag such as sat-fashion-mnist, or a file X.weights.h5")
     flags.add_attack(parser)
     parser.add_argument(
         "--epsilon", type=flags.curve, help="in pixels 0..255; several with commas give a curve; default: the run's"
@@ -47,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
     shard = _shard(args.shard)
     subject = _subject(args)
     norm = args.norm or subject.norm
+    if args.epsilon is None and subject.epsilon is None:
+        raise ValueError("These weights come with no epsilon: say --epsilon, in pixels 0..255.")
     epsilons = [float(text) for text in (args.epsilon or str(subject.epsilon)).split(",")]
     ball, *_ = [run_lib.BALLS[norm](epsilon) for epsilon in epsilons]  # all of them, to check each epsilon
     attacks = _attacks(args, subject, ball, is_curve=len(epsilons) > 1)
@@ -80,7 +82,10 @@ def _subject(args):
     if args.model or args.weights:
         if args.folder or not (args.model and args.weights):
             raise ValueError("--model and --weights go together, in place of a folder.")
-        return run_lib.open_weights(args.model, args.weights, args.activation, **options)
+        variant = {"form": args.form, "normalization": args.normalization}
+        return run_lib.open_weights(args.model, args.weights, args.activation, **variant, **options)
+    if args.form or args.normalization:
+        raise ValueError("--form and --normalization are those of --model. The folder says its own.")
     if not args.folder:
         raise ValueError("Say what to evaluate: a folder, or --model and --weights.")
     if not run_lib.is_export(args.folder):

@@ -23,10 +23,13 @@ def run(args: argparse.Namespace) -> int:
         "attacks": attack_names.names(),
         "recipes": list(run_lib.RECIPES),
     }
+    forms = {name: list(build.forms) for name, build in models.BUILDERS.items()}
     if args.json:
-        print(json.dumps({**names, "weights": models.list_weights()}, indent=2))
+        print(json.dumps({**names, "forms": forms, "weights": models.list_weights()}, indent=2))
         return 0
-    print("\n".join(f"{kind:<12} {', '.join(each)}" for kind, each in names.items()))
+    several = [f"{name} ({', '.join(each)})" for name, each in forms.items() if len(each) > 1]
+    lines = names | {"forms": [*several, "each WideResNet<depth>_<width> as WideResNet28_10"]}
+    print("\n".join(f"{kind:<12} {', '.join(each)}" for kind, each in lines.items()))
     print("\nweights      accuracy in %: of sat-imagenet as its authors report it, else as measured here")
     print(_weights_table())
     return 0

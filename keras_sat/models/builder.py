@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, cast
 
 import keras
 
@@ -67,9 +67,24 @@ class Form:
     classes: int = 1000
 
 
+class Builder(Protocol):
+    """A public function that builds a network, such as `models.ResNet50`.
+
+    Attributes:
+        forms: {name of a published variant: the variant}; the first one is the default.
+        variant: name of the argument that chooses the variant: "form" or "stem".
+    """
+
+    __name__: str
+    forms: dict[str, Form]
+    variant: str
+
+    def __call__(self, *args: Any, **kwargs: Any) -> keras.Model: ...
+
+
 def builder(
     name: str, forms: dict[str, Form], *, activation: Any = "silu", variant: str = "form", sites: str = ""
-) -> Callable[..., keras.Model]:
+) -> Builder:
     """Returns the public function that builds the network `name`.
 
     Args:
@@ -101,7 +116,7 @@ def builder(
         source = weights_lib.resolve(
             weights, architecture, activation, given and tuple(given), form=form, normalization=normalization
         )
-        shape, number, own_normalization = _defaults(published, source)
+        shape, number, own_normalization = defaults(published, source)
         classes = number if classes is None else classes
         _check_head(pooling, classes, classifier_activation)
         inputs = _inputs(input_tensor, input_shape or shape)
@@ -139,14 +154,25 @@ def builder(
         activation=default_activation,
         normalization=_normalizations(forms),
     )
-    return build
+    public = cast(Builder, build)
+    public.forms, public.variant = forms, variant
+    return public
 
 
-def _defaults(form, source):
-    """Returns input shape, number of classes and normalization of the weights, or else of the form."""
-    if not isinstance(source, dict):
+def defaults(form: Form, source: weights_lib.Entry | str | None) -> tuple[tuple[int, int, int], int, Normalization]:
+    """Returns input shape, number of classes and normalization of the weights, or else of the form.
+
+    Args:
+        form: the form.
+        source: the weights, see `weights.resolve`. A file shows its channels and classes, but no image size.
+    """
+    if isinstance(source, dict):
+        return *weights_lib.shape_and_classes(source), source.get("normalization", form.normalization)
+    height, width, channels = form.input_shape
+    if source is None:
         return form.input_shape, form.classes, form.normalization
-    return *weights_lib.shape_and_classes(source), source.get("normalization", form.normalization)
+    own_channels, classes = weights_lib.channels_and_classes(source, form.head)
+    return (height, width, own_channels or channels), classes or form.classes, form.normalization
 
 
 def _listed(forms):

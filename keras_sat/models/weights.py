@@ -14,7 +14,7 @@ import h5py
 import keras
 
 from keras_sat import activations, extras, files
-from keras_sat.models import classifier, release
+from keras_sat.models import classifier, foreign, release
 from keras_sat.models.normalization import PUBLISHED, Normalization
 from keras_sat.typing import Path
 
@@ -50,7 +50,7 @@ def resolve(
     if weights is None:
         return None
     if not str(weights).startswith("sat-") or str(weights).endswith(".h5"):
-        return _existing_file(files.expanded(weights))
+        return _existing_file(files.expanded(weights), foreign.network_flags(architecture, activation, form))
     entry = find(architecture, activation, str(weights), input_shape[0] if input_shape else None)
     if input_shape and input_shape[-1] != entry["channels"]:
         kind = {1: "grey images (1 channel)", 3: "RGB images (3 channels)"}[entry["channels"]]
@@ -61,6 +61,30 @@ def resolve(
 def shape_and_classes(entry: Entry) -> tuple[tuple[int, int, int], int]:
     """Returns the input shape (height, width, channels) and the number of classes of an entry's network."""
     return (entry["image_size"], entry["image_size"], entry["channels"]), entry["classes"]
+
+
+def channels_and_classes(path: Path, head: str) -> tuple[int | None, int | None]:
+    """Returns the number of channels and of classes of the network in a `.weights.h5` file, as its kernels show them.
+
+    Args:
+        path: the file.
+        head: name of the network's last dense layer.
+
+    Returns:
+        (channels, classes). None: the file does not show it, or is damaged.
+    """
+    channels = classes = None
+    try:
+        with h5py.File(path) as file:
+            for name, group in file["layers"].items():
+                stored = group["vars"]
+                if name == "conv2d":  # Keras counts: this is the first convolution, which takes the images
+                    channels = int(stored["0"].shape[2])
+                elif stored.attrs.get("name") == head:
+                    classes = int(stored["0"].shape[1])
+    except (OSError, KeyError, AttributeError, IndexError):  # `load_file` says what is wrong with it
+        return None, None
+    return (channels if channels in (1, 3) else None), classes
 
 
 def load(model: keras.Model, source: Entry | str | None, build_network: Callable[..., keras.Model]) -> None:
@@ -293,14 +317,17 @@ def _copy(network, model):
             classifier.set_weights(layer, twin.get_weights())
 
 
-def _existing_file(path):
+def _existing_file(path, flags="--model=MODEL --form=FORM --activation=ACTIVATION"):
+    """Returns the path of a file of weights. Raises ValueError if it is none; `flags`: see `foreign.advice`."""
+    if foreign.exists(path):
+        if foreign.kind(path) != foreign.WEIGHTS or not path.endswith(".weights.h5"):
+            raise ValueError(foreign.advice(path, flags))
+        return path
     if not path.endswith(".weights.h5"):
         raise ValueError(
             f"weights must be None, one of {', '.join(tags())}, or the path of a .weights.h5 file. Received: {path!r}"
         )
-    if not os.path.isfile(path):
-        raise ValueError(f"There is no weights file at {path}")
-    return path
+    raise ValueError(f"There is no weights file at {path}")
 
 
 def load_file(model: keras.Model, path: Path) -> None:
