@@ -44,6 +44,7 @@ FAST = [
     "tests/models/test_blocks.py::*",
     "tests/models/test_classifier.py::*",
     "tests/models/test_graph.py::*",
+    "tests/models/pytorch/test_wrappers.py::*",
     "tests/training/test_schedules.py::*",
     # what is refused: configurations, inputs, flags and requests
     "tests/attacks/*refus*",

@@ -55,6 +55,11 @@ INNER_LAYERS = {
         {"report"},
         {"report_files", "_evaluate", "_compare"},
     ],
+    "models.pytorch": [
+        {"pickles", "wrappers"},
+        {"tensors"},
+        {"reader"},
+    ],
     "run": [
         {"configuration", "recipes"},
         {"folder"},

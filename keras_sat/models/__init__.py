@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from keras_sat.models import folding, release, wide_resnet
+from keras_sat.models import folding, pytorch, release, wide_resnet
 from keras_sat.models import normalization as normalization_lib
 from keras_sat.models.builder import Builder
 from keras_sat.models.classifier import without_softmax
@@ -21,6 +21,7 @@ from keras_sat.models.efficientnet import (
     EfficientNetL1,
     EfficientNetL2,
 )
+from keras_sat.models.leaderboard import list_weights
 from keras_sat.models.resnet import (
     ResNet8,
     ResNet18,
@@ -33,7 +34,6 @@ from keras_sat.models.resnet import (
     ResNeXt152_32x8d,
     WideResNet50_2,
 )
-from keras_sat.models.weights import list_weights
 from keras_sat.models.wide_resnet import (
     PreActResNet18,
     WideResNet,
@@ -146,6 +146,7 @@ __all__ = [
     "describe",
     "folding",
     "list_weights",
+    "pytorch",
     "release",
     "without_softmax",
     "WideResNet",

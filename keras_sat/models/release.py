@@ -57,9 +57,7 @@ def load(model: keras.Model, prefix: Path, ema: bool = False) -> None:
         assignments.append((variable, array[:, :, ::-1] if name == "conv0/W" else array))
     problems["left over"] = sorted(arrays)
     if any(problems.values()):
-        raise ValueError(
-            f"{prefix} does not fit {model.name}: {_summary(problems)}. Is it this network and activation?"
-        )
+        raise ValueError(f"{prefix} does not fit {model.name}: {summary(problems)}. Is it this network and activation?")
     for variable, array in assignments:
         variable.assign(array)
     classifier.refresh(model)
@@ -92,8 +90,8 @@ def _plain(name):
     return re.sub("^efficientnet-[^/]+/", "", name).replace("tpu_batch_normalization", "batch_normalization")
 
 
-def _summary(problems):
-    """Returns a line with the number of problems of each kind, and the first three names."""
+def summary(problems: dict[str, list[str]]) -> str:
+    """Returns a line with the number of problems of each kind, and the first three names: {kind: names} -> text."""
     return "; ".join(
         f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
         for kind, names in problems.items()

@@ -1,5 +1,6 @@
 """Pretrained weights, for the argument `weights=` of the builders: registry (weights.json), downloads and files."""
 
+import difflib
 import json
 import math
 import os
@@ -15,13 +16,15 @@ import keras
 
 from keras_sat import activations, extras, files
 from keras_sat.models import classifier, foreign, release
+from keras_sat.models import normalization as normalization_lib
 from keras_sat.models.normalization import PUBLISHED, Normalization
 from keras_sat.typing import Path
 
 Entry: TypeAlias = dict[str, Any]  # the facts about one checkpoint in the registry
 
 REGISTRY = os.path.join(os.path.dirname(__file__), "weights.json")
-HEAD = "linear"
+ROBUSTBENCH = "robustbench/"  # how the tags of RobustBench's networks begin
+SAT_FORM = "sat"  # the argument `form` of the networks whose entry names none
 
 
 def resolve(
@@ -35,23 +38,26 @@ def resolve(
     """Returns what the argument `weights` of a builder refers to. It builds and downloads nothing.
 
     Args:
-        weights: None; a tag such as "sat-imagenet", "sat-imagenet-380" or "sat-fashion-mnist"; or the path of a
-            `.weights.h5` file.
+        weights: None; a tag such as "sat-imagenet", "sat-imagenet-380", "sat-fashion-mnist" or
+            "robustbench/Carmon2019Unlabeled"; or the path of a `.weights.h5` file.
         architecture: name of the builder.
         activation: activation of the network; see `activations.layer`.
         input_shape: (height, width, channels) of the network; None for the input shape of the weights.
+        form: form or stem of the network; see `find`.
+        normalization: normalization of the network; see `find`.
 
     Returns:
         None, an entry of the registry, or the path.
 
     Raises:
-        ValueError: if there are no such weights for this network, activation and input shape.
+        ValueError: if there are no such weights for this network, activation, form, normalization and input shape.
     """
     if weights is None:
         return None
-    if not str(weights).startswith("sat-") or str(weights).endswith(".h5"):
+    if not str(weights).startswith(("sat-", ROBUSTBENCH)) or str(weights).endswith((".h5", ".pt")):
         return _existing_file(files.expanded(weights), foreign.network_flags(architecture, activation, form))
-    entry = find(architecture, activation, str(weights), input_shape[0] if input_shape else None)
+    image_size = input_shape[0] if input_shape else None
+    entry = find(architecture, activation, str(weights), image_size, form, normalization)
     if input_shape and input_shape[-1] != entry["channels"]:
         kind = {1: "grey images (1 channel)", 3: "RGB images (3 channels)"}[entry["channels"]]
         raise ValueError(f"The weights {entry['id']} take {kind}. Received input shape: {input_shape}")
@@ -138,42 +144,99 @@ def tags() -> list[str]:
     return sorted({entry["tag"] for entry in entries()})
 
 
-def list_weights() -> list[dict[str, Any]]:
-    """Returns a dict for each set of pretrained weights.
-
-    Its keys are "tag" (the argument `weights` of the builder), "model" (the builder), "activation", "image_size" (in
-    pixels), "parameters" (their number), "clean" and "robust" (accuracy in percent, or None), "under" (the attack with
-    which "robust" was measured) and "source". For "sat-imagenet", accuracies are on ImageNet, as the authors report
-    them. For "sat-fashion-mnist", they were measured with this package; `weights.json` has their confidence intervals.
-    """
-    rows = []
-    for entry in entries():
-        measured = {name: row["accuracy"] for name, row in (entry["measured"] or {}).items()}
-        reported = dict(entry["reported"] or measured)
-        row = {name: entry[name] for name in ("tag", "model", "activation", "image_size", "parameters")}
-        row["clean"] = reported.pop("clean", None)
-        under, row["robust"] = list(reported.items())[-1] if reported else (None, None)
-        row["under"] = under and f"{under}, {entry['attack']}"
-        rows.append(row | {"source": entry["source"]})
-    return rows
+def _shown_tags():
+    """Returns the tags as text, with one word for all of RobustBench's networks."""
+    return ", ".join([*(tag for tag in tags() if not tag.startswith(ROBUSTBENCH)), f"{ROBUSTBENCH}NAME"])
 
 
-def find(architecture: str, activation: Any, tag: str, image_size: int | None = None) -> Entry:
+def find(
+    architecture: str,
+    activation: Any,
+    tag: str,
+    image_size: int | None = None,
+    form: str | None = None,
+    normalization: Normalization = PUBLISHED,
+) -> Entry:
     """Returns the registry's entry for a network.
 
     Args:
         architecture: name of the builder.
         activation: activation of the network; see `activations.layer`.
-        tag: a tag such as "sat-imagenet".
+        tag: a tag such as "sat-imagenet", or "robustbench/" and the name of a network in RobustBench. A name that
+            RobustBench gives to several networks is that of the one for CIFAR-10 and L-inf, as in its own `load_model`.
+            The others have full names: "robustbench/cifar100/Linf/Wang2023Better_WRN-28-10".
         image_size: height of the images in pixels. If there is an entry with the tag TAG-SIZE for this size, such as
             "sat-imagenet-380", it is preferred to the entry of the tag.
+        form: form of the network, or stem of a ConvNeXt. None: the form of the weights.
+        normalization: None, a name, or (mean, std). "published" (default): the normalization of the weights.
 
     Raises:
-        ValueError: if there is no such entry. The message names the existing ones.
+        ValueError: if there is no such entry. The message names the existing ones, or what the weights need.
     """
+    if tag.startswith(ROBUSTBENCH):
+        entry = _of_robustbench(tag)
+    else:
+        entry = _of_release(architecture, activation, tag, image_size)
+    if not (
+        entry["model"] == architecture
+        and _same_activation(entry["activation"], activation)
+        and form in (None, _form(entry))
+        and _same_normalization(entry, normalization)
+    ):
+        raise ValueError(
+            f"The weights {tag} need {_call(entry, tag)}. Received: {architecture}, form {form!r}, activation "
+            f"{activation!r}, normalization {normalization!r}"
+        )
+    return entry
+
+
+def _form(entry):
+    return entry.get("form", entry.get("stem", SAT_FORM))
+
+
+def _same_normalization(entry, given):
+    if given == PUBLISHED:
+        return True
+    pairs = [normalization_lib.statistics(each, entry["channels"]) for each in (given, _normalization(entry))]
+    return all(map(normalization_lib.same, *pairs))
+
+
+def _normalization(entry):
+    return entry.get("normalization", normalization_lib.SYMMETRIC)
+
+
+def _call(entry, tag):
+    """Returns the text of the call that builds the network of an entry."""
+    arguments = {name: entry[name] for name in ("form", "stem", "activation") if name in entry} | {"weights": tag}
+    shown = (f"{name}={json.dumps(value).replace('false', 'False')}" for name, value in arguments.items())
+    return f"{entry['model']}({', '.join(shown)})"
+
+
+def _of_robustbench(tag):
+    """Returns the entry of one of RobustBench's networks."""
+    known = [entry for entry in entries() if entry["release"].startswith(ROBUSTBENCH)]
+    for entry in known:
+        if tag in (entry["tag"], entry["id"]):
+            return entry
+    _, _, name = tag.rpartition("/")
+    namesakes = [entry["id"] for entry in known if entry["id"].endswith(f"/{name}")]
+    reasons = {entry["left_out"][name] for entry in known if name in entry["left_out"]}
+    if namesakes:
+        more = f"the networks of this name are {', '.join(namesakes)}."
+    elif reasons:
+        more = f"that network cannot be built here ({'; '.join(sorted(reasons))})."
+    else:
+        more = "`keras-sat list --dataset=cifar10` lists those that there are."
+        if similar := difflib.get_close_matches(name, {entry["id"].rpartition("/")[2] for entry in known}):
+            more = f"did you mean {' or '.join(ROBUSTBENCH + each for each in similar)}? {more}"
+    raise ValueError(f"There are no weights {tag!r}; {more}")
+
+
+def _of_release(architecture, activation, tag, image_size):
+    """Returns the entry of the SAT release, or of the package's own weights, for a network."""
     released = [entry for entry in entries() if tag.startswith(entry["release"])]
     if not released:
-        raise ValueError(f"There are no weights {tag!r}; there are {', '.join(tags())}.")
+        raise ValueError(f"There are no weights {tag!r}; there are {_shown_tags()}.")
     of_network = [entry for entry in released if entry["model"] == architecture]
     if not of_network:
         known = sorted({entry["model"] for entry in released})
@@ -212,8 +275,9 @@ def fetch(entry: Entry, network: keras.Model | None) -> str:
     """Returns the path of an entry's `.weights.h5` file. On first use, downloads and converts the checkpoint.
 
     The file of an entry with the key "file" is part of the package. The SHA-256 of the file is verified at each call.
-    For a converted file, it is stored in PATH.sha256. If several processes need a file, one downloads it, and the
-    others wait. The path never holds an incomplete file.
+    For a converted file, it is stored in PATH.sha256, with those of the files that were downloaded: if the authors
+    publish no hash, a later download must be the same file as the first one. If several processes need a file, one
+    downloads it, and the others wait. The path never holds an incomplete file.
 
     Args:
         entry: an entry of the registry.
@@ -226,10 +290,10 @@ def fetch(entry: Entry, network: keras.Model | None) -> str:
     """
     if "file" in entry:
         return _embedded(entry)
-    path = os.path.join(home(), f"{entry['id']}.weights.h5")
+    path = os.path.join(home(), *f"{entry['id']}.weights.h5".split("/"))
     if os.path.exists(path) and _is_intact(path):  # without the lock, because the folder may be read-only
         return path
-    os.makedirs(home(), exist_ok=True)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
     with filelock.FileLock(f"{path}.lock"):
         if not _is_intact(path):
             _convert(entry, network, path)
@@ -246,39 +310,79 @@ def _embedded(entry):
 def _is_intact(path):
     if not (os.path.exists(path) and os.path.exists(f"{path}.sha256")):
         return False
-    with open(f"{path}.sha256", encoding="utf-8") as file:
-        if file.read().strip() == files.sha256(path):
-            return True
+    if _recorded(path).get("") == files.sha256(path):
+        return True
     warnings.warn(f"{path} was changed since it was fetched: fetching it again.", stacklevel=2)
     return False
 
 
+def _recorded(path):
+    """Returns {name: SHA-256} of the files that were downloaded for a converted file; its own is under ""."""
+    if not os.path.exists(f"{path}.sha256"):
+        return {}
+    with open(f"{path}.sha256", encoding="utf-8") as file:
+        return {name.strip(): digest for digest, _, name in (line.strip().partition(" ") for line in file)}
+
+
+def _record(path, digests):
+    lines = "".join(f"{digest}  {name}".rstrip() + "\n" for name, digest in digests.items())
+    files.write_text(f"{path}.sha256", lines)
+
+
 def _convert(entry, network, path):
     # If the folder exists, the process that made it was killed: the lock allows one process at a time.
-    folder = os.path.join(home(), f".fetching-{entry['id']}")
+    stem = os.path.basename(entry["id"])
+    folder = os.path.join(os.path.dirname(path), f".fetching-{stem}")
     shutil.rmtree(folder, ignore_errors=True)
     os.mkdir(folder)
     try:
+        digests = {}
         for part, drive_id in entry["drive"].items():
-            _download(f"{entry['id']}.{part}", drive_id, folder, (entry["sha256"] or {}).get(part))
-        release.load(network, os.path.join(folder, entry["id"]), entry["ema"])
+            name = f"{stem}.{part}"
+            origin = _download(f"{entry['id']}.{part}", drive_id, os.path.join(folder, name))
+            digests[name] = files.sha256(os.path.join(folder, name))
+            _check_digest(
+                name, origin, digests[name], (entry["sha256"] or {}).get(part), _recorded(path).get(name), path
+            )
+        _read(network, os.path.join(folder, stem), entry)
         with files.atomic_write(path) as temporary:
             network.save_weights(temporary)
-        files.write_text(f"{path}.sha256", files.sha256(path) + "\n")
+        _record(path, {"": files.sha256(path), **digests})
     finally:
         shutil.rmtree(folder)
 
 
-def _download(name, drive_id, folder, sha256):
-    """Downloads one file of a checkpoint into `folder`.
+def _read(network, prefix, entry):
+    """Loads the downloaded files of an entry, whose path is `prefix` and a suffix, into its network."""
+    if "pt" in entry["drive"]:
+        from keras_sat.models import pytorch
+
+        pytorch.load(network, f"{prefix}.pt", choice=entry.get("choice"))
+    else:
+        release.load(network, prefix, entry["ema"])
+
+
+def _check_digest(name, origin, actual, published, recorded, path):
+    """Raises ValueError if a file is not the published one, or, if no hash is published, not the one fetched first."""
+    if published and actual != published:
+        raise ValueError(f"{name} from {origin} is not the file expected: its sha256 is {actual}, not {published}.")
+    if not published and recorded and actual != recorded:
+        raise ValueError(
+            f"{name} from {origin} is not the file that was fetched first: its sha256 is {actual}, not {recorded}. To "
+            f"accept it, delete {path}.sha256"
+        )
+
+
+def _download(name, drive_id, path):
+    """Downloads one file of a checkpoint to `path`, and returns where it came from.
 
     The source is the URL in the environment variable KERAS_SAT_WEIGHTS_URL if it is set, otherwise Google Drive.
     """
-    mirror, path = os.environ.get("KERAS_SAT_WEIGHTS_URL"), os.path.join(folder, name)
+    mirror, folder = os.environ.get("KERAS_SAT_WEIGHTS_URL"), os.path.dirname(path)
     origin = f"{mirror.rstrip('/')}/{name}" if mirror else f"Google Drive, file {drive_id}"
     try:
         if mirror:
-            keras.utils.get_file(name, origin, cache_dir=folder, cache_subdir="")
+            keras.utils.get_file(os.path.basename(path), origin, cache_dir=folder, cache_subdir="")
         else:
             _download_from_drive(drive_id, path)
     except ImportError:
@@ -291,8 +395,7 @@ def _download(name, drive_id, folder, sha256):
     with open(path, "rb") as file:
         if file.read(1024).lstrip()[:1] == b"<":
             raise ValueError(f"{origin} sent a web page in place of the file {name}.")
-    if sha256 and (actual := files.sha256(path)) != sha256:
-        raise ValueError(f"{name} from {origin} is not the file expected: its sha256 is {actual}, not {sha256}.")
+    return origin
 
 
 def _download_from_drive(drive_id, path):
@@ -308,9 +411,10 @@ def _download_from_drive(drive_id, path):
 def _copy(network, model):
     """Copies the weights of a network to the layers of the same name. A head of another size stays random."""
     twins = {layer.name: layer for layer in network.layers if layer.weights}
+    head = classifier.output_layer(network)
     for layer in model.layers:
         twin = twins.get(layer.name)
-        if layer.name == HEAD and layer.units != twin.units:
+        if twin is head and layer.units != twin.units:
             message = f"The head of {model.name} is new: the weights have {twin.units} classes, not {layer.units}."
             warnings.warn(message, stacklevel=4)
         elif twin:
@@ -325,7 +429,7 @@ def _existing_file(path, flags="--model=MODEL --form=FORM --activation=ACTIVATIO
         return path
     if not path.endswith(".weights.h5"):
         raise ValueError(
-            f"weights must be None, one of {', '.join(tags())}, or the path of a .weights.h5 file. Received: {path!r}"
+            f"weights must be None, one of {_shown_tags()}, or the path of a .weights.h5 file. Received: {path!r}"
         )
     raise ValueError(f"There is no weights file at {path}")
 
@@ -338,16 +442,25 @@ def load_file(model: keras.Model, path: Path) -> None:
     """
     path = _existing_file(files.expanded(path))
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # Keras only warns if the file lacks a layer of the model
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
             model.load_weights(path)
         _check_layers(model, path)
-    except (ValueError, OSError, KeyError, UserWarning) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        for warning in caught:  # Keras only warns if the file lacks a layer of the model
+            if issubclass(warning.category, UserWarning):
+                raise ValueError(warning.message)
+    except (ValueError, OSError, KeyError) as error:
         raise ValueError(
-            f"{path} is damaged or does not fit {model.name}: was it saved with the same network, activation, classes "
-            f"and channels? ({reason})"
+            f"{path} is damaged or does not fit {model.name}: was it saved with the same network, form, activation, "
+            f"classes and channels? ({_reason(error)})"
         ) from error
+
+
+def _reason(error):
+    """Returns the reason for which Keras did not load a file, in one line."""
+    text = str(error).strip() or type(error).__name__
+    _, found, details = text.partition("Example error message for object ")
+    return details.split("\n\n")[1] if found else text.splitlines()[0]
 
 
 def _check_layers(model, path):

@@ -124,6 +124,8 @@ def open_weights(
     *,
     form: str | None = None,
     normalization: str | list | None = None,
+    image_size: int | None = None,
+    crop: str | None = None,
     dataset: str | None = None,
     data_dir: str | None = None,
     split: str | None = None,
@@ -143,6 +145,8 @@ def open_weights(
         activation: activation of the network. Default: "silu" with a tag. A file does not store it: it must be given.
         form: published variant of the network, see `models.build`. Default: the first one.
         normalization: see `models.build`.
+        image_size: with a file: height and width to which the images are resized. Default: their own size.
+        crop: with a file: see `keras_sat.data.load`.
         dataset: name of a dataset, or a folder of images. Default: the dataset on which the weights were evaluated. It
             must be given with a file.
         data_dir: see `open_export`.
@@ -151,45 +155,53 @@ def open_weights(
         skip_damaged: see `open_run`.
 
     Raises:
-        ValueError: if there is no such network or no such weights, or the dataset cannot be read or has other classes.
+        ValueError: if there is no such network or no such weights, the dataset cannot be read or has other classes, or
+            the weights were evaluated on images prepared in a way that `Preprocessing` does not have.
     """
     models.check_variant(network, form, normalization)
-    own: dict[str, Any] = {"normalization": normalization, "activation": activation or "silu"}
-    entry = models.weights.resolve(weights, network, own["activation"], form=form)
-    if not isinstance(entry, dict):
-        if activation is None or dataset is None:
-            raise ValueError(f"{entry} does not say its activation and its dataset: say --activation and --dataset.")
-        entry = _entry_of_file(entry, network, form)
+    options: dict[str, Any] = {"normalization": normalization, "activation": activation or "silu"}
+    entry: Any = models.weights.resolve(weights, network, options["activation"], form=form)
+    is_file = not isinstance(entry, dict)
+    if is_file and (activation is None or dataset is None):
+        raise ValueError(f"{entry} does not say its activation and its dataset: say --activation and --dataset.")
+    if not is_file and (image_size or crop):
+        raise ValueError(
+            f"The weights {weights} have their own image size and crop: leave out --image_size and --crop."
+        )
+    if not is_file and entry["crop"] is None:
+        raise ValueError(
+            f"RobustBench evaluates {weights} on images prepared by its {entry['preprocessing']}, which is none of the "
+            "crops here: prepare the dataset so, and call evaluation.evaluate(model, dataset, attacks)."
+        )
+    entry = _entry_of_file(entry, network, form) if is_file else entry
     form = form or entry.get("form", entry.get("stem"))
     published = entry["evaluation"]
     name = dataset or published["dataset"]
     names = data.class_names(published["dataset"]) if published["dataset"] in data.names() else None
     source = _source(name, names, entry["classes"], data_dir, skip_damaged)
     split = split or data.evaluation_split(source)
-    if "crop" in entry:
-        preprocessing = Preprocessing(entry["image_size"], entry["image_size"], entry["channels"], entry["crop"])
+    if is_file:
+        preprocessing = data.preprocessing_of(source, image_size, crop, entry["channels"])
+        options["input_shape"] = preprocessing.shape
     else:
-        preprocessing = _preprocessing_for(source, entry)
-        own["input_shape"] = preprocessing.shape
+        preprocessing = Preprocessing(entry["image_size"], entry["image_size"], entry["channels"], entry["crop"])
     batches = data.load(source, split, batch_size, preprocessing=preprocessing)
-    model = models.build(network, form, weights=weights, **own)
-    described = models.describe(model, network, form, own["activation"])
-    context = _context(name, split, batch_size) | {"weights": entry["id"], "network": described}
-    output = "-".join((network, _text(own["activation"]), _stem(weights)))
+    model = models.build(network, form, weights=weights, **options)
+    context = _context(name, split, batch_size) | {
+        "weights": entry["id"],
+        "network": models.describe(model, network, form, options["activation"]),
+        "preprocessing": preprocessing.settings(),
+    }
+    output = "-".join((network, _text(options["activation"]), _stem(weights)))
     return Subject(model, batches, context, published["norm"] or "linf", published["epsilon"], output)
 
 
 def _entry_of_file(path, network, form):
     """Returns what is known of the weights in a file, in the way of the registry's entries."""
     forms = models.builder(network).forms
-    (size, _, channels), classes, _ = defaults(forms[form or next(iter(forms))], path)
-    return {
-        "id": os.path.abspath(path),
-        "evaluation": {"dataset": None, "norm": None, "epsilon": None},
-        "image_size": size,
-        "channels": channels,
-        "classes": classes,
-    }
+    (_, _, channels), classes, _ = defaults(forms[form or next(iter(forms))], path)
+    evaluation = {"dataset": None, "norm": None, "epsilon": None}
+    return {"id": os.path.abspath(path), "evaluation": evaluation, "channels": channels, "classes": classes}
 
 
 def _text(activation):
@@ -200,15 +212,6 @@ def _stem(weights):
     """Returns a tag, or the name of a file of weights, for the name of a folder."""
     text = os.fspath(weights)
     return os.path.basename(text).removesuffix(".weights.h5") if text.endswith(".h5") else text.replace("/", "-")
-
-
-def _preprocessing_for(source, entry):
-    """Returns the preprocessing for a network that takes images of any size.
-
-    Images of one size keep it. Others get the default size of the network.
-    """
-    own_size, _ = source.size_and_channels
-    return data.preprocessing_of(source, None if own_size else entry["image_size"], channels=entry["channels"])
 
 
 def _context(dataset, split, batch_size):

@@ -3,6 +3,7 @@
 import http.server
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from keras_sat import models
+from keras_sat import files, models
 from keras_sat.models import weights as weights_lib
 
 PARTS = ("efficientnet-b0.index", "efficientnet-b0.data-00000-of-00001")
@@ -23,8 +24,8 @@ def test_the_registry_holds_the_24_checkpoints():
     for entry in entries:
         assert set(entry["drive"]) == {"index", "data-00000-of-00001"}
         assert {"source", "paper", "license", "pixels", "dataset"} <= set(entry)
-    files = [drive_id for entry in entries for drive_id in entry["drive"].values()]
-    assert len(set(files)) == 48
+    drive_ids = [drive_id for entry in entries for drive_id in entry["drive"].values()]
+    assert len(set(drive_ids)) == 48
 
 
 def channels_and_classes(entry):
@@ -34,7 +35,11 @@ def channels_and_classes(entry):
     return dict(zip(("input_shape", "classes"), weights_lib.shape_and_classes(entry)))
 
 
-@pytest.mark.parametrize("entry", weights_lib.entries(), ids=lambda entry: entry["id"])
+@pytest.mark.parametrize(
+    "entry",
+    [entry for entry in weights_lib.entries() if entry["release"].startswith("sat-")],
+    ids=lambda entry: entry["id"],
+)
 def test_an_entry_is_of_a_network_that_there_is(entry, without_weights):
     with without_weights():
         model = models.BUILDERS[entry["model"]](activation=entry["activation"], **channels_and_classes(entry))
@@ -127,10 +132,11 @@ def server(bundle, tmp_path, monkeypatch):
 
     web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     web.requests, web.bodies, web.stalled = [], {}, {}
+    web.address = f"http://127.0.0.1:{web.server_port}/"
     thread = threading.Thread(target=web.serve_forever)
     thread.start()
     monkeypatch.setenv("KERAS_SAT_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("KERAS_SAT_WEIGHTS_URL", f"http://127.0.0.1:{web.server_port}/")
+    monkeypatch.setenv("KERAS_SAT_WEIGHTS_URL", web.address)
     yield web
     web.shutdown()
     web.server_close()
@@ -195,6 +201,39 @@ def test_a_wrong_hash_is_an_error(server, monkeypatch):
     with pytest.raises(ValueError, match=f"sha256 is [0-9a-f]{{64}}, not {'0' * 64}"):
         fetched()
     assert cache() == []
+
+
+def test_a_later_download_of_another_file_is_an_error(server):
+    """The authors publish no hash: the first download records one."""
+    fetched()
+    path = pathlib.Path(weights_lib.home()) / "efficientnet-b0.weights.h5"
+    own, *downloaded = [line.split("  ") for line in pathlib.Path(f"{path}.sha256").read_text().splitlines()]
+    assert own == [files.sha256(path)]
+    assert [name for _, name in downloaded] == list(PARTS)
+    first = downloaded[1][0]
+    path.unlink()
+    server.bodies[PARTS[1]] = (200, 1000, b"x" * 1000)
+    message = f"{PARTS[1]} from {re.escape(server.address)}.* is not the file that was fetched first: its sha256 is "
+    with pytest.raises(ValueError, match=rf"{message}[0-9a-f]{{64}}, not {first}. To accept it, delete {path}.sha256"):
+        fetched()
+    assert cache() == ["efficientnet-b0.weights.h5.sha256"]
+    os.remove(f"{path}.sha256")
+    with pytest.raises(ValueError, match="no readable checkpoint"):
+        fetched()
+    assert cache() == []
+    server.bodies.clear()
+    fetched()
+
+
+def test_a_network_of_robustbench_lies_under_its_full_name(server):
+    entry = weights_lib.find("WideResNet28_10", "relu", "robustbench/Carmon2019Unlabeled")
+    with pytest.raises(
+        ValueError, match="robustbench/cifar10/Linf/Carmon2019Unlabeled.pt could not be downloaded.*404"
+    ):
+        weights_lib.fetch(entry, None)
+    assert server.requests == ["robustbench/cifar10/Linf/Carmon2019Unlabeled.pt"]
+    folder = pathlib.Path(weights_lib.home(), "robustbench", "cifar10", "Linf")
+    assert os.listdir(folder) == ["Carmon2019Unlabeled.weights.h5.lock"]
 
 
 def test_no_network(server, monkeypatch):
