@@ -59,6 +59,7 @@ INNER_LAYERS = {
         {"pickles", "wrappers"},
         {"tensors"},
         {"reader"},
+        {"conversion"},
     ],
     "run": [
         {"configuration", "recipes"},

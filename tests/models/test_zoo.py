@@ -299,3 +299,54 @@ def test_other_heads(server, bundle):
             np.testing.assert_array_equal(model.get_layer(layer).get_weights(), expected)
     with pytest.raises(ValueError, match="take RGB images"):
         models.EfficientNetB0(input_shape=(40, 40, 1), weights="sat-imagenet")
+
+
+WRN = "robustbench/cifar10/Linf/Wang2023Better_WRN-28-10"
+
+
+@pytest.fixture
+def small_entry(bundle, monkeypatch):
+    """RobustBench's entry WRN, for a smaller network; returns that network, whose file the server has."""
+    model = models.WideResNet(10, 1, "dm")
+    path = bundle[0] / f"{WRN}.pt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    models.pytorch.save(model, path.with_suffix(".safetensors"))  # the reader tells a format by its first bytes
+    os.replace(path.with_suffix(".safetensors"), path)
+    entries = weights_lib.entries()
+    for entry in entries:
+        if entry["id"] == WRN:
+            parameters = sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
+            entry |= {"model": "WideResNet10_1", "parameters": parameters}
+    monkeypatch.setattr(weights_lib, "entries", lambda: entries)
+    return model
+
+
+def small_fetched(**options):
+    return models.WideResNet(10, 1, "dm", weights="robustbench/Wang2023Better_WRN-28-10", **options)
+
+
+def test_a_network_of_robustbench_is_fetched_and_held_to_its_hash(server, bundle, small_entry):
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
+    model = small_fetched()
+    np.testing.assert_array_equal(model(images), small_entry(images))
+    assert models.normalization.of_model(model) == models.normalization.NAMED["cifar10"]
+    small_fetched()
+    assert server.requests == [f"{WRN}.pt"]
+    with pytest.warns(UserWarning, match="The head of WideResNet10_1 is new: the weights have 10 classes, not 3"):
+        new = small_fetched(classes=3)
+    np.testing.assert_array_equal(new.get_layer("init_conv").kernel, model.get_layer("init_conv").kernel)
+    path = pathlib.Path(weights_lib.home()) / f"{WRN}.weights.h5"
+    path.unlink()
+    models.pytorch.save(models.WideResNet(10, 1, "dm"), bundle[0] / "other.safetensors")
+    os.replace(bundle[0] / "other.safetensors", bundle[0] / f"{WRN}.pt")
+    with pytest.raises(ValueError, match=r"is not the file that was fetched first: .* delete .*\.sha256"):
+        small_fetched()
+    pathlib.Path(f"{path}.sha256").unlink()
+    small_fetched()
+
+
+def test_another_normalization_than_that_of_the_weights_is_refused(small_entry):
+    with pytest.raises(ValueError, match=r'need WideResNet10_1\(form="dm", activation="silu"'):
+        small_fetched(normalization="cifar100")
+    with pytest.raises(ValueError, match="need WideResNet10_1"):
+        models.WideResNet(10, 1, weights="robustbench/Wang2023Better_WRN-28-10")

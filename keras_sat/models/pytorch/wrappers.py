@@ -68,9 +68,9 @@ def fit(entries: Mapping[str, np.ndarray], wanted: Collection[str]) -> StateDict
 
     The modules around the network are what the names have before the names in `wanted`: "module.", "model.",
     "module.0.", "_orig_mod." or any other. They are cut at the start of a name alone. They are the ones after which the
-    most names in `wanted` follow, if these are more than half of `wanted` or of the entries; of equal ones the shortest.
-    Else every name stays as it is. MadryLab's checkpoints hold the network again inside their attacker: a copy that is identical is
-    dropped.
+    most names in `wanted` follow, if these are more than half of `wanted` or of the entries; of equal ones the
+    shortest. Else every name stays as it is. MadryLab's checkpoints hold the network again inside their attacker: a
+    copy that is identical is dropped.
 
     Args:
         entries: {name: array}. See `state_dict`.

@@ -143,7 +143,11 @@ def test_other_precisions_become_float32(dtype, written, robustbench):
 
 def test_blocks_that_no_forward_pass_uses_are_left_out(written, robustbench):
     def change(arrays):
-        unused = {name.replace("block1", "sub_block1"): 2 * array for name, array in arrays.items() if "block1" in name}
+        unused = {
+            name.replace("block1", "sub_block1"): np.array(2 * array)
+            for name, array in arrays.items()
+            if "block1" in name
+        }
         return arrays | unused
 
     name = "trades_wrn_16_2"

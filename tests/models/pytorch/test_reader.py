@@ -52,7 +52,6 @@ def test_tensors_of_all_types_and_layouts(name):
 
 
 def test_safetensors():
-    pytest.importorskip("safetensors")
     expected = {name: array for name, array in KINDS.items() if name not in ("uint16", "complex64")}
     assert_same(reader.read(FOLDER / "kinds.safetensors"), expected)
 
@@ -341,7 +340,6 @@ def test_truncated_files_are_refused(name, tmp_path):
 
 
 def test_truncated_safetensors_are_refused(tmp_path):
-    pytest.importorskip("safetensors")
     data = (FOLDER / "kinds.safetensors").read_bytes()
     for length in (9, 100, len(data) - 1):
         (tmp_path / "model.safetensors").write_bytes(data[:length])
