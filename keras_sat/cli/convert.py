@@ -92,6 +92,8 @@ def _network(args):
     if not foreign.exists(args.source):
         raise ValueError(f"There is no file, folder or checkpoint at {args.source}.")
     kind = foreign.kind(args.source)
+    if kind == foreign.UNKNOWN and os.path.isfile(args.source):
+        kind = foreign.PYTORCH  # an old kind, or none: its reader says so
     if kind not in _SOURCES:
         raise ValueError(foreign.advice(args.source, "--model=MODEL --form=FORM --activation=ACTIVATION"))
     _check_flags(args, kind)
