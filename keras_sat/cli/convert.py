@@ -144,8 +144,9 @@ def _shape_of(args, channels=None):
 
 def _of_pytorch(args):
     given = _given(args)
-    build = functools.partial(models.build, **given, **_shape_of(args))
-    return models.pytorch.build(build, args.source, not args.unaveraged, args.choice), given
+    name, options = given["name"], {key: value for key, value in given.items() if key != "name"} | _shape_of(args)
+    build = functools.partial(models.build, name)
+    return models.pytorch.build(build, args.source, not args.unaveraged, args.choice, **options), given
 
 
 def _of_release(args):

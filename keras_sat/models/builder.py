@@ -116,7 +116,7 @@ def builder(
         source = weights_lib.resolve(
             weights, architecture, activation, given and tuple(given), form=form, normalization=normalization
         )
-        shape, number, own_normalization = defaults(published, source)
+        shape, number, own_normalization = _defaults(published, source)
         classes = number if classes is None else classes
         _check_head(pooling, classes, classifier_activation)
         inputs = _inputs(input_tensor, input_shape or shape)
@@ -159,13 +159,8 @@ def builder(
     return public
 
 
-def defaults(form: Form, source: weights_lib.Entry | str | None) -> tuple[tuple[int, int, int], int, Normalization]:
-    """Returns input shape, number of classes and normalization of the weights, or else of the form.
-
-    Args:
-        form: the form.
-        source: the weights, see `weights.resolve`. A file shows its channels and classes, but no image size.
-    """
+def _defaults(form, source):
+    """Returns input shape, number of classes and normalization of the weights, or else of the form."""
     if isinstance(source, dict):
         return *weights_lib.shape_and_classes(source), source.get("normalization", form.normalization)
     height, width, channels = form.input_shape

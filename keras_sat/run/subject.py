@@ -11,7 +11,6 @@ import tensorflow as tf
 from keras_sat import data, deployed, files, models
 from keras_sat.attacks import Attack
 from keras_sat.evaluation import stages
-from keras_sat.models.builder import defaults
 from keras_sat.preprocessing import Preprocessing
 from keras_sat.run import folder as folder_lib
 from keras_sat.typing import Path
@@ -199,7 +198,13 @@ def open_weights(
 def _entry_of_file(path, network, form):
     """Returns what is known of the weights in a file, in the way of the registry's entries."""
     forms = models.builder(network).forms
-    (_, _, channels), classes, _ = defaults(forms[form or next(iter(forms))], path)
+    form = form or next(iter(forms))
+    channels, classes = models.weights.channels_and_classes(path, forms[form].head)
+    if channels is None or classes is None:
+        raise ValueError(
+            f"{path} is damaged or not of {network} in the form {form}: it has no first convolution of images or no "
+            f"last dense layer {forms[form].head}."
+        )
     evaluation = {"dataset": None, "norm": None, "epsilon": None}
     return {"id": os.path.abspath(path), "evaluation": evaluation, "channels": channels, "classes": classes}
 
