@@ -112,6 +112,9 @@ def check_variant(name: str, form: str | None = None, normalization: Any = None,
         raise ValueError(f"{function.variant} of {name} must be one of {', '.join(function.forms)}. Received: {form!r}")
     if normalization in (None, "none", normalization_lib.PUBLISHED):
         return
+    if isinstance(normalization, str) and normalization not in normalization_lib.NAMED:
+        names = ", ".join(("published", "none", *normalization_lib.NAMED))
+        raise ValueError(f"normalization must be one of {names}, or [mean, std]. Received: {normalization!r}")
     if channels is None:
         values = normalization if isinstance(normalization, (list, tuple)) else []
         channels = 1 if any(isinstance(each, (list, tuple)) and len(each) == 1 for each in values) else 3

@@ -44,7 +44,7 @@ def test_every_network_says_its_forms():
         (("ResNet9",), "model must be one of ResNet8"),
         (("WideResNet29_10",), "depth must be 6 n"),
         (("WideResNet28_10", "sat"), "form of WideResNet28_10 must be one of trades, dm. Received: 'sat'"),
-        (("ResNet8", None, "cifar"), "one of cifar10, cifar100, imagenet"),
+        (("ResNet8", None, "cifar"), "one of published, none, cifar10, cifar100, imagenet"),
         (("ResNet8", None, [0.5]), "normalization must be"),
         (("ResNet8", None, 5), "normalization must be"),
         (("ResNet8", None, [[0.5] * 3, [0.5] * 3], 1), "The images have 1 channels"),

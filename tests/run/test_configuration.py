@@ -34,7 +34,7 @@ def test_precision_is_that_of_the_run_alone(short, tmp_path):
     [
         ({"model": "ResNet9"}, "model must be one of ResNet8"),
         ({"model": "ResNet18", "form": "sat"}, "form of ResNet18 must be one of small, torchvision. Received: 'sat'"),
-        ({"normalization": "cifar"}, "one of cifar10, cifar100, imagenet"),
+        ({"normalization": "cifar"}, "one of published, none, cifar10, cifar100, imagenet"),
         ({"normalization": [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]], "channels": 1}, "The images have 1 channels"),
         ({"activation": "swich"}, "Known are"),
         ({"norm": "l1"}, "linf, l2"),
