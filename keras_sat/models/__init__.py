@@ -8,6 +8,7 @@ from keras_sat.models import folding, pytorch, release, wide_resnet
 from keras_sat.models import normalization as normalization_lib
 from keras_sat.models.builder import Builder
 from keras_sat.models.classifier import without_softmax
+from keras_sat.models.convnext import ConvNeXtBase, ConvNeXtLarge, ConvNeXtSmall, ConvNeXtTiny
 from keras_sat.models.efficientnet import (
     EfficientNetB0,
     EfficientNetB1,
@@ -59,7 +60,8 @@ _EFFICIENTNETS = (
     EfficientNetL2,
 )
 _WIDE_RESNETS = (WideResNet28_10, WideResNet34_10, WideResNet34_20, WideResNet70_16, WideResNet50_2)
-_ALL = (*_RESNETS, PreActResNet18, *_WIDE_RESNETS, *_RESNEXTS, *_EFFICIENTNETS)
+_CONVNEXTS = (ConvNeXtTiny, ConvNeXtSmall, ConvNeXtBase, ConvNeXtLarge)
+_ALL = (*_RESNETS, PreActResNet18, *_WIDE_RESNETS, *_RESNEXTS, *_EFFICIENTNETS, *_CONVNEXTS)
 BUILDERS: dict[str, Builder] = {each.__name__: each for each in _ALL}
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
@@ -76,6 +77,7 @@ class Builder(Protocol):
     """
 
     __name__: str
+    __qualname__: str
     forms: dict[str, Form]
     variant: str
 
@@ -138,13 +140,14 @@ def builder(
         sources = keras.utils.get_source_inputs(inputs)
         # Keras warns at each call of a model that was made with a list of one input.
         model = keras.Model(sources[0] if len(sources) == 1 else sources, outputs, name=name)
-        options = {"activation": activation, variant: form, "normalization": normalization}
+        options = {"activation": activation, "form": form, "normalization": normalization}
         weights_lib.load(model, source, build_network=functools.partial(build, **options))
         return model
 
-    build.__name__ = build.__qualname__ = name
+    public = cast(Builder, build if variant == "form" else _with_argument(build, "form", variant))
+    public.__name__ = public.__qualname__ = name
     default = forms[first]
-    build.__doc__ = _DOC.format(
+    public.__doc__ = _DOC.format(
         name=name,
         shape=default.input_shape,
         classes=default.classes,
@@ -154,9 +157,26 @@ def builder(
         activation=default_activation,
         normalization=_normalizations(forms),
     )
-    public = cast(Builder, build)
     public.forms, public.variant = forms, variant
     return public
+
+
+def _with_argument(function, name, new_name):
+    """Returns a function that is called like `function`, but whose argument `name` is called `new_name`."""
+    signature = inspect.signature(function)
+    arguments = [
+        argument.replace(name=new_name) if argument.name == name else argument
+        for argument in signature.parameters.values()
+    ]
+    signature = signature.replace(parameters=arguments)
+
+    def call(*args, **kwargs):
+        given = signature.bind(*args, **kwargs)
+        given.apply_defaults()
+        return function(*given.args)
+
+    call.__signature__ = signature
+    return call
 
 
 def _defaults(form, source):

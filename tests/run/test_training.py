@@ -69,8 +69,13 @@ def test_a_finished_run_can_be_continued(quick, run_on_photos, tmp_path):
     assert None not in record["history"]["val_accuracy"]
 
 
-def test_weight_decay_is_on_kernels_only(short):
-    optimizer = training._trainer(dataclasses.replace(short, activation="smooth_relu"), steps=10).optimizer
-    model = short.build()
-    decayed = {w.name for w in model.trainable_weights if optimizer._use_weight_decay(w)}
-    assert decayed == {"kernel"}
+@pytest.mark.parametrize("name", ["ResNet8", "ConvNeXtTiny"])
+def test_weight_decay_is_on_kernels_only(name, short):
+    run = dataclasses.replace(short, model=name, activation="smooth_relu", weight_decay=0.1, image_size=32)
+    trainer = training._trainer(run, steps=10)
+    weights = trainer.classifier.trainable_weights
+    assert {w.name for w in weights} == {"kernel", "bias", "gamma", "beta", "root_beta"}
+    assert {w.name for w in weights if trainer.optimizer._use_weight_decay(w)} == {"kernel"}
+    training._optimizer(dataclasses.replace(run, optimizer="sgd"), trainer.classifier, steps=10)
+    assert {w.name for w in weights if w.regularizer is not None} == {"kernel"}
+    assert all(w.regularizer for w in weights if w.name == "kernel")

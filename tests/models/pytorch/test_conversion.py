@@ -63,12 +63,14 @@ def gradient_errors(model, fixture):
     A ReLU whose input is 0 up to rounding may be on either side of its kink, and both gradients are right. So the
     image is also moved by up to 1e-4 of a pixel, and the least error counts.
     """
-    rng, errors = np.random.default_rng(0), []
+    rng, least = np.random.default_rng(0), np.inf
     for size in [0, 1e-5, *[1e-4] * 6]:
         moved = fixture.images + size * rng.uniform(-1, 1, fixture.images.shape)
         difference = input_gradient(model, moved, fixture.labels) - fixture.input_gradient
-        errors.append(np.abs(difference).max((1, 2, 3)))
-    return np.min(errors, 0) / np.ptp(fixture.input_gradient)
+        least = np.minimum(least, np.abs(difference).max((1, 2, 3)) / np.ptp(fixture.input_gradient))
+        if np.all(least < 1e-3):
+            break
+    return least
 
 
 @pytest.mark.parametrize("name", NETWORKS)
