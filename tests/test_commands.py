@@ -36,7 +36,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def here(tmp_path, monkeypatch, write_release):
-    """A folder with photos/SPLIT/CLASS/*.png, and the checkpoint that README converts."""
+    """A folder with photos/SPLIT/CLASS/*.png, and the checkpoints that the pages convert."""
     monkeypatch.chdir(tmp_path)
     images, labels = next(iter(data.load("fashion_mnist_mini", "test", 24, image_size=16)))
     for number, (image, label) in enumerate(zip(images.numpy(), labels.numpy())):
@@ -45,6 +45,9 @@ def here(tmp_path, monkeypatch, write_release):
         keras.utils.save_img(folder / f"{number}.png", image, scale=False)
     shutil.copy(folder / f"{number}.png", tmp_path / "shoe.png")
     write_release("Res50-silu", models.ResNet50(input_shape=(None, None, 3)))
+    robust = models.PreActResNet18(form="batch_norm", activation="relu", input_shape=(16, 16, 1), classes=3)
+    models.pytorch.save(robust, "robust.safetensors")
+    shutil.move("robust.safetensors", "robust.pt")
     return tmp_path
 
 
@@ -61,6 +64,8 @@ def run(words):
     if words[1] == "serve":
         return serve(words)
     smaller = shlex.split(SMALLER.get(words[1], ""))
+    if any(word.startswith("--form=") for word in words):  # of its own network
+        smaller = [word for word in smaller if not word.startswith("--model=")]
     if "--weights=sat-fashion-mnist" in words:  # their own dataset is larger than the photos
         smaller.append("--split=test[:8]")
     args = cli.parse([*words, *smaller])

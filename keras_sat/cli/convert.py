@@ -1,33 +1,225 @@
 """The command `keras-sat convert`."""
 
 import argparse
+import functools
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
 
 from keras_sat import files, models
 from keras_sat.cli import flags
+from keras_sat.models import classifier, foreign
+
+SUFFIXES = (".weights.h5", ".keras", ".safetensors")
+TOLERANCE = 1e-5  # of the logits' range
+_ROBUSTBENCH = "robustbench.model_zoo.architectures"
+# The class that loads the state dict of a form: {start of the network's name: {form: class}}.
+_TORCH_CLASSES = {
+    "WideResNet50_2": {"torchvision": "torchvision.models.ResNet"},
+    "WideResNet": {
+        "trades": f"{_ROBUSTBENCH}.wide_resnet.WideResNet",
+        "dm": f"{_ROBUSTBENCH}.dm_wide_resnet.DMWideResNet",
+    },
+    "PreActResNet": {
+        "plain": f"{_ROBUSTBENCH}.resnet.PreActResNet",
+        "batch_norm": f"{_ROBUSTBENCH}.resnet.PreActResNet",
+        "dm": f"{_ROBUSTBENCH}.dm_wide_resnet.DMPreActResNet",
+    },
+    "ResNet": {"small": f"{_ROBUSTBENCH}.resnet.ResNet", "torchvision": "torchvision.models.ResNet"},
+    "ConvNeXt": {
+        "conv": f"timm.models.ConvNeXt with the stem of {_ROBUSTBENCH}.convstem_models",
+        "patch": "timm.models.ConvNeXt",
+    },
+}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from",
-        dest="prefix",
+        dest="source",
         required=True,
         type=files.expanded,
-        help="path of the bundle, without .index or .data-...",
+        help="a file of PyTorch (.pt, .pth, .safetensors), a checkpoint of the SAT release (the path without .index or "
+        ".data-...), the folder of a run, or X.weights.h5",
     )
-    parser.add_argument("--model", required=True, help="network: see `keras-sat list`")
-    flags.add_activation(parser, "the checkpoint")
-    parser.add_argument("--ema", action="store_true", help="take the moving averages, as for EfficientNet-L1-Enhanced")
-    parser.add_argument("--to", required=True, type=files.expanded, help="file to write, FILE.weights.h5")
+    parser.add_argument("--model", help="network: see `keras-sat list`; a run says its own")
+    flags.add_network(parser, "--model", "say it, unless the source is a run or of the SAT release")
+    parser.add_argument("--classes", type=int, help="number of classes; default: as in the source")
+    parser.add_argument("--channels", type=int, choices=(1, 3), help="of the images; default: as in the source")
+    parser.add_argument(
+        "--ema", action="store_true", help="SAT release: take the moving averages, as of EfficientNet-L1"
+    )
+    parser.add_argument("--unaveraged", action="store_true", help="PyTorch: take the weights that are not averaged")
+    parser.add_argument("--choice", help="PyTorch: the name of the weights, such as last, if the file has several")
+    parser.add_argument("--to", required=True, type=files.expanded, help=f"file to write: X{', X'.join(SUFFIXES)}")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Converts a checkpoint of the SAT authors' release to a .weights.h5 file of a network of this package."""
-    build = models.builder(args.model)
-    if not args.to.endswith(".weights.h5"):
-        raise ValueError(f"--to must end in .weights.h5. Received: {args.to!r}")
-    model = build(input_shape=(None, None, 3), activation=args.activation)
-    models.release.load(model, args.prefix, args.ema)
+    """Converts weights between PyTorch's files, those of the SAT authors' release, runs and files of Keras.
+
+    After writing, the file is loaded again, and its network is compared with the source.
+    """
+    _check_target(args)
+    model, given = _network(args)
     with files.atomic_write(args.to) as temporary:
-        model.save_weights(temporary)
+        _write(model, temporary)
+        _check_copy(model, _read(temporary, model, given), args.to)
     print(f"Written to {args.to}")
+    print(_line(model, given))
+    if args.to.endswith(".safetensors"):
+        print(_torch_line(args.to, given))
     return 0
+
+
+def _suffix(path):
+    return next((suffix for suffix in SUFFIXES if path.endswith(suffix)), None)
+
+
+def _check_target(args):
+    """Raises ValueError if the file to write exists, or has an unknown suffix."""
+    if _suffix(args.to) is None:
+        raise ValueError(f"--to must end in one of {', '.join(SUFFIXES)}. Received: {args.to!r}")
+    if os.path.exists(args.to):
+        raise ValueError(f"{args.to} exists: choose a new file, or remove it first.")
+
+
+def _network(args):
+    """Returns the network of the source with its weights, and what it is: the arguments of `models.build`."""
+    if not foreign.exists(args.source):
+        raise ValueError(f"There is no file, folder or checkpoint at {args.source}.")
+    kind = foreign.kind(args.source)
+    if kind == foreign.UNKNOWN and os.path.isfile(args.source):
+        kind = foreign.PYTORCH  # an old kind, or none: its reader says so
+    if kind not in _SOURCES:
+        raise ValueError(foreign.advice(args.source, "--model=MODEL --form=FORM --activation=ACTIVATION"))
+    _check_flags(args, kind)
+    return _SOURCES[kind](args)
+
+
+_FILES = (foreign.PYTORCH, foreign.BUNDLE, foreign.WEIGHTS)
+_KINDS: dict[str, tuple[str, ...]] = {
+    "ema": (foreign.BUNDLE,),
+    "unaveraged": (foreign.PYTORCH,),
+    "choice": (foreign.PYTORCH,),
+}
+_KINDS |= dict.fromkeys(("model", "form", "activation", "normalization", "classes", "channels"), _FILES)
+
+
+def _check_flags(args, kind):
+    """Raises ValueError if a flag is missing, or does not go with this kind of source."""
+    for name, kinds in _KINDS.items():
+        if getattr(args, name) not in (None, False) and kind not in kinds:
+            raise ValueError(f"--{name} does not go with {args.source}, which is {_SHOWN[kind]}: leave it out.")
+    if kind != foreign.RUN and not args.model:
+        raise ValueError(f"{args.source} is {_SHOWN[kind]}: say its network, --model (see `keras-sat list`).")
+    if kind in (foreign.PYTORCH, foreign.WEIGHTS) and args.activation is None:
+        raise ValueError(f"{args.source} does not say its activation: say it, such as --activation=relu.")
+
+
+_SHOWN = {
+    foreign.PYTORCH: "a file of PyTorch",
+    foreign.BUNDLE: "a checkpoint of TensorFlow 1, as of the SAT release",
+    foreign.WEIGHTS: "a file of weights",
+    foreign.RUN: "the folder of a run",
+}
+
+
+def _given(args):
+    """Returns the arguments of `models.build` that the flags give."""
+    given = {"name": args.model, "form": args.form, "normalization": args.normalization}
+    models.check_variant(*given.values(), args.channels)
+    given["activation"] = args.activation or "silu"
+    return given | ({"classes": args.classes} if args.classes else {})
+
+
+def _shape_of(args, channels=None):
+    """Returns the argument input_shape for `models.build`, for images of any size; {} if the channels are not known."""
+    channels = args.channels or channels
+    return {"input_shape": (None, None, channels)} if channels else {}
+
+
+def _of_pytorch(args):
+    given = _given(args)
+    name, options = given["name"], {key: value for key, value in given.items() if key != "name"} | _shape_of(args)
+    build = functools.partial(models.build, name)
+    return models.pytorch.build(build, args.source, not args.unaveraged, args.choice, **options), given
+
+
+def _of_release(args):
+    given = _given(args)
+    model = models.build(**given, **_shape_of(args, 3))
+    models.release.load(model, args.source, args.ema)
+    return model, given
+
+
+def _of_weights(args):
+    given = _given(args)
+    return models.build(**given, **_shape_of(args), weights=args.source), given
+
+
+def _of_run(args):
+    from keras_sat import run as run_lib
+
+    run, model = run_lib.load(args.source)
+    given = {"name": run.model, "form": run.form, "normalization": run.normalization, "activation": run.activation}
+    return classifier.in_precision(model, "float32"), given
+
+
+_SOURCES: dict[str, Callable[[argparse.Namespace], tuple[keras.Model, dict[str, Any]]]] = {
+    foreign.PYTORCH: _of_pytorch,
+    foreign.BUNDLE: _of_release,
+    foreign.WEIGHTS: _of_weights,
+    foreign.RUN: _of_run,
+}
+
+
+def _write(model, path):
+    if path.endswith(".safetensors"):
+        models.pytorch.save(model, path)
+    elif path.endswith(".keras"):
+        model.save(path)
+    else:
+        model.save_weights(path)
+
+
+def _read(path, model, given):
+    """Returns the network in a file that `_write` wrote."""
+    if path.endswith(".keras"):
+        return keras.saving.load_model(path)
+    options = given | {"input_shape": model.input_shape[1:], "classes": model.output_shape[-1]}
+    if path.endswith(".weights.h5"):
+        return models.build(**options, weights=path)
+    network = models.build(**options)
+    models.pytorch.load(network, path)
+    return network
+
+
+def _check_copy(model, copy, path):
+    """Raises OSError if a network that was written and loaded again gives other logits than before."""
+    images = classifier.some_inputs(model)
+    expected, logits = (np.asarray(network(images, training=False)) for network in (model, copy))
+    if not np.abs(logits - expected).max() <= TOLERANCE * np.ptp(expected):
+        raise OSError(f"{path} was not written: loaded again, its network gives other logits than the source.")
+
+
+def _line(model, given):
+    """Returns a line that says which network was written."""
+    facts = models.describe(model, given["name"], given["form"], given["activation"])
+    shown = [f"{name} {json.dumps(facts[name])}".replace('"', "") for name in ("form", "activation", "normalization")]
+    shape = f"{model.output_shape[-1]} classes, {'grey' if model.input_shape[-1] == 1 else 'RGB'} images"
+    return f"{facts['name']}, {', '.join(shown)}, {shape}; loaded again, it gives the logits of the source."
+
+
+def _torch_line(path, given):
+    """Returns a line that says how PyTorch loads a file."""
+    name = given["name"]
+    form = given["form"] or next(iter(models.builder(name).forms))
+    family = next(family for family in _TORCH_CLASSES if name.startswith(family))
+    return (
+        f"In PyTorch: model.load_state_dict(safetensors.torch.load_file({path!r})), where model is of the class "
+        f"{_TORCH_CLASSES[family][form]}, with this activation, on images in 0..1 normalized like this."
+    )

@@ -10,6 +10,7 @@ from keras_sat import evaluation, extras, files, provenance
 from keras_sat.cli import flags
 from keras_sat.evaluation import attack_names, report_files
 from keras_sat.models.classifier import PRECISIONS
+from keras_sat.preprocessing import CROPS
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -17,8 +18,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
     flags.add_network_path(parser, " (see --dataset)", nargs="?")
     parser.add_argument("--model", help="in place of a folder: a network with --weights, see `keras-sat list`")
-    flags.add_activation(parser, "--model")
-    parser.add_argument("--weights", help="of --model: a tag such as sat-fashion-mnist")
+    flags.add_network(parser, "--model", "say it with a file of --weights")
+    parser.add_argument("--weights", help="of --model: a tag such as sat-fashion-mnist, or a file X.weights.h5")
+    parser.add_argument("--image_size", type=int, help="of the images, with a file of --weights; default: their own")
+    parser.add_argument("--crop", choices=CROPS, help="of the images, with a file of --weights; default: as for train")
     flags.add_attack(parser)
     parser.add_argument(
         "--epsilon", type=flags.curve, help="in pixels 0..255; several with commas give a curve; default: the run's"
@@ -79,10 +82,13 @@ def _subject(args):
 
     names = ("dataset", "data_dir", "split", "batch_size", "skip_damaged")
     options = {name: getattr(args, name) for name in names}
+    own = {name: getattr(args, name) for name in ("form", "normalization", "image_size", "crop")}
     if args.model or args.weights:
         if args.folder or not (args.model and args.weights):
             raise ValueError("--model and --weights go together, in place of a folder.")
-        return run_lib.open_weights(args.model, args.weights, args.activation, **options)
+        return run_lib.open_weights(args.model, args.weights, args.activation, **own, **options)
+    if given := [f"--{name}" for name, value in own.items() if value is not None]:
+        raise ValueError(f"{' and '.join(given)} go with --model and --weights: a folder says its own.")
     if not args.folder:
         raise ValueError("Say what to evaluate: a folder, or --model and --weights.")
     if not run_lib.is_export(args.folder):

@@ -40,9 +40,30 @@ def curve(text: str) -> str:
     return text
 
 
-def add_activation(parser: argparse.ArgumentParser, of: str) -> None:
-    """Adds the flag --activation. In the help text, `of` is the owner of the activation, such as "--model"."""
-    parser.add_argument("--activation", default="silu", type=activation, help=f"of {of} (default: silu)")
+def normalization(text: str) -> str | list:
+    """Returns the name of a normalization, or [mean, std] parsed from JSON."""
+    if not text.startswith("["):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not a name and not JSON: {text!r} ({error})") from error
+
+
+def add_network(parser: argparse.ArgumentParser, of: str, required: str) -> None:
+    """Adds the flags --activation, --form and --normalization, which say what a network is besides its --model.
+
+    Args:
+        parser: the parser of the command.
+        of: for the help texts, what they belong to, such as "--model".
+        required: for the help text, when --activation must be given.
+    """
+    from keras_sat.run import configuration
+
+    parser.add_argument("--activation", type=activation, help=f"of {of}; {required} (default: silu)")
+    parser.add_argument("--form", help=f"published variant of {of}: see `keras-sat list`; default: its first one")
+    text = f"of {of}: {configuration.NORMALIZATIONS}; default: published"
+    parser.add_argument("--normalization", type=normalization, help=text)
 
 
 def add_network_path(parser: argparse.ArgumentParser, more: str = "", **options: Any) -> None:

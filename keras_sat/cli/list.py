@@ -33,12 +33,15 @@ def run(args: argparse.Namespace) -> int:
         "attacks": attack_names.names(),
         "recipes": list(run_lib.RECIPES),
     }
+    forms = {name: list(build.forms) for name, build in models.BUILDERS.items()}
     if args.json:
-        print(json.dumps({**names, "weights": rows}, indent=2))
+        print(json.dumps({**names, "forms": forms, "weights": rows}, indent=2))
     elif any(filters.values()):
         print(_leaderboard(rows))
     else:
-        print("\n".join(f"{kind:<12} {', '.join(each)}" for kind, each in names.items()))
+        several = [f"{name} ({', '.join(each)})" for name, each in forms.items() if len(each) > 1]
+        lines = names | {"forms": [*several, "each WideResNet<depth>_<width> as WideResNet28_10"]}
+        print("\n".join(f"{kind:<12} {', '.join(each)}" for kind, each in lines.items()))
         print(f"\n{_overview(rows)}")
     return 0
 

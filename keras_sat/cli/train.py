@@ -29,12 +29,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{field.name}", default=argparse.SUPPRESS, help=text, **_kind(field))
 
 
+_TYPES = {"activation": flags.activation, "normalization": flags.normalization, "epsilon": flags.pixels}
+
+
 def _kind(field: dataclasses.Field) -> dict[str, Any]:
     """Returns the options of `add_argument` for a value of a field's type."""
     if field.type is bool:
         return {"action": argparse.BooleanOptionalAction}
-    if field.name in ("activation", "epsilon"):
-        return {"type": {"activation": flags.activation, "epsilon": flags.pixels}[field.name]}
+    if field.name in _TYPES:
+        return {"type": _TYPES[field.name]}
     is_optional = isinstance(field.type, types.UnionType)
     return {"type": typing.get_args(field.type)[0] if is_optional else field.type}
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, cast
 
 import keras
 
@@ -68,9 +68,25 @@ class Form:
     classes: int = 1000
 
 
+class Builder(Protocol):
+    """A public function that builds a network, such as `models.ResNet50`.
+
+    Attributes:
+        forms: {name of a published variant: the variant}; the first one is the default.
+        variant: name of the argument that chooses the variant: "form" or "stem".
+    """
+
+    __name__: str
+    __qualname__: str
+    forms: dict[str, Form]
+    variant: str
+
+    def __call__(self, *args: Any, **kwargs: Any) -> keras.Model: ...
+
+
 def builder(
     name: str, forms: dict[str, Form], *, activation: Any = "silu", variant: str = "form", sites: str = ""
-) -> Callable[..., keras.Model]:
+) -> Builder:
     """Returns the public function that builds the network `name`.
 
     Args:
@@ -128,7 +144,7 @@ def builder(
         weights_lib.load(model, source, build_network=functools.partial(build, **options))
         return model
 
-    public = build if variant == "form" else _with_argument(build, "form", variant)
+    public = cast(Builder, build if variant == "form" else _with_argument(build, "form", variant))
     public.__name__ = public.__qualname__ = name
     default = forms[first]
     public.__doc__ = _DOC.format(
@@ -141,6 +157,7 @@ def builder(
         activation=default_activation,
         normalization=_normalizations(forms),
     )
+    public.forms, public.variant = forms, variant
     return public
 
 
@@ -164,9 +181,13 @@ def _with_argument(function, name, new_name):
 
 def _defaults(form, source):
     """Returns input shape, number of classes and normalization of the weights, or else of the form."""
-    if not isinstance(source, dict):
+    if isinstance(source, dict):
+        return *weights_lib.shape_and_classes(source), source.get("normalization", form.normalization)
+    height, width, channels = form.input_shape
+    if source is None:
         return form.input_shape, form.classes, form.normalization
-    return *weights_lib.shape_and_classes(source), source.get("normalization", form.normalization)
+    own_channels, classes = weights_lib.channels_and_classes(source, form.head)
+    return (height, width, own_channels or channels), classes or form.classes, form.normalization
 
 
 def _listed(forms):

@@ -5,14 +5,13 @@ Layers have the names of the state dict in timm: https://github.com/huggingface/
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_sat import activations
-from keras_sat.models.builder import Form, builder
+from keras_sat.models.builder import Builder, Form, builder
 
 EPSILON = 1e-6  # of layer norms
 LAYER_SCALE = 1e-6  # the initial value
@@ -111,7 +110,7 @@ def _trunk(spec, stem, x, activation):
     return x
 
 
-def network(name: str, spec: Spec) -> Callable[..., keras.Model]:
+def network(name: str, spec: Spec) -> Builder:
     """Returns the builder of a ConvNeXt. Its argument `stem` is "conv" (default) or "patch".
 
     With include_top=False, the network ends before the layer norm `head.norm`, which follows the average pooling.

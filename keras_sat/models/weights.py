@@ -15,7 +15,7 @@ import h5py
 import keras
 
 from keras_sat import activations, extras, files
-from keras_sat.models import classifier, release
+from keras_sat.models import classifier, foreign, release
 from keras_sat.models import normalization as normalization_lib
 from keras_sat.models.normalization import PUBLISHED, Normalization
 from keras_sat.typing import Path
@@ -55,7 +55,7 @@ def resolve(
     if weights is None:
         return None
     if not str(weights).startswith(("sat-", ROBUSTBENCH)) or str(weights).endswith((".h5", ".pt")):
-        return _existing_file(files.expanded(weights))
+        return _existing_file(files.expanded(weights), foreign.network_flags(architecture, activation, form))
     image_size = input_shape[0] if input_shape else None
     entry = find(architecture, activation, str(weights), image_size, form, normalization)
     if input_shape and input_shape[-1] != entry["channels"]:
@@ -67,6 +67,30 @@ def resolve(
 def shape_and_classes(entry: Entry) -> tuple[tuple[int, int, int], int]:
     """Returns the input shape (height, width, channels) and the number of classes of an entry's network."""
     return (entry["image_size"], entry["image_size"], entry["channels"]), entry["classes"]
+
+
+def channels_and_classes(path: Path, head: str) -> tuple[int | None, int | None]:
+    """Returns the number of channels and of classes of the network in a `.weights.h5` file, as its kernels show them.
+
+    Args:
+        path: the file.
+        head: name of the network's last dense layer.
+
+    Returns:
+        (channels, classes). None: the file does not show it, or is damaged.
+    """
+    channels = classes = None
+    try:
+        with h5py.File(path) as file:
+            for name, group in file["layers"].items():
+                stored = group["vars"]
+                if name == "conv2d":  # Keras counts: this is the first convolution, which takes the images
+                    channels = int(stored["0"].shape[2])
+                elif stored.attrs.get("name") == head:
+                    classes = int(stored["0"].shape[1])
+    except (OSError, KeyError, AttributeError, IndexError):  # `load_file` says what is wrong with it
+        return None, None
+    return (channels if channels in (1, 3) else None), classes
 
 
 def load(model: keras.Model, source: Entry | str | None, build_network: Callable[..., keras.Model]) -> None:
@@ -397,14 +421,17 @@ def _copy(network, model):
             classifier.set_weights(layer, twin.get_weights())
 
 
-def _existing_file(path):
+def _existing_file(path, flags="--model=MODEL --form=FORM --activation=ACTIVATION"):
+    """Returns the path of a file of weights. Raises ValueError if it is none; `flags`: see `foreign.advice`."""
+    if foreign.exists(path):
+        if foreign.kind(path) != foreign.WEIGHTS or not path.endswith(".weights.h5"):
+            raise ValueError(foreign.advice(path, flags))
+        return path
     if not path.endswith(".weights.h5"):
         raise ValueError(
             f"weights must be None, one of {_shown_tags()}, or the path of a .weights.h5 file. Received: {path!r}"
         )
-    if not os.path.isfile(path):
-        raise ValueError(f"There is no weights file at {path}")
-    return path
+    raise ValueError(f"There is no weights file at {path}")
 
 
 def load_file(model: keras.Model, path: Path) -> None:
@@ -415,16 +442,25 @@ def load_file(model: keras.Model, path: Path) -> None:
     """
     path = _existing_file(files.expanded(path))
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # Keras only warns if the file lacks a layer of the model
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
             model.load_weights(path)
         _check_layers(model, path)
-    except (ValueError, OSError, KeyError, UserWarning) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        for warning in caught:  # Keras only warns if the file lacks a layer of the model
+            if issubclass(warning.category, UserWarning):
+                raise ValueError(warning.message)
+    except (ValueError, OSError, KeyError) as error:
         raise ValueError(
-            f"{path} is damaged or does not fit {model.name}: was it saved with the same network, activation, classes "
-            f"and channels? ({reason})"
+            f"{path} is damaged or does not fit {model.name}: was it saved with the same network, form, activation, "
+            f"classes and channels? ({_reason(error)})"
         ) from error
+
+
+def _reason(error):
+    """Returns the reason for which Keras did not load a file, in one line."""
+    text = str(error).strip() or type(error).__name__
+    _, found, details = text.partition("Example error message for object ")
+    return details.split("\n\n")[1] if found else text.splitlines()[0]
 
 
 def _check_layers(model, path):

@@ -7,14 +7,13 @@ padding, shortcuts and names of layers.
 import dataclasses
 import functools
 import re
-from collections.abc import Callable
 from typing import Any
 
 import keras
 
 from keras_sat import activations
 from keras_sat.models import blocks
-from keras_sat.models.builder import Form, builder
+from keras_sat.models.builder import Builder, Form, builder
 from keras_sat.models.normalization import Normalization
 
 EPSILON = 1e-5  # of batch norms, as in PyTorch
@@ -124,7 +123,7 @@ def _network(name, variants, *architecture):
 
 
 @functools.lru_cache(maxsize=None, typed=True)  # typed: 28.0 is no depth
-def wide_resnet(depth: int, width: int) -> Callable[..., keras.Model]:
+def wide_resnet(depth: int, width: int) -> Builder:
     """Returns the builder of WideResNet-depth-width, such as `WideResNet28_10`.
 
     Args:
@@ -161,7 +160,7 @@ def WideResNet(depth: int, width: int, form: str = "trades", **options: Any) -> 
     return wide_resnet(depth, width)(form=form, **options)
 
 
-def by_name(name: str) -> Callable[..., keras.Model] | None:
+def by_name(name: str) -> Builder | None:
     """Returns the builder with a name such as "WideResNet34_15"; None for a name of another kind."""
     match = re.fullmatch(r"WideResNet(\d+)_(\d+)", name)
     return wide_resnet(int(match[1]), int(match[2])) if match else None

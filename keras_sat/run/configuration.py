@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import json
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,6 +14,7 @@ import tensorflow as tf
 
 from keras_sat import activations, attacks, data, models
 from keras_sat.attacks.threats import Ball
+from keras_sat.models import normalization
 from keras_sat.models.classifier import PRECISIONS
 from keras_sat.preprocessing import CROPS
 from keras_sat.training import AWP, MART, TRADES, AdversarialTraining, Free, Objective, distribution
@@ -21,6 +23,10 @@ BALLS: dict[str, Callable[..., Ball]] = {"linf": attacks.LinfBall, "l2": attacks
 OBJECTIVES: dict[str, Callable[[], Objective]] = {"adversarial": AdversarialTraining, "trades": TRADES, "mart": MART}
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("cosine", "steps")
+NORMALIZATIONS = (
+    f"published (that of the form), none (pixels / 255), {', '.join(normalization.NAMED)}, or mean and std of images "
+    "in 0..1 in JSON: [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]"
+)
 VALIDATION_IMAGES = 500
 CALIBRATION_IMAGES = 200
 
@@ -41,6 +47,12 @@ class Run:
     """
 
     model: str = _flag("ResNet8", "network: see `keras-sat list`")
+    form: str | None = _flag(
+        None,
+        "published variant of the network, such as dm of WideResNet28_10; of ConvNeXt, its stem; default: the first "
+        "one that `keras-sat list` shows",
+    )
+    normalization: str | list | None = _flag(None, f"of pixels: {NORMALIZATIONS}; default: published")
     activation: str | dict = _flag("silu", 'a name, or a dict in JSON: \'{"name": "gelu", "approximate": false}\'')
     dataset: str = _flag("fashion_mnist_mini", "embedded, a prepared TFDS dataset, or a folder SPLIT/CLASS/*.jpg")
     data_dir: str | None = _flag(None, "folder of prepared TFDS datasets; default: the folder that TFDS uses")
@@ -93,6 +105,9 @@ class Run:
             value = getattr(self, name)
             if value and "://" not in value and (name == "data_dir" or data.is_folder(value)):
                 object.__setattr__(self, name, os.path.abspath(os.path.expanduser(value)))
+        if isinstance(self.normalization, (list, tuple)):  # as JSON gives it back, so that settings can be compared
+            object.__setattr__(self, "normalization", json.loads(json.dumps(self.normalization)))
+        models.check_variant(self.model, self.form, self.normalization, self.channels)
         _check_choices(self)
         _check_ranges(self)
         _check_decay_epochs(self)
@@ -232,7 +247,12 @@ class Run:
     def build(self) -> keras.Model:
         """Returns the untrained network for the dataset's images and classes."""
         shape, classes = self.description.preprocessing.shape, len(self.description.classes)
-        return models.BUILDERS[self.model](input_shape=shape, classes=classes, activation=self.activation)
+        options = {"input_shape": shape, "classes": classes, "activation": self.activation}
+        return models.build(self.model, self.form, self.normalization, **options)
+
+    def network(self, model: keras.Model) -> dict[str, Any]:
+        """Returns what says which network it is, for reports and cards; see `models.describe`."""
+        return models.describe(model, self.model, self.form, self.activation)
 
 
 def fields() -> list[dataclasses.Field]:
@@ -252,7 +272,6 @@ def dtype_policy(name: str) -> Iterator[None]:
 
 
 _CHOICES: dict[str, tuple] = {
-    "model": tuple(models.BUILDERS),
     "crop": CROPS,
     "norm": tuple(BALLS),
     "objective": tuple(OBJECTIVES),

@@ -159,7 +159,7 @@ def export(run: Run, model: keras.Model, folder: Path, path: Path, precision: st
         preprocessing=run.description.preprocessing,
         precision=precision,
         report=_measured(folder, model),
-        card={"training": training | without_paths},
+        card={"network": run.network(model), "training": training | without_paths},
     )
 
 

@@ -23,7 +23,8 @@ class Subject:
     Attributes:
         model: a Keras model, or a model that `deployed.load` returned; a function from images to logits.
         dataset: batches of images and labels, with the preprocessing of the network.
-        context: entries for the report: "dataset", "split", "batch_size" and "run" or "weights".
+        context: entries for the report: "dataset", "split", "batch_size", "run" or "weights", and "network" if it is
+            known: name, form, activation and normalization; see `models.describe`.
         norm: norm of the threat model, a key of `BALLS`.
         epsilon: radius of the threat model in pixels 0..255; None if it is unknown.
         output: default folder for the reports; None if there is none.
@@ -71,7 +72,7 @@ def open_run(
     split = split or run.evaluation_split()
     for line in folder_lib.changes(run, split):
         warnings.warn(f"The images changed since {folder} was trained. {line}.", stacklevel=2)
-    context = _context(run.dataset, split, batch_size) | {"run": os.path.abspath(folder)}
+    context = _context(run.dataset, split, batch_size) | {"run": os.path.abspath(folder), "network": run.network(model)}
     batches = run.load_data(split, batch_size)
     return Subject(model, batches, context, run.norm, run.epsilon, folder)
 
@@ -117,26 +118,36 @@ def open_export(
 
 def open_weights(
     network: str,
-    weights: str,
-    activation: str | dict = "silu",
+    weights: Path,
+    activation: str | dict | None = None,
     *,
+    form: str | None = None,
+    normalization: str | list | None = None,
+    image_size: int | None = None,
+    crop: str | None = None,
     dataset: str | None = None,
     data_dir: str | None = None,
     split: str | None = None,
     batch_size: int = 200,
     skip_damaged: bool = False,
 ) -> Subject:
-    """Returns a network with released weights, with the dataset and the threat model of their published evaluation.
+    """Returns a network with released weights, or those of a `.weights.h5` file, and a dataset to evaluate it on.
 
-    The classes of another dataset are matched by name. If the classes of a dataset are named by numbers ("0", "1",
-    ...), they are matched by these numbers. If the weights do not name their classes, the classes of a folder are used
-    in their order, with a warning.
+    Released weights have the dataset and the threat model of their published evaluation. The classes of another dataset
+    are matched by name. If the classes of a dataset are named by numbers ("0", "1", ...), they are matched by these
+    numbers. If the weights do not name their classes, as those of a file, the classes of the dataset are used in their
+    order, with a warning if it is a folder.
 
     Args:
-        network: name of the network, a key of `models.BUILDERS`.
-        weights: tag of the weights, such as "sat-fashion-mnist".
-        activation: activation of the network. Default: "silu".
-        dataset: name of a dataset, or a folder of images. Default: the dataset on which the weights were evaluated.
+        network: name of the network, see `models.builder`.
+        weights: tag of the weights, such as "sat-fashion-mnist", or path of a `.weights.h5` file.
+        activation: activation of the network. Default: "silu" with a tag. A file does not store it: it must be given.
+        form: published variant of the network, see `models.build`. Default: the first one.
+        normalization: see `models.build`.
+        image_size: with a file: height and width to which the images are resized. Default: their own size.
+        crop: with a file: see `keras_sat.data.load`.
+        dataset: name of a dataset, or a folder of images. Default: the dataset on which the weights were evaluated. It
+            must be given with a file.
         data_dir: see `open_export`.
         split: see `open_run`.
         batch_size: see `open_run`.
@@ -146,26 +157,66 @@ def open_weights(
         ValueError: if there is no such network or no such weights, the dataset cannot be read or has other classes, or
             the weights were evaluated on images prepared in a way that `Preprocessing` does not have.
     """
-    build = models.builder(network)
-    entry = models.weights.find(network, activation, weights)
-    if entry["crop"] is None:
+    models.check_variant(network, form, normalization)
+    options: dict[str, Any] = {"normalization": normalization, "activation": activation or "silu"}
+    entry: Any = models.weights.resolve(weights, network, options["activation"], form=form)
+    is_file = not isinstance(entry, dict)
+    if is_file and (activation is None or dataset is None):
+        raise ValueError(f"{entry} does not say its activation and its dataset: say --activation and --dataset.")
+    if not is_file and (image_size or crop):
+        raise ValueError(
+            f"The weights {weights} have their own image size and crop: leave out --image_size and --crop."
+        )
+    if not is_file and entry["crop"] is None:
         raise ValueError(
             f"RobustBench evaluates {weights} on images prepared by its {entry['preprocessing']}, which is none of the "
             "crops here: prepare the dataset so, and call evaluation.evaluate(model, dataset, attacks)."
         )
+    entry = _entry_of_file(entry, network, form) if is_file else entry
+    form = form or entry.get("form", entry.get("stem"))
     published = entry["evaluation"]
     name = dataset or published["dataset"]
     names = data.class_names(published["dataset"]) if published["dataset"] in data.names() else None
     source = _source(name, names, entry["classes"], data_dir, skip_damaged)
     split = split or data.evaluation_split(source)
-    size = entry["image_size"]
-    preprocessing = Preprocessing(size, size, entry["channels"], entry["crop"])
+    if is_file:
+        preprocessing = data.preprocessing_of(source, image_size, crop, entry["channels"])
+        options["input_shape"] = preprocessing.shape
+    else:
+        preprocessing = Preprocessing(entry["image_size"], entry["image_size"], entry["channels"], entry["crop"])
     batches = data.load(source, split, batch_size, preprocessing=preprocessing)
-    variant = {name: entry[name] for name in ("form", "stem") if name in entry}
-    model = build(weights=weights, activation=activation, **variant)
-    context = _context(name, split, batch_size) | {"weights": entry["id"]}
-    output = f"{network}-{entry['activation']}-{weights.replace('/', '-')}"
+    model = models.build(network, form, weights=weights, **options)
+    context = _context(name, split, batch_size) | {
+        "weights": entry["id"],
+        "network": models.describe(model, network, form, options["activation"]),
+        "preprocessing": preprocessing.settings(),
+    }
+    output = "-".join((network, _text(options["activation"]), _stem(weights)))
     return Subject(model, batches, context, published["norm"] or "linf", published["epsilon"], output)
+
+
+def _entry_of_file(path, network, form):
+    """Returns what is known of the weights in a file, in the way of the registry's entries."""
+    forms = models.builder(network).forms
+    form = form or next(iter(forms))
+    channels, classes = models.weights.channels_and_classes(path, forms[form].head)
+    if channels is None or classes is None:
+        raise ValueError(
+            f"{path} is damaged or not of {network} in the form {form}: it has no first convolution of images or no "
+            f"last dense layer {forms[form].head}."
+        )
+    evaluation = {"dataset": None, "norm": None, "epsilon": None}
+    return {"id": os.path.abspath(path), "evaluation": evaluation, "channels": channels, "classes": classes}
+
+
+def _text(activation):
+    return activation["name"] if isinstance(activation, dict) else activation
+
+
+def _stem(weights):
+    """Returns a tag, or the name of a file of weights, for the name of a folder."""
+    text = os.fspath(weights)
+    return os.path.basename(text).removesuffix(".weights.h5") if text.endswith(".h5") else text.replace("/", "-")
 
 
 def _context(dataset, split, batch_size):

@@ -8,11 +8,13 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 
 import keras
 import pytest
 
-from keras_sat import data
+from keras_sat import data, models
+from keras_sat.models import normalization
 
 COMMAND = os.path.join(os.path.dirname(sys.executable), "keras-sat")
 
@@ -136,6 +138,45 @@ def test_weights_of_the_zoo_on_a_folder(inside, tmp_path, capsys):
     assert clean["named"] == clean["numbered"] > 0.7
     with pytest.raises(ValueError, match="does not know: 'a'"):
         inside("evaluate", *flags[:2], f"--dataset={tmp_path / 'other'}", "--attack=fgsm")
+
+
+def test_weights_of_a_file(inside, photos, tmp_path, monkeypatch, capsys):
+    """Classes and channels are those of the file; the images keep their size unless it is said."""
+    path = tmp_path / "net.weights.h5"
+    options = {"activation": "relu", "normalization": "cifar10", "form": "dm"}
+    models.WideResNet(10, 1, input_shape=(16, 18, 1), classes=2, **options).save_weights(path)
+    monkeypatch.chdir(tmp_path)
+    flags = ["--model=WideResNet10_1", "--form=dm", f"--weights={path}", "--activation=relu", f"--dataset={photos}"]
+    flags += ["--normalization=cifar10", "--attack=fgsm"]
+    with pytest.warns(UserWarning, match="taken in their order, bright, dark"):
+        assert inside("evaluate", *flags, "--epsilon=4") == 0
+    context = json.loads((tmp_path / "WideResNet10_1-relu-net" / "report.json").read_text())["context"]
+    mean, std = normalization.statistics("cifar10", 1)
+    assert context["network"] == {
+        "name": "WideResNet10_1",
+        "form": "dm",
+        "activation": "relu",
+        "normalization": [mean, std],
+    }
+    assert context["weights"] == str(path)
+    assert (context["preprocessing"]["height"], context["preprocessing"]["width"]) == (16, 18)
+    with pytest.warns(UserWarning):
+        assert inside("evaluate", *flags, "--epsilon=4", "--image_size=12", "--crop=shortest_edge") == 0
+    context = json.loads((tmp_path / "WideResNet10_1-relu-net" / "report.json").read_text())["context"]
+    assert (context["preprocessing"]["height"], context["preprocessing"]["crop"]) == (12, "shortest_edge")
+    without = {name: [flag for flag in flags if not flag.startswith(f"--{name}")] for name in ("activation", "dataset")}
+    for wrong, message in (
+        (flags, "say --epsilon"),
+        ([*without["activation"], "--epsilon=4"], "say --activation and --dataset"),
+        ([*without["dataset"], "--epsilon=4"], "say --activation and --dataset"),
+        ([*flags, "--epsilon=4", "--form=trades"], "not of WideResNet10_1 in the form trades: it has no"),
+        ([*flags, "--epsilon=4", "--normalization=none"], "another mean"),
+        ([str(tmp_path), "--form=dm"], "--form go with --model"),
+        (["--model=ResNet8", "--weights=sat-fashion-mnist", "--image_size=9"], "have their own image size"),
+    ):
+        with pytest.raises(ValueError, match=message), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            inside("evaluate", *wrong)
 
 
 def test_unreadable_weights(run, folder, tmp_path):

@@ -32,6 +32,29 @@ def test_a_path_is_loaded(path):
     np.testing.assert_array_equal(small(weights=path)(images), small(weights=str(path))(images))
 
 
+def test_a_path_may_begin_with_the_home_folder(path, monkeypatch):
+    monkeypatch.setenv("HOME", str(path.parent))
+    for home in ("~/net.weights.h5", pathlib.Path("~", "net.weights.h5")):
+        np.testing.assert_array_equal(small(weights=home).get_weights()[0], small(weights=path).get_weights()[0])
+
+
+def test_channels_and_classes_are_those_of_a_file(tmp_path):
+    for build, size in ((models.ResNet8, 32), (models.PreActResNet18, 32), (models.EfficientNetB0, 224)):
+        path = tmp_path / f"{build.__name__}.weights.h5"
+        build(input_shape=(16, 16, 1), classes=3).save_weights(path)
+        model = build(weights=path)
+        assert (model.input_shape, model.output_shape) == ((None, size, size, 1), (None, 3))
+
+
+def test_the_reason_for_which_a_file_does_not_fit_is_said(tmp_path):
+    path = tmp_path / "net.weights.h5"
+    models.WideResNet(10, 1, normalization="cifar10").save_weights(path)
+    with pytest.raises(ValueError, match="it normalizes images with another mean"):
+        models.WideResNet(10, 1, normalization="cifar100", weights=path)
+    with pytest.raises(ValueError, match="it holds a layer .*, which the network does not have"):
+        models.WideResNet(10, 1, "dm", normalization="cifar10", weights=path)
+
+
 def test_files_that_do_not_fit_are_refused(path, tmp_path):
     for options in ({"classes": 5}, {"input_shape": (16, 16, 1)}):
         with pytest.raises(ValueError, match="damaged or does not fit ResNet8"):

@@ -33,6 +33,9 @@ def test_precision_is_that_of_the_run_alone(short, tmp_path):
     ("options", "message"),
     [
         ({"model": "ResNet9"}, "model must be one of ResNet8"),
+        ({"model": "ResNet18", "form": "sat"}, "form of ResNet18 must be one of small, torchvision. Received: 'sat'"),
+        ({"normalization": "cifar"}, "one of published, none, cifar10, cifar100, imagenet"),
+        ({"normalization": [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]], "channels": 1}, "The images have 1 channels"),
         ({"activation": "swich"}, "Known are"),
         ({"norm": "l1"}, "linf, l2"),
         ({"epsilon": -1.0}, "epsilon"),
@@ -53,6 +56,17 @@ def test_precision_is_that_of_the_run_alone(short, tmp_path):
 def test_bad_values(options, message):
     with pytest.raises(ValueError, match=message):
         Run(**options)
+
+
+def test_form_and_normalization_are_those_of_the_network():
+    run = Run(model="WideResNet10_1", form="dm", normalization=((0.25,), (0.5,)), image_size=8)
+    assert run.settings()["normalization"] == [[0.25], [0.5]]  # as JSON gives it back
+    model = run.build()
+    assert {"init_conv", "logits"} <= {layer.name for layer in model.layers}
+    expected = {"name": "WideResNet10_1", "form": "dm", "activation": "silu", "normalization": [[0.25], [0.5]]}
+    assert run.network(model) == expected
+    other = dataclasses.replace(run, form=None, normalization="none")
+    assert other.network(other.build()) == expected | {"form": "trades", "normalization": [0.0, 1.0]}
 
 
 def test_replays_are_free_adversarial_training():

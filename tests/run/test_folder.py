@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -36,6 +37,18 @@ def test_load_gives_the_trained_network_back(short, trained):
     np.testing.assert_array_equal(loaded(images), model(images))
     adversarial = PGD(LinfBall(8), steps=2)(model, images, [0, 1, 2])  # though it was trained by two replicas
     np.testing.assert_allclose(loaded(adversarial), model(adversarial), atol=1e-5)
+
+
+def test_a_run_without_a_form_is_of_the_first_one(trained, tmp_path):
+    """As those that were written before there were forms."""
+    folder, model = trained
+    shutil.copytree(folder, tmp_path / "run")
+    record = json.loads((folder / "run.json").read_text())
+    del record["form"], record["normalization"]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    run, loaded = run_lib.load(tmp_path / "run")
+    assert (run.form, run.normalization) == (None, None)
+    np.testing.assert_array_equal(loaded.get_weights()[0], model.get_weights()[0])
 
 
 def test_what_cannot_be_read_is_named(trained, tmp_path):
