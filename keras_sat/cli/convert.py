@@ -4,6 +4,7 @@ import argparse
 import functools
 import json
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -47,7 +48,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         ".data-...), the folder of a run, or X.weights.h5",
     )
     parser.add_argument("--model", help="network: see `keras-sat list`; a run says its own")
-    flags.add_network(parser, "--model", "say it, unless the source is a run or of the SAT release")
+    flags.add_network(parser, "--model", "a file of PyTorch or of weights does not say its own")
     parser.add_argument("--classes", type=int, help="number of classes; default: as in the source")
     parser.add_argument("--channels", type=int, choices=(1, 3), help="of the images; default: as in the source")
     parser.add_argument(
@@ -117,7 +118,19 @@ def _check_flags(args, kind):
     if kind != foreign.RUN and not args.model:
         raise ValueError(f"{args.source} is {_SHOWN[kind]}: say its network, --model (see `keras-sat list`).")
     if kind in (foreign.PYTORCH, foreign.WEIGHTS) and args.activation is None:
+        _check_activation(args)
+
+
+def _check_activation(args):
+    """Warns that the source does not say its activation. If the file to write contains it, raises ValueError."""
+    if args.to.endswith(".keras"):
         raise ValueError(f"{args.source} does not say its activation: say it, such as --activation=relu.")
+    default = models.builder(args.model).activation
+    warnings.warn(
+        f"{args.source} does not say its activation: {default} is taken. If it was trained with another one, build the "
+        "network with that, such as activation='relu'.",
+        stacklevel=2,
+    )
 
 
 _SHOWN = {
@@ -132,7 +145,7 @@ def _given(args):
     """Returns the arguments of `models.build` that the flags give."""
     given = {"name": args.model, "form": args.form, "normalization": args.normalization}
     models.check_variant(*given.values(), args.channels)
-    given["activation"] = args.activation or "silu"
+    given["activation"] = args.activation or models.builder(args.model).activation
     return given | ({"classes": args.classes} if args.classes else {})
 
 

@@ -74,12 +74,14 @@ class Builder(Protocol):
     Attributes:
         forms: {name of a published variant: the variant}; the first one is the default.
         variant: name of the argument that chooses the variant: "form" or "stem".
+        activation: the default activation.
     """
 
     __name__: str
     __qualname__: str
     forms: dict[str, Form]
     variant: str
+    activation: Any
 
     def __call__(self, *args: Any, **kwargs: Any) -> keras.Model: ...
 
@@ -146,18 +148,17 @@ def builder(
 
     public = cast(Builder, build if variant == "form" else _with_argument(build, "form", variant))
     public.__name__ = public.__qualname__ = name
-    default = forms[first]
     public.__doc__ = _DOC.format(
         name=name,
-        shape=default.input_shape,
-        classes=default.classes,
+        shape=_by_form(forms, "input_shape"),
+        classes=_by_form(forms, "classes"),
         sites=sites,
         variant=variant,
         forms=_listed(forms),
         activation=default_activation,
-        normalization=_normalizations(forms),
+        normalization=_by_form(forms, "normalization"),
     )
-    public.forms, public.variant = forms, variant
+    public.forms, public.variant, public.activation = forms, variant, activation
     return public
 
 
@@ -195,9 +196,12 @@ def _listed(forms):
     return f"{names[0]}, the only one" if len(names) == 1 else f"{names[0]} (default) or {', '.join(names[1:])}"
 
 
-def _normalizations(forms):
-    """Returns a text such as 'None for "small", "imagenet" for "torchvision"'."""
-    return ", ".join(f"{form.normalization!r} for {name!r}" for name, form in forms.items()).replace("'", '"')
+def _by_form(forms, attribute):
+    """Returns a text such as 'None for "small", "imagenet" for "torchvision"', or one value if all are the same."""
+    values = {name: repr(getattr(form, attribute)).replace("'", '"') for name, form in forms.items()}
+    if len(set(values.values())) == 1:
+        return next(iter(values.values()))
+    return ", ".join(f'{value} for "{name}"' for name, value in values.items())
 
 
 _POOLS = {"avg": keras.layers.GlobalAveragePooling2D, "max": keras.layers.GlobalMaxPooling2D}

@@ -89,7 +89,10 @@ def test_refusals(inside, torch_file, tmp_path):
         ([f"--from={source}", *NETWORK, f"--to={source}"], "exists: choose a new file, or remove it first"),
         ([f"--from={tmp_path / 'none'}", *NETWORK, to], "There is no file, folder or checkpoint at"),
         ([f"--from={source}", to], "is a file of PyTorch: say its network, --model"),
-        ([f"--from={source}", "--model=WideResNet10_1", to], "say it, such as --activation=relu"),
+        (
+            [f"--from={source}", "--model=WideResNet10_1", f"--to={tmp_path / 'model.keras'}"],
+            "say it, such as --activation=relu",
+        ),
         ([f"--from={source}", *NETWORK, "--ema", to], "--ema does not go with"),
         ([f"--from={tmp_path / 'run'}", "--form=dm", to], "--form does not go with .* the folder of a run"),
         ([f"--from={source}", *NETWORK, "--form=wide", to], "form of WideResNet10_1 must be one of trades, dm"),
@@ -116,3 +119,12 @@ def test_networks_that_pytorch_does_not_have_are_not_written_for_it(inside, tmp_
     with pytest.raises(ValueError, match="form that PyTorch's checkpoints do not have"):
         inside("convert", *flags, f"--to={tmp_path / 'm.safetensors'}")
     assert [path.name for path in tmp_path.iterdir()] == ["m.weights.h5"]
+
+
+def test_an_activation_that_is_not_said_is_the_default_with_a_warning(inside, tmp_path, capsys):
+    source = tmp_path / "model.safetensors"
+    models.pytorch.save(models.WideResNet(10, 1, "dm", normalization=((0.2,), (0.5,)), input_shape=(8, 8, 1)), source)
+    flags = [f"--from={source}", "--model=WideResNet10_1", "--form=dm", "--normalization=[[0.2], [0.5]]"]
+    with pytest.warns(UserWarning, match="does not say its activation: silu is taken"):
+        assert inside("convert", *flags, f"--to={tmp_path / 'model.weights.h5'}") == 0
+    assert "activation silu, normalization [[0.2], [0.5]], 10 classes, grey images" in capsys.readouterr().out

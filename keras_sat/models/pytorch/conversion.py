@@ -64,7 +64,8 @@ def build(
         ImportError: see `load`.
     """
     entries = wrappers.state_dict(reader.read(path), averaged, choice)
-    template = internals.without_weights(lambda: builder(**options))
+    # The layers have the same names with any normalization, which may not fit the default number of channels.
+    template = internals.without_weights(lambda: builder(**options | {"normalization": None}))
     found, _ = _read(template, path, entries)
     first, head = (found.get(f"{layer.name}.weight") for layer in _first_and_last(template))
     if head is not None and head.ndim == 2:

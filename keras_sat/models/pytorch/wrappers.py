@@ -60,7 +60,8 @@ def state_dict(content: Any, averaged: bool = True, choice: str | None = None) -
         here, wanted = ("only unaveraged", "averaged=False") if averaged else ("no unaveraged", "averaged=True")
         raise ValueError(f"The checkpoint has {here} weights; expected {wanted}. Its state dicts: {names}.")
     received = "" if choice is None else f" Received: {choice!r}."
-    raise ValueError(f"The checkpoint has several state dicts: choice must be one of {names}.{received}")
+    number = "one state dict" if len(found) == 1 else f"{len(found)} state dicts"
+    raise ValueError(f"The checkpoint has {number}: choice must be one of {names}.{received}")
 
 
 def fit(entries: Mapping[str, np.ndarray], wanted: Collection[str]) -> StateDict:

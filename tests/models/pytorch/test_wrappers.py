@@ -73,7 +73,7 @@ def test_a_choice(content, choice, start):
 @pytest.mark.parametrize(
     ("content", "choice", "says"),
     [
-        (TWO, None, "several state dicts: choice must be one of last, best."),
+        (TWO, None, "2 state dicts: choice must be one of last, best."),
         ({"last": TWO["last"], "best": TWO["last"]}, None, "choice must be one of last, best."),
         (TWO, "newest", "choice must be one of last, best. Received: 'newest'."),
         (TWO, "las", "Received: 'las'"),
