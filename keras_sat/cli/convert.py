@@ -1,7 +1,6 @@
 """The command `keras-sat convert`."""
 
 import argparse
-import functools
 import json
 import os
 import warnings
@@ -13,26 +12,29 @@ import numpy as np
 
 from keras_sat import files, models
 from keras_sat.cli import flags
-from keras_sat.models import classifier, foreign
+from keras_sat.models import classifier, foreign, normalization
 
 SUFFIXES = (".weights.h5", ".keras", ".safetensors")
 TOLERANCE = 1e-5  # of the logits' range
-_ROBUSTBENCH = "robustbench.model_zoo.architectures"
-# The class that loads the state dict of a form: {start of the network's name: {form: class}}.
-_TORCH_CLASSES = {
-    "WideResNet50_2": {"torchvision": "torchvision.models.ResNet"},
+_ZOO = "robustbench.model_zoo.architectures"
+# The PyTorch module that loads the state dict of a form: {start of the network's name: {form: module}}.
+_TORCH_MODULES = {
+    "WideResNet50_2": {"torchvision": "torchvision.models.wide_resnet50_2()"},
     "WideResNet": {
-        "trades": f"{_ROBUSTBENCH}.wide_resnet.WideResNet",
-        "dm": f"{_ROBUSTBENCH}.dm_wide_resnet.DMWideResNet",
+        "trades": f"{_ZOO}.wide_resnet.WideResNet(depth, num_classes, widen_factor)",
+        "dm": f"{_ZOO}.dm_wide_resnet.DMWideResNet(num_classes, depth, width, activation_fn, mean, std)",
     },
     "PreActResNet": {
-        "plain": f"{_ROBUSTBENCH}.resnet.PreActResNet",
-        "batch_norm": f"{_ROBUSTBENCH}.resnet.PreActResNet",
-        "dm": f"{_ROBUSTBENCH}.dm_wide_resnet.DMPreActResNet",
+        "plain": f"{_ZOO}.resnet.PreActResNet(PreActBlock, [2, 2, 2, 2])",
+        "batch_norm": f"{_ZOO}.resnet.PreActResNet(PreActBlockV2, [2, 2, 2, 2], bn_before_fc=True)",
+        "dm": f"{_ZOO}.dm_wide_resnet.DMPreActResNet(num_classes, 18, 0, activation_fn, mean, std)",
     },
-    "ResNet": {"small": f"{_ROBUSTBENCH}.resnet.ResNet", "torchvision": "torchvision.models.ResNet"},
+    "ResNet": {
+        "small": f"the ResNet of {_ZOO}.resnet",
+        "torchvision": "the one of this name in torchvision.models",
+    },
     "ConvNeXt": {
-        "conv": f"timm.models.ConvNeXt with the stem of {_ROBUSTBENCH}.convstem_models",
+        "conv": f"timm.models.ConvNeXt with the stem of {_ZOO}.convstem_models",
         "patch": "timm.models.ConvNeXt",
     },
 }
@@ -121,14 +123,21 @@ def _check_flags(args, kind):
         _check_activation(args)
 
 
+def _default_activation(args):
+    """Returns the activation of most published checkpoints of a form; for the SAT release's form, the builder's own."""
+    build = models.builder(args.model)
+    form = args.form or next(iter(build.forms))
+    return build.activation if form == "sat" or form not in build.forms else build.forms[form].activation
+
+
 def _check_activation(args):
     """Warns that the source does not say its activation. If the file to write contains it, raises ValueError."""
     if args.to.endswith(".keras"):
         raise ValueError(f"{args.source} does not say its activation: say it, such as --activation=relu.")
-    default = models.builder(args.model).activation
+    default = _default_activation(args)
     warnings.warn(
-        f"{args.source} does not say its activation: {default} is taken. If it was trained with another one, build the "
-        "network with that, such as activation='relu'.",
+        f"{args.source} does not say its activation: {default} is taken. If it was trained with another one, say "
+        "that, such as --activation=silu.",
         stacklevel=2,
     )
 
@@ -145,7 +154,7 @@ def _given(args):
     """Returns the arguments of `models.build` that the flags give."""
     given = {"name": args.model, "form": args.form, "normalization": args.normalization}
     models.check_variant(*given.values(), args.channels)
-    given["activation"] = args.activation or models.builder(args.model).activation
+    given["activation"] = args.activation or _default_activation(args)
     return given | ({"classes": args.classes} if args.classes else {})
 
 
@@ -157,9 +166,15 @@ def _shape_of(args, channels=None):
 
 def _of_pytorch(args):
     given = _given(args)
-    name, options = given["name"], {key: value for key, value in given.items() if key != "name"} | _shape_of(args)
-    build = functools.partial(models.build, name)
-    return models.pytorch.build(build, args.source, not args.unaveraged, args.choice, **options), given
+    build, activation = models.builder(args.model), given["activation"]
+    options = _shape_of(args) | ({"classes": args.classes} if args.classes else {})
+    if args.form is not None:
+        options[build.variant] = args.form
+    if args.normalization not in (None, normalization.PUBLISHED):  # else the file's, if it says one
+        options["normalization"] = None if args.normalization == "none" else args.normalization
+    model = models.pytorch.build(build, args.source, not args.unaveraged, args.choice, activation=activation, **options)
+    used = normalization.plain(*normalization.of_model(model))
+    return model, given | {"normalization": "none" if used is None else used}
 
 
 def _of_release(args):
@@ -196,7 +211,7 @@ def _write(model, path):
     elif path.endswith(".keras"):
         model.save(path)
     else:
-        model.save_weights(path)
+        models.weights.save_file(model, path)
 
 
 def _read(path, model, given):
@@ -231,8 +246,9 @@ def _torch_line(path, given):
     """Returns a line that says how PyTorch loads a file."""
     name = given["name"]
     form = given["form"] or next(iter(models.builder(name).forms))
-    family = next(family for family in _TORCH_CLASSES if name.startswith(family))
+    family = next(family for family in _TORCH_MODULES if name.startswith(family))
+    normalizes = "which normalizes images in 0..1 itself" if form == "dm" else "on images in 0..1, normalized like this"
     return (
-        f"In PyTorch: model.load_state_dict(safetensors.torch.load_file({path!r})), where model is of the class "
-        f"{_TORCH_CLASSES[family][form]}, with this activation, on images in 0..1 normalized like this."
+        f"In PyTorch: model.load_state_dict(safetensors.torch.load_file({path!r})), where model is "
+        f"{_TORCH_MODULES[family][form]}, with this activation, {normalizes}."
     )

@@ -77,7 +77,8 @@ def _leaderboard(rows: list[dict[str, Any]]) -> str:
     lines = (
         f"{len(rows)} weights{''.join(f', {name} {cells[0][name]}' for name in shared)}, the most robust first",
         "accuracy in %: measured here if marked *, else as the authors or RobustBench report it;",
-        'under: the attack and its epsilon of 255 ("external": an evaluation that RobustBench took from elsewhere)',
+        'under: the attack and its epsilon of 255 ("external": an evaluation that RobustBench took from elsewhere);',
+        "robust accuracies compare only within one dataset, threat model and epsilon",
         tables.text(columns, *([row[name] for name in columns] for row in cells)),
     )
     return "\n".join(lines)

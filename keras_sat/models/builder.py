@@ -53,6 +53,7 @@ class Form:
         kernel_initializer: function that returns the initializer of the dense layer. Each model needs a new one,
             because an initializer draws its seed when it is created.
         normalization: the published normalization; see `normalization.apply`.
+        activation: the activation of most published checkpoints. It is not the default of the builder.
         input_shape: the default (height, width, channels).
         top: function that applies the layers between global average pooling and the dense layer; None for none.
         head: name of the dense layer.
@@ -62,6 +63,7 @@ class Form:
     trunk: Callable[[keras.KerasTensor, Any], keras.KerasTensor]
     kernel_initializer: Callable[[], keras.initializers.Initializer]
     normalization: Normalization = None
+    activation: Any = "relu"
     input_shape: tuple[int, int, int] = (224, 224, 3)
     top: Callable[[keras.KerasTensor], keras.KerasTensor] | None = None
     head: str = "linear"

@@ -120,7 +120,11 @@ def network(name: str, spec: Spec) -> Builder:
         spec: the architecture.
     """
     form = functools.partial(
-        Form, kernel_initializer=_initializer, top=functools.partial(_norm, name="head.norm"), head="head.fc"
+        Form,
+        kernel_initializer=_initializer,
+        activation=EXACT_GELU,
+        top=functools.partial(_norm, name="head.norm"),
+        head="head.fc",
     )
     forms = {
         # The networks of Singh et al. take images in 0..1.

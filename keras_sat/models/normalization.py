@@ -68,7 +68,7 @@ def apply(x: keras.KerasTensor, normalization: Normalization) -> keras.KerasTens
             the three values of a name are averaged.
 
     Raises:
-        ValueError: for another name, another number of values, or a std that is not positive.
+        ValueError: for another name, another number of values, values outside 0..1, or a std of 0.
     """
     mean, std = statistics(normalization, x.shape[-1])
     if (mean, std) == SYMMETRIC:  # the SAT release's own; a plain layer, for files of weights that were written so
@@ -89,9 +89,10 @@ def statistics(normalization: Normalization, channels: int) -> tuple[Statistics,
         mean, std = (_plain(np.asarray(values, np.float64)) for values in normalization)
     except (ValueError, TypeError) as error:
         raise _error(normalization) from error
-    shapes = {np.shape(mean), np.shape(std)}
-    if not shapes <= {(), (channels,)} or not np.isfinite([*np.ravel(mean), *np.ravel(std)]).all() or np.min(std) <= 0:
+    if not {np.shape(mean), np.shape(std)} <= {(), (channels,)}:
         raise _error(normalization, f" The images have {channels} channels.")
+    if not (np.min(mean) >= 0 and np.max(mean) <= 1 and np.min(std) > 0 and np.max(std) <= 1):  # NaN is refused, too
+        raise _error(normalization, " Divide values for pixels 0..255 by 255.")
     return mean, std
 
 
@@ -103,6 +104,19 @@ def of_model(model: keras.Model) -> tuple[Statistics, Statistics] | None:
         if type(layer) is keras.layers.Rescaling and layer.name == "rescaling":
             return 0.5, 0.5
     return None
+
+
+def plain(mean: Any, std: Any) -> Normalization:
+    """Returns a mean and a standard deviation as a short value of the argument `normalization`.
+
+    Equal values of all channels become one number; mean 0 and std 1 become None.
+    """
+    arrays = [np.unique(np.ravel(np.asarray(values, np.float64)).round(6)) for values in (mean, std)]
+    if all(len(array) == 1 for array in arrays):
+        mean, std = (float(array[0]) for array in arrays)
+        return None if (mean, std) == (0.0, 1.0) else (mean, std)
+    mean, std = (np.ravel(np.asarray(values, np.float64)).round(6).tolist() for values in (mean, std))
+    return tuple(mean), tuple(std)
 
 
 def same(one: Any, other: Any) -> bool:
@@ -120,6 +134,6 @@ def _plain(values):
 
 def _error(normalization, more=""):
     return ValueError(
-        f'normalization must be None, "{PUBLISHED}", one of {", ".join(NAMED)}, or (mean, std) of images in 0..1, with '
-        f"a positive std: two numbers, or a value for each channel.{more} Received: {normalization!r}"
+        f'normalization must be None, "{PUBLISHED}", one of {", ".join(NAMED)}, or (mean, std) of images in 0..1: '
+        f"two numbers in 0..1, std above 0, or a value for each channel.{more} Received: {normalization!r}"
     )

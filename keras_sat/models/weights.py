@@ -23,6 +23,8 @@ from keras_sat.typing import Path
 Entry: TypeAlias = dict[str, Any]  # the facts about one checkpoint in the registry
 
 REGISTRY = os.path.join(os.path.dirname(__file__), "weights.json")
+ACTIVATIONS = "keras_sat_activations"  # the attribute of a file of weights that notes the activations
+_NOT_THE_FUNCTION = ("name", "dtype", "trainable")  # what a layer's configuration says of other things
 ROBUSTBENCH = "robustbench/"  # how the tags of RobustBench's networks begin
 SAT_FORM = "sat"  # the argument `form` of the networks whose entry names none
 
@@ -184,8 +186,8 @@ def find(
         and _same_normalization(entry, normalization)
     ):
         raise ValueError(
-            f"The weights {tag} need {_call(entry, tag)}. Received: {architecture}, form {form!r}, activation "
-            f"{activation!r}, normalization {normalization!r}"
+            f"The weights {tag} need {_call(entry, tag)}, with their own normalization. Received: {architecture}, "
+            f"form {form!r}, activation {activation!r}, normalization {normalization!r}"
         )
     return entry
 
@@ -346,7 +348,7 @@ def _convert(entry, network, path):
             )
         _read(network, os.path.join(folder, stem), entry)
         with files.atomic_write(path) as temporary:
-            network.save_weights(temporary)
+            save_file(network, temporary)
         _record(path, {"": files.sha256(path), **digests})
     finally:
         shutil.rmtree(folder)
@@ -427,11 +429,11 @@ def _existing_file(path, flags="--model=MODEL --form=FORM --activation=ACTIVATIO
         if foreign.kind(path) != foreign.WEIGHTS or not path.endswith(".weights.h5"):
             raise ValueError(foreign.advice(path, flags))
         return path
-    if not path.endswith(".weights.h5"):
-        raise ValueError(
-            f"weights must be None, one of {_shown_tags()}, or the path of a .weights.h5 file. Received: {path!r}"
-        )
-    raise ValueError(f"There is no weights file at {path}")
+    if path.endswith(".weights.h5"):
+        raise ValueError(f"There is no weights file at {path}")
+    raise ValueError(
+        f"weights must be None, one of {_shown_tags()}, or the path of a .weights.h5 file; there is no file {path!r}."
+    )
 
 
 def load_file(model: keras.Model, path: Path) -> None:
@@ -446,6 +448,7 @@ def load_file(model: keras.Model, path: Path) -> None:
             warnings.simplefilter("always", UserWarning)
             model.load_weights(path)
         _check_layers(model, path)
+        _check_activations(model, path)
         for warning in caught:  # Keras only warns if the file lacks a layer of the model
             if issubclass(warning.category, UserWarning):
                 raise ValueError(warning.message)
@@ -454,6 +457,41 @@ def load_file(model: keras.Model, path: Path) -> None:
             f"{path} is damaged or does not fit {model.name}: was it saved with the same network, form, activation, "
             f"classes and channels? ({_reason(error)})"
         ) from error
+
+
+def save_file(model: keras.Model, path: Path) -> None:
+    """Writes a `.weights.h5` file that also notes the activations of the model, which `load_file` then compares.
+
+    Other activations would fit the same file, and give other logits. The file is an ordinary file of Keras.
+    """
+    model.save_weights(path)
+    with h5py.File(path, "a") as file:
+        file.attrs[ACTIVATIONS] = json.dumps(_activations(model))
+
+
+def _activations(model):
+    """Returns the activations of a model as text, such as ["relu"]."""
+    found = set()
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Activation):
+            found.add(str(keras.activations.serialize(layer.activation)))
+        elif isinstance(layer, activations.SmoothBackwardReLU):
+            found.add("relu")  # only its gradient differs
+        elif type(layer).__module__ == activations.__name__:
+            config = {name: value for name, value in layer.get_config().items() if name not in _NOT_THE_FUNCTION}
+            found.add(f"{type(layer).__name__} {json.dumps(config)}" if config else type(layer).__name__)
+    return sorted(found)
+
+
+def _check_activations(model, path):
+    with h5py.File(path) as file:
+        noted = file.attrs.get(ACTIVATIONS)
+    if noted is not None and json.loads(noted) != (own := _activations(model)):
+        raise ValueError(f"it holds the weights of a network with {_joined(json.loads(noted))}, not {_joined(own)}")
+
+
+def _joined(names):
+    return " and ".join(names) or "no activation"
 
 
 def _reason(error):

@@ -36,6 +36,7 @@ class Variant:
         activated_shortcut: whether this convolution takes the block's input after batch norm and activation. The
             alternative is the block's input itself.
         normalization: the published normalization.
+        activation: the activation of most published checkpoints.
     """
 
     stem: str
@@ -48,13 +49,14 @@ class Variant:
     shortcut_size: int = 1
     activated_shortcut: bool = True
     normalization: Normalization = None
+    activation: str = "relu"
 
 
 _TRADES = ("bn1", "conv1", "bn2", "conv2", "convShortcut")
 _DM = ("batchnorm_0", "conv_0", "batchnorm_1", "conv_1", "shortcut")
 _PREACT = ("bn1", "conv1", "bn2", "conv2", "shortcut.0")
 _DM_PREACT = ("batchnorm_0", "conv_2d_1", "batchnorm_1", "conv_2d_2", "shortcut")
-_DEEPMIND: dict[str, Any] = {"momentum": 0.99, "normalization": "cifar10"}
+_DEEPMIND: dict[str, Any] = {"momentum": 0.99, "normalization": "cifar10", "activation": "silu"}
 
 WIDE = {
     # https://github.com/yaodongyu/TRADES
@@ -113,6 +115,7 @@ def _network(name, variants, *architecture):
             functools.partial(_trunk, variant, *architecture),
             kernel_initializer=functools.partial(keras.initializers.VarianceScaling, 1 / 3, "fan_in", "uniform"),
             normalization=variant.normalization,
+            activation=variant.activation,
             input_shape=(32, 32, 3),
             head=variant.head,
             classes=10,

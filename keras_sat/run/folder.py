@@ -76,6 +76,8 @@ def load(folder: Path) -> tuple[Run, keras.Model]:
         ValueError: if there is no run, or its files cannot be read; the message names the file.
     """
     folder = files.expanded(folder)
+    if os.path.isfile(folder):
+        raise ValueError(models.foreign.advice(folder, "--model=MODEL --form=FORM --activation=ACTIVATION"))
     if not os.path.isdir(folder):
         raise ValueError(f"There is no folder {folder}; `keras-sat train --output={folder}` would write it.")
     try:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import keras
 
-from keras_sat import attacks, data, files, provenance
+from keras_sat import attacks, data, files, models, provenance
 from keras_sat.run import folder as folder_lib
 from keras_sat.run.configuration import Run, dtype_policy
 from keras_sat.training import AdversarialModel, AveragedWeights, Checkpoint, distribution, schedules
@@ -91,7 +91,7 @@ def _nothing_without_a_step(folder):
 def _write(run, trainer, checkpoint, is_finished, folder, continued):
     """Writes the weights, then run.json. If run.json exists, the weights exist too."""
     with files.atomic_write(folder_lib.weights(folder)) as temporary:
-        trainer.classifier.save_weights(temporary)
+        models.weights.save_file(trainer.classifier, temporary)
     record = folder_lib.record(run) | {"attack_batch_norm": trainer.attack_batch_norm, "finished": is_finished}
     record |= {"iterations": int(trainer.optimizer.iterations.numpy()), "history": _curves(checkpoint.history)}
     record |= {"continued": continued} if continued else {}

@@ -48,7 +48,7 @@ def test_every_network_says_its_forms():
         (("ResNet8", None, [0.5]), "normalization must be"),
         (("ResNet8", None, 5), "normalization must be"),
         (("ResNet8", None, [[0.5] * 3, [0.5] * 3], 1), "The images have 1 channels"),
-        (("ResNet8", None, [0.5, 0.0]), "positive std"),
+        (("ResNet8", None, [0.5, 0.0]), "std above 0"),
     ],
 )
 def test_bad_variants_are_refused(arguments, message):

@@ -34,7 +34,10 @@ def test_none_and_symmetric_and_numbers():
 
 @pytest.mark.parametrize(
     "value",
-    ["cifar", 0.5, (0.5, 0.0), (0.5, -1), ((0.1, 0.2), 0.3), (np.nan, 1.0), ("a", "b"), (0.1, 0.2, 0.3), {}, True],
+    [
+        *("cifar", 0.5, (0.5, 0.0), (0.5, -1), ((0.1, 0.2), 0.3), (np.nan, 1.0), ("a", "b"), (0.1, 0.2, 0.3), {}, True),
+        *((125.3, 63.0), ((123.7, 116.3, 103.5), (58.4, 57.1, 57.4)), (-1, 1), (0.5, 2.0)),
+    ],
 )
 def test_what_is_no_normalization_is_refused(value):
     with pytest.raises(ValueError, match="normalization must be None, .* Received: "):

@@ -170,3 +170,22 @@ def test_a_full_cache_that_is_read_only_is_used(tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_SAT_HOME", str(tmp_path))
     assert models.weights.fetch(entry, None) == str(path)
     assert sorted(os.listdir(tmp_path)) == [path.name, f"{path.name}.sha256"]  # no lock
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu", {"name": "gelu", "approximate": False}, "smooth_relu", "mish"])
+def test_a_file_that_notes_its_activation_is_refused_by_another(activation, tmp_path):
+    path = tmp_path / "net.weights.h5"
+    weights_lib.save_file(small(activation=activation), path)
+    small(activation=activation, weights=path)
+    for other in ("elu", "gelu"):
+        with pytest.raises(ValueError, match="does not fit ResNet8"):
+            small(activation=other, weights=path)
+
+
+def test_the_noted_activation_is_that_of_the_forward_pass(tmp_path):
+    path = tmp_path / "net.weights.h5"
+    weights_lib.save_file(small(activation={"name": "relu", "smooth_backward": "attacker"}), path)
+    small(activation="relu", weights=path)
+    with pytest.raises(ValueError, match="weights of a network with relu, not silu"):
+        small(activation="silu", weights=path)
+    small(activation="silu").load_weights(path)  # for Keras it is an ordinary file

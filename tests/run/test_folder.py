@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from keras_sat import deployed
+from keras_sat import deployed, models
 from keras_sat import run as run_lib
 from keras_sat.attacks import PGD, LinfBall
 
@@ -96,3 +96,10 @@ def test_a_run_knows_its_classes_and_pixels(trained_on_photos, run_on_photos, tm
         os.rename(tmp_path / "moved" / split / "bright", tmp_path / "moved" / split / "light")
     with pytest.raises(ValueError, match="the network does not know: 'light' .*lacks 'bright'"):
         dataclasses.replace(run, dataset=str(tmp_path / "moved")).load_data("test")
+
+
+def test_a_file_of_weights_is_no_run(tmp_path):
+    path = tmp_path / "model.safetensors"
+    models.pytorch.save(models.WideResNet(10, 1), path)
+    with pytest.raises(ValueError, match="is a file of PyTorch: keras-sat convert --from="):
+        run_lib.load(path)

@@ -27,8 +27,12 @@ def load(model: keras.Model, path: Path, averaged: bool = True, choice: str | No
     """Loads a PyTorch checkpoint into a network. PyTorch is not needed, and no code of the file runs.
 
     Every weight of the model gets a value, and every entry of the checkpoint is used. The exceptions are counters of
-    batch norms (num_batches_tracked) and the blocks sub_block1 of TRADES' WideResNet, which no forward pass uses. If
-    the checkpoint says how images are normalized, the model must normalize them likewise.
+    batch norms (num_batches_tracked) and of averages (n_averaged), and the blocks sub_block1 of TRADES' WideResNet,
+    which no forward pass uses. If the checkpoint says how images are normalized, the model must normalize them in the
+    same way.
+
+    A checkpoint does not say its activation, and seldom its normalization. With others, the same weights fit, and the
+    logits are wrong. So build the model with those of the training: `activation="relu"` for most networks of PyTorch.
 
     Args:
         model: a network of this package in a form that PyTorch has too, such as `WideResNet28_10(form="dm")`.
@@ -47,7 +51,13 @@ def load(model: keras.Model, path: Path, averaged: bool = True, choice: str | No
 
 
 def build(
-    builder: Callable[..., keras.Model], path: Path, averaged: bool = True, choice: str | None = None, **options: Any
+    builder: Callable[..., keras.Model],
+    path: Path,
+    averaged: bool = True,
+    choice: str | None = None,
+    *,
+    activation: Any,
+    **options: Any,
 ) -> keras.Model:
     """Returns the network of a PyTorch checkpoint, with the checkpoint's weights, classes and channels.
 
@@ -56,8 +66,9 @@ def build(
         path: see `load`.
         averaged: see `load`.
         choice: see `load`.
-        options: further arguments of the builder, such as `form`, `activation` and `normalization`. `classes` and
-            `input_shape` are those of the checkpoint unless they are given.
+        activation: activation of the network: that of the training, which the checkpoint does not say.
+        options: further arguments of the builder, such as `form` and `normalization`. Default: `classes` and the
+            channels of `input_shape` are those of the checkpoint, and `normalization` too if the checkpoint says it.
 
     Raises:
         ValueError: see `load`.
@@ -65,14 +76,16 @@ def build(
     """
     entries = wrappers.state_dict(reader.read(path), averaged, choice)
     # The layers have the same names with any normalization, which may not fit the default number of channels.
-    template = internals.without_weights(lambda: builder(**options | {"normalization": None}))
-    found, _ = _read(template, path, entries)
+    template = internals.without_weights(lambda: builder(activation=activation, **options | {"normalization": None}))
+    found, statistics = _read(template, path, entries)
     first, head = (found.get(f"{layer.name}.weight") for layer in _first_and_last(template))
     if head is not None and head.ndim == 2:
         options.setdefault("classes", head.shape[0])
     if first is not None and first.ndim == 4:
         options.setdefault("input_shape", (*template.input_shape[1:3], first.shape[1]))
-    model = builder(**options)
+    if statistics is not None:
+        options.setdefault("normalization", normalization.plain(*statistics))
+    model = builder(activation=activation, **options)
     _assign(model, path, *_read(model, path, entries))
     return model
 
@@ -155,6 +168,8 @@ def _read(model, path, entries):
 
 def _is_unused(name, wanted):
     """Returns whether an entry is one that no forward pass uses."""
+    if name == "n_averaged":  # torch.optim.swa_utils.AveragedModel
+        return True
     if name.endswith(".num_batches_tracked"):
         return name.replace("num_batches_tracked", "running_mean") in wanted or name.startswith("sub_block1.")
     return name.startswith("sub_block1.") and name.replace("sub_block1", "block1") in wanted
@@ -173,9 +188,8 @@ def _assign(model, path, entries, statistics):
             values.append((variable, _from_torch(layer, array)))
     problems["left over"] = sorted(entries)
     if any(problems.values()):
-        raise ValueError(
-            f"{path} does not fit {model.name}: {release.summary(problems)}. Is it this network, form and activation?"
-        )
+        question = " Is it this network, form and number of classes?" if entries or problems["missing"] else ""
+        raise ValueError(f"{path} does not fit {model.name}: {release.summary(problems)}.{question}")
     _check_normalization(model, path, statistics)
     for variable, value in values:
         variable.assign(value)
@@ -196,12 +210,12 @@ def _problem(layer, variable, array):
 
 def _check_normalization(model, path, statistics):
     own = normalization.of_model(model)
-    if statistics is None or all(map(normalization.same, own, statistics)):
+    if statistics is None or (own and all(map(normalization.same, own, statistics))):
         return
-    mean, std = (np.round(np.ravel(values).astype(float), 6).tolist() for values in statistics)
+    ours, theirs = (pair and normalization.plain(*pair) for pair in (own, statistics))
     raise ValueError(
-        f"{path} normalizes images with mean {mean} and std {std}; {model.name} with {own}: build it with "
-        f"normalization=({mean}, {std})."
+        f"{path} is of a network that normalizes images with {theirs}; {model.name} normalizes them with {ours}: build "
+        f"it with normalization={theirs}."
     )
 
 

@@ -1,6 +1,7 @@
 """Parity with RobustBench's own classes: fixtures that they computed, on checkpoints with known random weights."""
 
 import os
+import re
 
 import keras
 import numpy as np
@@ -14,13 +15,13 @@ from keras_sat.models import folding, normalization, pytorch
 ANY_SIZE = {"input_shape": (None, None, 3)}
 NETWORKS = {
     "trades_wrn_16_2": ("WideResNet16_2", {"activation": "relu"}),
-    "dm_wrn_16_2_swish": ("WideResNet16_2", {"form": "dm"}),
-    "dm_preactresnet18_swish": ("PreActResNet18", {"form": "dm"}),
+    "dm_wrn_16_2_swish": ("WideResNet16_2", {"form": "dm", "activation": "silu"}),
+    "dm_preactresnet18_swish": ("PreActResNet18", {"form": "dm", "activation": "silu"}),
     "preactresnet18_plain": ("PreActResNet18", {"activation": "relu"}),
     "cifar_resnet18": ("ResNet18", {"activation": "relu"}),
     "torchvision_resnet18": ("ResNet18", {"form": "torchvision", "activation": "relu"} | ANY_SIZE),
     "torchvision_resnet50": ("ResNet50", {"form": "torchvision", "activation": "relu"} | ANY_SIZE),
-    "convnext_t_cvst": ("ConvNeXtTiny", ANY_SIZE),
+    "convnext_t_cvst": ("ConvNeXtTiny", {"activation": {"name": "gelu", "approximate": False}} | ANY_SIZE),
 }
 SMALL = "dm_wrn_16_2_swish"
 
@@ -163,9 +164,35 @@ def test_blocks_that_no_forward_pass_uses_are_left_out(written, robustbench):
 
 def test_another_normalization_is_refused(written):
     path = written("torchvision_resnet18")
-    with pytest.raises(ValueError, match=r"build it with normalization=\(\[0.485, 0.456, 0.406\], \[0.229"):
+    with pytest.raises(ValueError, match=r"build it with normalization=\(\(0.485, 0.456, 0.406\), \(0.229"):
         pytorch.load(network("torchvision_resnet18", normalization=None), path)
     pytorch.load(network("torchvision_resnet18", normalization="imagenet"), path)
+
+
+def test_without_a_normalization_that_of_the_checkpoint_is_taken(written, robustbench):
+    fixture = robustbench("torchvision_resnet18")
+
+    def change(arrays):
+        return arrays | {"normalize.mean": np.full((1, 3, 1, 1), 0.25, np.float32)}
+
+    model = loaded("torchvision_resnet18", written("torchvision_resnet18", change))
+    assert normalization.same(normalization.of_model(model)[0], 0.25)
+    assert not np.allclose(model(fixture.images), fixture.logits, atol=1e-3)
+    for mean in (125.0, -1.0):  # of pixels 0..255, or of no image
+
+        def change(arrays, mean=mean):
+            return arrays | {"normalize.mean": np.full((1, 3, 1, 1), mean, np.float32)}
+
+        with pytest.raises(ValueError, match=r"Divide values for pixels 0..255 by 255"):
+            loaded("torchvision_resnet18", written("torchvision_resnet18", change))
+
+
+def test_the_counter_of_averaged_weights_is_left_out(written, robustbench):
+    def change(arrays):
+        return {f"module.{name}": array for name, array in arrays.items()} | {"n_averaged": np.array(7)}
+
+    fixture, model = robustbench(SMALL), loaded(SMALL, written(SMALL, change))
+    np.testing.assert_allclose(model(fixture.images), fixture.logits, atol=1e-5 * np.ptp(fixture.logits))
 
 
 def test_another_form_depth_or_network_is_refused(written):
@@ -197,8 +224,15 @@ def test_a_saved_file_holds_its_normalization(tmp_path):
     path = tmp_path / "net.safetensors"
     pytorch.save(models.WideResNet(10, 1, "dm", normalization="cifar100"), path)
     pytorch.load(models.WideResNet(10, 1, "dm", normalization=normalization.NAMED["cifar100"]), path)
-    with pytest.raises(ValueError, match="normalizes images with mean"):
+    with pytest.raises(ValueError, match="is of a network that normalizes images with"):
         pytorch.load(models.WideResNet(10, 1, "dm"), path)
+    for given in (None, (0.5, 0.5), (0.25, 0.5)):
+        path = tmp_path / f"{given}.safetensors"
+        pytorch.save(models.WideResNet(10, 1, "dm", normalization=given), path)
+        with pytest.raises(ValueError, match=re.escape(f"build it with normalization={given}.")):
+            pytorch.load(models.WideResNet(10, 1, "dm"), path)
+        model = pytorch.build(models.builder("WideResNet10_1"), path, form="dm", activation="silu")
+        assert normalization.plain(*normalization.of_model(model)) == given
 
 
 def test_what_cannot_be_saved(tmp_path):
