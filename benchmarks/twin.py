@@ -115,10 +115,9 @@ def _operation(layer, tensors):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("--form", default="trades")
+    parser.add_argument("--form")
     args = parser.parse_args()
-    build = models.builder(args.model)
-    model, other = build(form=args.form), build(form=args.form)  # random weights, two times
+    model, other = (models.build(args.model, args.form) for _ in range(2))  # random weights, two times
     images = np.random.default_rng(0).integers(0, 256, (8, *model.input_shape[1:])).astype(np.uint8)
     twin = Twin(other)
     with tempfile.TemporaryDirectory() as folder:

@@ -138,7 +138,7 @@ def network(node, zoo):
 
 
 def normalized(definition, call, zoo):
-    """Returns the facts of a class of the model zoo that normalises images for the class from which it inherits."""
+    """Returns the facts of a class of the model zoo that normalizes images for the class from which it inherits."""
     initialize, statements = method(definition, "__init__"), method(definition, "forward").body
     names = zoo.names | arguments(initialize, call, zoo.names)
     calls = [node for node in ast.walk(initialize) if isinstance(node, ast.Call)]
@@ -383,7 +383,7 @@ def group(dataset, threat):
         **DATASETS[dataset],
         "threat": threat,
         "channels": 3,
-        "pixels": "0..255, RGB; normalised in the model",
+        "pixels": "0..255, RGB; normalized in the model",
         "preprocessing": "none",
         "ema": False,
         "source": SOURCE,

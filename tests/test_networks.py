@@ -14,8 +14,8 @@ from keras_sat.models import blocks, classifier, convnext, folding, resnet, wide
 from keras_sat.training import AWP, TRADES, AdversarialModel
 
 SHAPE = (16, 16, 3)
-PREACT = wide_resnet._network("PreActResNet6", wide_resnet.PREACT, (1, 1), 8, (8, 16))
-RESNET = resnet._resnet("ResNet6", resnet.Spec(blocks.basic, (1, 1), (8, 16)), "sat", "small", "torchvision")
+PREACT = wide_resnet.network("PreActResNet6", wide_resnet.PREACT, (1, 1), 8, (8, 16))
+RESNET = resnet.network("ResNet6", resnet.Spec(blocks.basic, (1, 1), (8, 16)), "sat", "small", "torchvision")
 CONVNEXT = convnext.network("ConvNeXtSmaller", convnext.Spec((1, 2), (16, 32), (8, 12, 16), 0.3))
 # {network: (its builder, the number of batch norms that cannot be folded, for they follow no convolution)}
 NETWORKS = {

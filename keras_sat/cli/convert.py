@@ -50,7 +50,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         ".data-...), the folder of a run, or X.weights.h5",
     )
     parser.add_argument("--model", help="network: see `keras-sat list`; a run says its own")
-    flags.add_network(parser, "--model", "a file of PyTorch or of weights does not say its own")
+    flags.add_network(
+        parser, "--model", "a file of PyTorch does not say its own; default: that of most networks of this form"
+    )
     parser.add_argument("--classes", type=int, help="number of classes; default: as in the source")
     parser.add_argument("--channels", type=int, choices=(1, 3), help="of the images; default: as in the source")
     parser.add_argument(
@@ -98,7 +100,7 @@ def _network(args):
     if kind == foreign.UNKNOWN and os.path.isfile(args.source):
         kind = foreign.PYTORCH  # an old kind, or none: its reader says so
     if kind not in _SOURCES:
-        raise ValueError(foreign.advice(args.source, "--model=MODEL --form=FORM --activation=ACTIVATION"))
+        raise ValueError(foreign.advice(args.source))
     _check_flags(args, kind)
     return _SOURCES[kind](args)
 
@@ -126,7 +128,7 @@ def _check_flags(args, kind):
 def _default_activation(args):
     """Returns the activation of most published checkpoints of a form; for the SAT release's form, the builder's own."""
     build = models.builder(args.model)
-    form = args.form or next(iter(build.forms))
+    form = args.form or build.form
     return build.activation if form == "sat" or form not in build.forms else build.forms[form].activation
 
 
@@ -152,7 +154,7 @@ _SHOWN = {
 
 def _given(args):
     """Returns the arguments of `models.build` that the flags give."""
-    given = {"name": args.model, "form": args.form, "normalization": args.normalization}
+    given = {"name": args.model, "form": args.form, "normalization": args.normalization or normalization.PUBLISHED}
     models.check_variant(*given.values(), args.channels)
     given["activation"] = args.activation or _default_activation(args)
     return given | ({"classes": args.classes} if args.classes else {})
@@ -170,10 +172,10 @@ def _of_pytorch(args):
     options = _shape_of(args) | ({"classes": args.classes} if args.classes else {})
     if args.form is not None:
         options[build.variant] = args.form
-    if args.normalization not in (None, normalization.PUBLISHED):  # else the file's, if it says one
-        options["normalization"] = None if args.normalization == "none" else args.normalization
+    if given["normalization"] != normalization.PUBLISHED:  # else the file's, if it says one
+        options["normalization"] = None if given["normalization"] == "none" else given["normalization"]
     model = models.pytorch.build(build, args.source, not args.unaveraged, args.choice, activation=activation, **options)
-    used = normalization.plain(*normalization.of_model(model))
+    used = normalization.shortest(*normalization.of_model(model))
     return model, given | {"normalization": "none" if used is None else used}
 
 
@@ -193,7 +195,12 @@ def _of_run(args):
     from keras_sat import run as run_lib
 
     run, model = run_lib.load(args.source)
-    given = {"name": run.model, "form": run.form, "normalization": run.normalization, "activation": run.activation}
+    given = {
+        "name": run.model,
+        "form": run.form,
+        "normalization": run.normalization or normalization.PUBLISHED,
+        "activation": run.activation,
+    }
     return classifier.in_precision(model, "float32"), given
 
 
@@ -245,7 +252,7 @@ def _line(model, given):
 def _torch_line(path, given):
     """Returns a line that says how PyTorch loads a file."""
     name = given["name"]
-    form = given["form"] or next(iter(models.builder(name).forms))
+    form = given["form"] or models.builder(name).form
     family = next(family for family in _TORCH_MODULES if name.startswith(family))
     normalizes = "which normalizes images in 0..1 itself" if form == "dm" else "on images in 0..1, normalized like this"
     return (

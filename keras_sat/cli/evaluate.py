@@ -18,7 +18,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
     flags.add_network_path(parser, " (see --dataset)", nargs="?")
     parser.add_argument("--model", help="in place of a folder: a network with --weights, see `keras-sat list`")
-    flags.add_network(parser, "--model", "say it with a file of --weights")
+    flags.add_network(parser, "--model", "say it with a file of --weights; default with a tag: silu")
     parser.add_argument("--weights", help="of --model: a tag such as sat-fashion-mnist, or a file X.weights.h5")
     parser.add_argument("--image_size", type=int, help="of the images, with a file of --weights; default: their own")
     parser.add_argument("--crop", choices=CROPS, help="of the images, with a file of --weights; default: as for train")

@@ -56,13 +56,13 @@ def add_network(parser: argparse.ArgumentParser, of: str, required: str) -> None
     Args:
         parser: the parser of the command.
         of: for the help texts, what they belong to, such as "--model".
-        required: for the help text, when --activation must be given.
+        required: for the help text, when --activation must be given, and its default.
     """
     from keras_sat.run import configuration
 
-    parser.add_argument("--activation", type=activation, help=f"of {of}; {required} (default: silu)")
+    parser.add_argument("--activation", type=activation, help=f"of {of}; {required}")
     parser.add_argument("--form", help=f"published variant of {of}: see `keras-sat list`; default: its first one")
-    text = f"of {of}: {configuration.NORMALIZATIONS}; default: published"
+    text = f"of {of}: {configuration.NORMALIZATION_HELP}; default: published"
     parser.add_argument("--normalization", type=normalization, help=text)
 
 

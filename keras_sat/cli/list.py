@@ -61,7 +61,7 @@ def _overview(rows: list[dict[str, Any]]) -> str:
         "weights      accuracy in %: of sat-imagenet as its authors report it, else as measured here",
         tables.text(COLUMNS, *([_text(row[name]) for name in COLUMNS] for row in own)),
         "",
-        f"robustbench  {len(reported)} networks, accuracy in % as RobustBench reports it: none was run here",
+        f"robustbench  {len(reported)} networks, accuracy in % as RobustBench reports it: none was measured here",
         tables.text(("dataset", "threat", "networks", "robust", "the most robust one"), *counts),
         "",
         "`keras-sat list --dataset=cifar10 --threat=Linf` lists all weights for them, the most robust first.",

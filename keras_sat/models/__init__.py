@@ -72,7 +72,7 @@ def builder(name: str) -> Builder:
         name: a key of `BUILDERS`, or WideResNet<depth>_<width> with other numbers, such as "WideResNet34_15".
 
     Raises:
-        ValueError: if there is no such network. The message lists all names.
+        ValueError: if there is no such network. The message says which there are.
     """
     found = BUILDERS.get(name) or wide_resnet.by_name(name)
     if found is None:
@@ -80,15 +80,15 @@ def builder(name: str) -> Builder:
     return found
 
 
-def build(name: str, form: str | None = None, normalization: Any = None, **options: Any) -> keras.Model:
+def build(
+    name: str, form: str | None = None, normalization: Any = normalization_lib.PUBLISHED, **options: Any
+) -> keras.Model:
     """Builds a network that plain values describe, such as those of flags or of a JSON file.
 
     Args:
         name: name of the network, see `builder`.
-        form: name of a published variant: the builder's argument `form` or `stem`. Default: the first one of the
-            builder's `forms`.
-        normalization: "none" for pixels / 255; otherwise the builder's argument: "published" (default), another name,
-            or [mean, std].
+        form: name of a published variant: the builder's argument `form` or `stem`. Default: the builder's own.
+        normalization: the builder's argument; lists [mean, std] and "none" (for None) too, as JSON and flags have them.
         options: further arguments of the builder.
 
     Raises:
@@ -98,8 +98,7 @@ def build(name: str, form: str | None = None, normalization: Any = None, **optio
     check_variant(name, form, normalization)
     if form is not None:
         options[function.variant] = form
-    given = normalization_lib.PUBLISHED if normalization is None else normalization
-    return function(normalization=None if given == "none" else given, **options)
+    return function(normalization=None if normalization == "none" else normalization, **options)
 
 
 def check_variant(name: str, form: str | None = None, normalization: Any = None, channels: int | None = None) -> None:
@@ -123,7 +122,7 @@ def check_variant(name: str, form: str | None = None, normalization: Any = None,
     normalization_lib.statistics(normalization, channels)
 
 
-def describe(model: keras.Model, name: str, form: str | None = None, activation: Any = "silu") -> dict[str, Any]:
+def describe(model: keras.Model, name: str, form: str | None, activation: Any) -> dict[str, Any]:
     """Returns which network a model is, as plain values: "name", "form", "activation" and "normalization".
 
     The normalization is [mean, std] of images in 0..1, as the model has it; None for a model without such a layer.
@@ -137,7 +136,7 @@ def describe(model: keras.Model, name: str, form: str | None = None, activation:
     plain = statistics and [list(each) if isinstance(each, tuple) else each for each in statistics]
     return {
         "name": name,
-        "form": form or next(iter(builder(name).forms)),
+        "form": form or builder(name).form,
         "activation": activation,
         "normalization": plain,
     }

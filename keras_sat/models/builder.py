@@ -74,7 +74,8 @@ class Builder(Protocol):
     """A public function that builds a network, such as `models.ResNet50`.
 
     Attributes:
-        forms: {name of a published variant: the variant}; the first one is the default.
+        forms: {name of a published variant: the variant}.
+        form: the default variant.
         variant: name of the argument that chooses the variant: "form" or "stem".
         activation: the default activation.
     """
@@ -82,6 +83,7 @@ class Builder(Protocol):
     __name__: str
     __qualname__: str
     forms: dict[str, Form]
+    form: str
     variant: str
     activation: Any
 
@@ -160,7 +162,7 @@ def builder(
         activation=default_activation,
         normalization=_by_form(forms, "normalization"),
     )
-    public.forms, public.variant, public.activation = forms, variant, activation
+    public.forms, public.form, public.variant, public.activation = forms, first, variant, activation
     return public
 
 

@@ -20,20 +20,20 @@ CHECKPOINT, KERAS_2_CHECKPOINT, SAVED_MODEL, FOLDER = "checkpoint", "old checkpo
 LITERT, WEB_PAGE, GIT_LFS, ARCHIVE, EMPTY, UNKNOWN = "litert", "web page", "git-lfs", "archive", "empty", "unknown"
 
 _CONVERT = "keras-sat convert --from={quoted} {flags} --to=model.weights.h5"
-_REDUCE = 'model.save_weights("model.weights.h5") writes what this network loads, if the layers are the same'
+_SAVE = 'model.save_weights("model.weights.h5") writes what this network loads, if the layers are the same'
 _ADVICE = {
     WEIGHTS: "holds weights of Keras 3, but its name must end in .weights.h5: rename it.",
     PYTORCH: f"is a file of PyTorch: {_CONVERT}",
     BUNDLE: f"is a checkpoint of TensorFlow 1, as of the SAT release: {_CONVERT}",
     RUN: 'is the folder of a run: load its model.weights.h5, or call keras_sat.run.load("{path}").',
-    KERAS: f'is a whole model: after model = keras.saving.load_model("{{path}}"), {_REDUCE}.',
+    KERAS: f'is a whole model: after model = keras.saving.load_model("{{path}}"), {_SAVE}.',
     KERAS_2_MODEL: f'is a whole model in the format of Keras 2: after model = keras.saving.load_model("{{path}}"), '
-    f"{_REDUCE}.",
+    f"{_SAVE}.",
     KERAS_2_WEIGHTS: 'holds weights in the format of Keras 2: after model.load_weights("{path}") into a network of the '
-    f"same layers in the same order, {_REDUCE}.",
+    f"same layers in the same order, {_SAVE}.",
     CHECKPOINT: "is a checkpoint of objects: build the network that was saved as model, call "
     'tf.train.Checkpoint(model=model).read("{path}").assert_existing_objects_matched() with the names of the '
-    f"arguments as they were, and {_REDUCE}.",
+    f"arguments as they were, and {_SAVE}.",
     KERAS_2_CHECKPOINT: "is a checkpoint of Keras 2, which Keras 3 cannot read: with Keras 2, "
     'model.load_weights("{path}") and model.save_weights("model.h5"); with Keras 3, model.load_weights("model.h5") and '
     'model.save_weights("model.weights.h5").',
@@ -51,12 +51,13 @@ _ADVICE = {
 }
 
 
-def advice(path: Path, flags: str) -> str:
+def advice(path: Path, flags: str = "--model=MODEL --form=FORM --activation=ACTIVATION") -> str:
     """Returns one line: what a path is, and how a network gets the weights in it.
 
     Args:
         path: an existing file or folder, or the prefix of a TensorFlow checkpoint. See `kind`.
-        flags: the flags of `keras-sat convert` that name the network; see `network_flags`.
+        flags: the flags of `keras-sat convert` that name the network; see `network_flags`. Words in capitals stand for
+            what is not known.
     """
     path = prefix(path)
     text = _ADVICE[kind(path)]

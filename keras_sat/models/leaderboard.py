@@ -25,7 +25,7 @@ def list_weights(
     Returns:
         A list of dicts with these keys:
         "tag": the argument `weights` of the builder.
-        "model": the builder. "form": its argument `form` or `stem`; None if it has no such argument.
+        "model": the builder. "form": its argument `form`, or `stem` of a ConvNeXt.
         "activation": its argument `activation`; a configuration is JSON text, as the flag --activation takes it.
         "image_size": in pixels. "parameters": their number. "dataset", "threat": what they were trained for.
         "clean", "robust": accuracy in percent, or None. "under": the attack with which "robust" was measured.
@@ -53,7 +53,7 @@ def list_weights(
 def _row(entry):
     measured = {name: row["accuracy"] for name, row in (entry["measured"] or {}).items()}
     figures = dict(entry["reported"] or measured)
-    row = {key: entry.get(key) for key in KEYS} | {"form": entry.get("form", entry.get("stem"))}
+    row = {key: entry.get(key) for key in KEYS} | {"form": weights.form_of(entry)}
     if not isinstance(entry["activation"], str):
         row["activation"] = json.dumps(entry["activation"])
     row["clean"] = figures.pop("clean", None)

@@ -11,7 +11,7 @@ Normalization: TypeAlias = str | tuple[Statistics, Statistics] | None
 
 PUBLISHED = "published"
 SYMMETRIC: Normalization = (0.5, 0.5)  # pixels 0..255 become -1..1
-# Mean and standard deviation of images in 0..1. RobustBench's networks use the same digits.
+# Mean and standard deviation of images in 0..1. Most of RobustBench's networks use these digits.
 NAMED: dict[str, tuple[Statistics, Statistics]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
@@ -22,6 +22,8 @@ NAMED: dict[str, tuple[Statistics, Statistics]] = {
 @keras.saving.register_keras_serializable("keras_sat")
 class Normalize(keras.layers.Layer):
     """Computes (pixels / 255 - mean) / std. A file of weights stores mean and std, and fits no other values.
+
+    (0.5, 0.5) is a plain Rescaling: see `apply`.
 
     The operations are those of PyTorch, in their order. So the first convolution gets the same float32 values: a ReLU
     whose input is nearly 0 can turn a difference of 1e-7 into another gradient.
@@ -51,7 +53,9 @@ class Normalize(keras.layers.Layer):
     def load_own_variables(self, store: Any) -> None:
         for name, own in (("mean", self.mean), ("std", self.std)):
             stored = np.asarray(store[name]) if name in store.keys() else None  # noqa: SIM118 - not a dict
-            if stored is None or not same(stored, own):
+            if stored is None:
+                raise ValueError(f"it does not hold the {name} of its images; the network's is {own}")
+            if not same(stored, own):
                 raise ValueError(f"it normalizes images with another {name}: {stored}, not {own}")
 
     def get_config(self) -> dict[str, Any]:
@@ -106,7 +110,7 @@ def of_model(model: keras.Model) -> tuple[Statistics, Statistics] | None:
     return None
 
 
-def plain(mean: Any, std: Any) -> Normalization:
+def shortest(mean: Any, std: Any) -> Normalization:
     """Returns a mean and a standard deviation as a short value of the argument `normalization`.
 
     Equal values of all channels become one number; mean 0 and std 1 become None.
@@ -127,7 +131,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def _plain(values):
-    """Returns a number, or a list of numbers, as Python floats, which a configuration can store."""
+    """Returns a number, or a tuple of numbers, as Python floats, which a configuration can store."""
     values = np.asarray(values, np.float64)
     return float(values) if values.ndim == 0 else tuple(values.tolist())
 

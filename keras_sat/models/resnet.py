@@ -8,7 +8,7 @@ from collections.abc import Callable
 import keras
 
 from keras_sat.models import blocks
-from keras_sat.models.builder import Form, builder
+from keras_sat.models.builder import Builder, Form, builder
 from keras_sat.models.normalization import SYMMETRIC
 
 
@@ -103,8 +103,8 @@ _FORMS = {
 }
 
 
-def _resnet(name, spec, *forms):
-    """Returns the builder of a network in the given forms; the first one is the default."""
+def network(name: str, spec: Spec, *forms: str) -> Builder:
+    """Returns the builder of a network in the given forms: "sat", "small", "torchvision". The first is the default."""
     return builder(
         name,
         {form: _FORMS[form](spec) for form in forms},
@@ -112,19 +112,19 @@ def _resnet(name, spec, *forms):
     )
 
 
-ResNet18 = _resnet("ResNet18", Spec(blocks.basic, (2, 2, 2, 2)), "small", "torchvision")
-ResNet50 = _resnet("ResNet50", Spec(blocks.bottleneck, (3, 4, 6, 3)), "sat", "small", "torchvision")
-ResNet101 = _resnet("ResNet101", Spec(blocks.bottleneck, (3, 4, 23, 3)), "sat", "small", "torchvision")
-ResNet152 = _resnet("ResNet152", Spec(blocks.bottleneck, (3, 8, 36, 3)), "sat", "small", "torchvision")
+ResNet18 = network("ResNet18", Spec(blocks.basic, (2, 2, 2, 2)), "small", "torchvision")
+ResNet50 = network("ResNet50", Spec(blocks.bottleneck, (3, 4, 6, 3)), "sat", "small", "torchvision")
+ResNet101 = network("ResNet101", Spec(blocks.bottleneck, (3, 4, 23, 3)), "sat", "small", "torchvision")
+ResNet152 = network("ResNet152", Spec(blocks.bottleneck, (3, 8, 36, 3)), "sat", "small", "torchvision")
 
 _WIDE = functools.partial(blocks.bottleneck, base_width=128)
-WideResNet50_2 = _resnet("WideResNet50_2", Spec(_WIDE, (3, 4, 6, 3)), "torchvision")
+WideResNet50_2 = network("WideResNet50_2", Spec(_WIDE, (3, 4, 6, 3)), "torchvision")
 
 _BLOCK_32X4D = functools.partial(blocks.bottleneck, groups=32, base_width=4)
 _BLOCK_32X8D = functools.partial(blocks.bottleneck, groups=32, base_width=8)
-ResNeXt50_32x4d = _resnet("ResNeXt50_32x4d", Spec(_BLOCK_32X4D, (3, 4, 6, 3)), "sat")
-ResNeXt50_32x8d = _resnet("ResNeXt50_32x8d", Spec(_BLOCK_32X8D, (3, 4, 6, 3)), "sat")
-ResNeXt152_32x8d = _resnet("ResNeXt152_32x8d", Spec(_BLOCK_32X8D, (3, 8, 36, 3)), "sat")
+ResNeXt50_32x4d = network("ResNeXt50_32x4d", Spec(_BLOCK_32X4D, (3, 4, 6, 3)), "sat")
+ResNeXt50_32x8d = network("ResNeXt50_32x8d", Spec(_BLOCK_32X8D, (3, 4, 6, 3)), "sat")
+ResNeXt152_32x8d = network("ResNeXt152_32x8d", Spec(_BLOCK_32X8D, (3, 8, 36, 3)), "sat")
 
 
 def _tiny(name, stage_sizes, stem):

@@ -15,7 +15,7 @@ import h5py
 import keras
 
 from keras_sat import activations, extras, files
-from keras_sat.models import classifier, foreign, release
+from keras_sat.models import classifier, foreign, pytorch, release
 from keras_sat.models import normalization as normalization_lib
 from keras_sat.models.normalization import PUBLISHED, Normalization
 from keras_sat.typing import Path
@@ -56,7 +56,8 @@ def resolve(
     """
     if weights is None:
         return None
-    if not str(weights).startswith(("sat-", ROBUSTBENCH)) or str(weights).endswith((".h5", ".pt")):
+    is_tag = str(weights).startswith(("sat-", ROBUSTBENCH)) and not str(weights).endswith(".h5")
+    if not is_tag or os.path.isfile(files.expanded(weights)):
         return _existing_file(files.expanded(weights), foreign.network_flags(architecture, activation, form))
     image_size = input_shape[0] if input_shape else None
     entry = find(architecture, activation, str(weights), image_size, form, normalization)
@@ -182,7 +183,7 @@ def find(
     if not (
         entry["model"] == architecture
         and _same_activation(entry["activation"], activation)
-        and form in (None, _form(entry))
+        and form in (None, form_of(entry))
         and _same_normalization(entry, normalization)
     ):
         raise ValueError(
@@ -192,8 +193,9 @@ def find(
     return entry
 
 
-def _form(entry):
-    return entry.get("form", entry.get("stem", SAT_FORM))
+def form_of(entry: Entry) -> str:
+    """Returns the form, or the stem, of an entry's network."""
+    return str(entry.get("form") or entry.get("stem") or SAT_FORM)
 
 
 def _same_normalization(entry, given):
@@ -357,8 +359,6 @@ def _convert(entry, network, path):
 def _read(network, prefix, entry):
     """Loads the downloaded files of an entry, whose path is `prefix` and a suffix, into its network."""
     if "pt" in entry["drive"]:
-        from keras_sat.models import pytorch
-
         pytorch.load(network, f"{prefix}.pt", choice=entry.get("choice"))
     else:
         release.load(network, prefix, entry["ema"])
@@ -423,11 +423,11 @@ def _copy(network, model):
             classifier.set_weights(layer, twin.get_weights())
 
 
-def _existing_file(path, flags="--model=MODEL --form=FORM --activation=ACTIVATION"):
+def _existing_file(path, flags=None):
     """Returns the path of a file of weights. Raises ValueError if it is none; `flags`: see `foreign.advice`."""
     if foreign.exists(path):
         if foreign.kind(path) != foreign.WEIGHTS or not path.endswith(".weights.h5"):
-            raise ValueError(foreign.advice(path, flags))
+            raise ValueError(foreign.advice(path, flags) if flags else foreign.advice(path))
         return path
     if path.endswith(".weights.h5"):
         raise ValueError(f"There is no weights file at {path}")
@@ -510,9 +510,9 @@ def _check_layers(model, path):
     with h5py.File(path) as file:
         variables, layers = _contents(file["layers"])
     own = {layer.name for layer in model.layers}
-    foreign = [name for name in layers if name not in own]
-    if foreign:
-        raise ValueError(f"it holds a layer {foreign[0]}, which the network does not have")
+    unknown = [name for name in layers if name not in own]
+    if unknown:
+        raise ValueError(f"it holds a layer {unknown[0]}, which the network does not have")
     stored = len([name for name in variables if "seed_generator" not in name])
     number = sum(len(layer.weights) for layer in model.layers)
     if stored != number:

@@ -109,10 +109,21 @@ def _trunk(variant, stage_sizes, stem_filters, filters, x, activation):
     return x if variant.norm is None else _norm_act(variant, x, activation, variant.norm, "relu")
 
 
-def _network(name, variants, *architecture):
+def network(
+    name: str, variants: dict[str, Variant], stage_sizes: tuple[int, ...], stem: int, filters: tuple[int, ...]
+) -> Builder:
+    """Returns the builder of a network.
+
+    Args:
+        name: name of the builder.
+        variants: {form: what the published variant does}; the first one is the default.
+        stage_sizes: number of blocks in each stage.
+        stem: number of filters of the first convolution.
+        filters: number of filters in each stage.
+    """
     forms = {
         form: Form(
-            functools.partial(_trunk, variant, *architecture),
+            functools.partial(_trunk, variant, stage_sizes, stem, filters),
             kernel_initializer=functools.partial(keras.initializers.VarianceScaling, 1 / 3, "fan_in", "uniform"),
             normalization=variant.normalization,
             activation=variant.activation,
@@ -142,7 +153,7 @@ def wide_resnet(depth: int, width: int) -> Builder:
             f"depth must be 6 n + 4, such as 16, 28, 34 or 70, and width at least 1. Received: {depth!r}, {width!r}"
         )
     size = (depth - 4) // 6
-    return _network(f"WideResNet{depth}_{width}", WIDE, (size, size, size), 16, (16 * width, 32 * width, 64 * width))
+    return network(f"WideResNet{depth}_{width}", WIDE, (size, size, size), 16, (16 * width, 32 * width, 64 * width))
 
 
 def WideResNet(depth: int, width: int, form: str = "trades", **options: Any) -> keras.Model:  # noqa: N802 - a builder
@@ -173,4 +184,4 @@ WideResNet28_10 = wide_resnet(28, 10)
 WideResNet34_10 = wide_resnet(34, 10)
 WideResNet34_20 = wide_resnet(34, 20)
 WideResNet70_16 = wide_resnet(70, 16)
-PreActResNet18 = _network("PreActResNet18", PREACT, (2, 2, 2, 2), 64, (64, 128, 256, 512))
+PreActResNet18 = network("PreActResNet18", PREACT, (2, 2, 2, 2), 64, (64, 128, 256, 512))

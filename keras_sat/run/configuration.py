@@ -23,7 +23,7 @@ BALLS: dict[str, Callable[..., Ball]] = {"linf": attacks.LinfBall, "l2": attacks
 OBJECTIVES: dict[str, Callable[[], Objective]] = {"adversarial": AdversarialTraining, "trades": TRADES, "mart": MART}
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("cosine", "steps")
-NORMALIZATIONS = (
+NORMALIZATION_HELP = (
     f"published (that of the form), none (pixels / 255), {', '.join(normalization.NAMED)}, or mean and std of images "
     "in 0..1 in JSON: [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]"
 )
@@ -52,7 +52,7 @@ class Run:
         "published variant of the network, such as dm of WideResNet28_10; of ConvNeXt, its stem; default: the first "
         "one that `keras-sat list` shows",
     )
-    normalization: str | list | None = _flag(None, f"of pixels: {NORMALIZATIONS}; default: published")
+    normalization: str | list | None = _flag(None, f"of pixels: {NORMALIZATION_HELP}; default: published")
     activation: str | dict = _flag("silu", 'a name, or a dict in JSON: \'{"name": "gelu", "approximate": false}\'')
     dataset: str = _flag("fashion_mnist_mini", "embedded, a prepared TFDS dataset, or a folder SPLIT/CLASS/*.jpg")
     data_dir: str | None = _flag(None, "folder of prepared TFDS datasets; default: the folder that TFDS uses")
@@ -248,7 +248,7 @@ class Run:
         """Returns the untrained network for the dataset's images and classes."""
         shape, classes = self.description.preprocessing.shape, len(self.description.classes)
         options = {"input_shape": shape, "classes": classes, "activation": self.activation}
-        return models.build(self.model, self.form, self.normalization, **options)
+        return models.build(self.model, self.form, self.normalization or normalization.PUBLISHED, **options)
 
     def network(self, model: keras.Model) -> dict[str, Any]:
         """Returns what says which network it is, for reports and cards; see `models.describe`."""

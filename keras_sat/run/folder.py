@@ -77,7 +77,7 @@ def load(folder: Path) -> tuple[Run, keras.Model]:
     """
     folder = files.expanded(folder)
     if os.path.isfile(folder):
-        raise ValueError(models.foreign.advice(folder, "--model=MODEL --form=FORM --activation=ACTIVATION"))
+        raise ValueError(models.foreign.advice(folder))
     if not os.path.isdir(folder):
         raise ValueError(f"There is no folder {folder}; `keras-sat train --output={folder}` would write it.")
     try:

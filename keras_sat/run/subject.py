@@ -158,7 +158,7 @@ def open_weights(
             the weights were evaluated on images prepared in a way that `Preprocessing` does not have.
     """
     models.check_variant(network, form, normalization)
-    options: dict[str, Any] = {"normalization": normalization, "activation": activation or "silu"}
+    options: dict[str, Any] = {"normalization": normalization or "published", "activation": activation or "silu"}
     entry: Any = models.weights.resolve(weights, network, options["activation"], form=form)
     is_file = not isinstance(entry, dict)
     if is_file and (activation is None or dataset is None):
@@ -173,7 +173,7 @@ def open_weights(
             "crops here: prepare the dataset so, and call evaluation.evaluate(model, dataset, attacks)."
         )
     entry = _entry_of_file(entry, network, form) if is_file else entry
-    form = form or entry.get("form", entry.get("stem"))
+    form = form or models.weights.form_of(entry)
     published = entry["evaluation"]
     name = dataset or published["dataset"]
     names = data.class_names(published["dataset"]) if published["dataset"] in data.names() else None
@@ -197,8 +197,8 @@ def open_weights(
 
 def _entry_of_file(path, network, form):
     """Returns what is known of the weights in a file, in the way of the registry's entries."""
-    forms = models.builder(network).forms
-    form = form or next(iter(forms))
+    build = models.builder(network)
+    form, forms = form or build.form, build.forms
     channels, classes = models.weights.channels_and_classes(path, forms[form].head)
     if channels is None or classes is None:
         raise ValueError(
@@ -206,7 +206,13 @@ def _entry_of_file(path, network, form):
             f"last dense layer {forms[form].head}."
         )
     evaluation = {"dataset": None, "norm": None, "epsilon": None}
-    return {"id": os.path.abspath(path), "evaluation": evaluation, "channels": channels, "classes": classes}
+    return {
+        "id": os.path.abspath(path),
+        "evaluation": evaluation,
+        "channels": channels,
+        "classes": classes,
+        "form": form,
+    }
 
 
 def _text(activation):

@@ -94,7 +94,7 @@ TIRED = {
     "no such checkpoint": (
         ("convert", "--from=none", "--model=ResNet8", "--to=x.weights.h5"),
         1,
-        "no readable checkpoint",
+        "There is no file, folder or checkpoint at none",
     ),
     "nothing to evaluate": (("evaluate",), 1, "a folder, or --model and --weights"),
     "a model without weights": (("evaluate", "--model=ResNet8"), 1, "go together"),

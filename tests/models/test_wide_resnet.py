@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from keras_sat import activations, models
-from keras_sat.models import folding
 
 # Trainable parameters with 10 classes: published, or counted in RobustBench's own classes.
 PARAMETERS = {
@@ -102,15 +101,3 @@ def test_weights_of_one_form_are_refused_by_the_others(build, forms, tmp_path):
             else:
                 with pytest.raises(ValueError, match="does not fit"):
                     build(**options)
-
-
-@pytest.mark.parametrize("form", ["trades", "dm"])
-def test_batch_norms_that_follow_a_convolution_are_folded(form):
-    model = models.WideResNet(10, 1, form, classes=3)
-    rng = np.random.default_rng(0)
-    model.set_weights([rng.uniform(0.5, 1.5, weight.shape) * 0.2 for weight in model.get_weights()])
-    folded = folding.fold(model)
-    count = sum(type(layer).__name__ == "BatchNormalization" for layer in folded.layers)
-    assert count == 4  # the first of each block and the last: they follow an addition or the stem's shortcut
-    images = rng.integers(0, 256, (4, 32, 32, 3)).astype(np.uint8)
-    np.testing.assert_allclose(folded(images), model(images, training=False), rtol=1e-4, atol=1e-4)

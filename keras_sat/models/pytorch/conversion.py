@@ -84,7 +84,7 @@ def build(
     if first is not None and first.ndim == 4:
         options.setdefault("input_shape", (*template.input_shape[1:3], first.shape[1]))
     if statistics is not None:
-        options.setdefault("normalization", normalization.plain(*statistics))
+        options.setdefault("normalization", normalization.shortest(*statistics))
     model = builder(activation=activation, **options)
     _assign(model, path, *_read(model, path, entries))
     return model
@@ -212,7 +212,7 @@ def _check_normalization(model, path, statistics):
     own = normalization.of_model(model)
     if statistics is None or (own and all(map(normalization.same, own, statistics))):
         return
-    ours, theirs = (pair and normalization.plain(*pair) for pair in (own, statistics))
+    ours, theirs = (pair and normalization.shortest(*pair) for pair in (own, statistics))
     raise ValueError(
         f"{path} is of a network that normalizes images with {theirs}; {model.name} normalizes them with {ours}: build "
         f"it with normalization={theirs}."

@@ -99,7 +99,7 @@ class Unpickler:
         elif name in GETS:
             stack.append(self._memo[argument])
         elif name in ACTIONS:
-            ACTIONS[name](self, argument)
+            getattr(self, ACTIONS[name])(argument)
         elif name not in WITHOUT_EFFECT:
             raise Unreadable(f"uses {name} of the pickle format, which no file of weights needs.")
 
@@ -116,6 +116,9 @@ class Unpickler:
             self._stack.pop()
         else:
             self._above_mark()
+
+    def _pop_mark(self, _):
+        self._above_mark()
 
     def _duplicate(self, _):
         self._stack.append(self._stack[-1])
@@ -177,24 +180,25 @@ class Unpickler:
         self._stack.append(self.stored(self._stack.pop()))
 
 
+# The methods that run the other opcodes.
 ACTIONS = {
-    "MARK": Unpickler._mark,
-    "POP": Unpickler._pop,
-    "POP_MARK": lambda machine, _: machine._above_mark(),
-    "DUP": Unpickler._duplicate,
-    "MEMOIZE": Unpickler._memoize,
-    "APPEND": Unpickler._append,
-    "APPENDS": Unpickler._appends,
-    "ADDITEMS": Unpickler._add_items,
-    "SETITEM": Unpickler._set_item,
-    "SETITEMS": Unpickler._set_items,
-    "GLOBAL": Unpickler._global,
-    "STACK_GLOBAL": Unpickler._stack_global,
-    "INST": Unpickler._instance,
-    "REDUCE": Unpickler._call,
-    "NEWOBJ": Unpickler._call,
-    "BUILD": Unpickler._build,
-    "BINPERSID": Unpickler._persistent,
+    "MARK": "_mark",
+    "POP": "_pop",
+    "POP_MARK": "_pop_mark",
+    "DUP": "_duplicate",
+    "MEMOIZE": "_memoize",
+    "APPEND": "_append",
+    "APPENDS": "_appends",
+    "ADDITEMS": "_add_items",
+    "SETITEM": "_set_item",
+    "SETITEMS": "_set_items",
+    "GLOBAL": "_global",
+    "STACK_GLOBAL": "_stack_global",
+    "INST": "_instance",
+    "REDUCE": "_call",
+    "NEWOBJ": "_call",
+    "BUILD": "_build",
+    "BINPERSID": "_persistent",
 }
 
 

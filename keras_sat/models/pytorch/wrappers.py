@@ -11,15 +11,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# Last parts of the names under which modules keep the mean and standard deviation that they normalise images with.
-NORMALIZATIONS = {"mean": "std", "mu": "sigma", "new_mean": "new_std"}
+# Last parts of the names under which modules keep the mean and standard deviation that they normalize images with.
+STATISTICS = {"mean": "std", "mu": "sigma", "new_mean": "new_std"}
 # The name of a file's outermost dict among the state dicts.
 TOP = "top"
 UNAVERAGED = "unaveraged_"
 
 
 class StateDict(NamedTuple):
-    """A network's entries, and what its images are normalised with.
+    """A network's entries, and what its images are normalized with.
 
     Attributes:
         entries: {name in the network: array}, in PyTorch's layout. Entries that do not belong to the network keep
@@ -78,7 +78,7 @@ def fit(entries: Mapping[str, np.ndarray], wanted: Collection[str]) -> StateDict
         wanted: names of the network's entries, such as "conv1.weight" and "block1.layer.0.bn1.running_mean".
 
     Raises:
-        ValueError: if the file holds two networks or two normalisations that differ, or some entries of the network
+        ValueError: if the file holds two networks or two normalizations that differ, or some entries of the network
             lie outside the modules where the others are.
     """
     prefix, *doubles = _prefixes(entries, set(wanted))
@@ -156,15 +156,15 @@ def _take_normalization(entries, network):
     found = {}
     for name in list(entries):
         scope, dot, last = name.rpartition(".")
-        other = scope + dot + NORMALIZATIONS.get(last, "")
-        if last not in NORMALIZATIONS or other not in entries or network & {name, other}:
+        other = scope + dot + STATISTICS.get(last, "")
+        if last not in STATISTICS or other not in entries or network & {name, other}:
             continue
         if entries[name].size in (1, 3) and entries[other].size in (1, 3):
             found[name] = entries.pop(name).reshape(-1), entries.pop(other).reshape(-1)
     first, *others = found or [None]
     for name in others:
         if not all(map(_identical, found[first], found[name])):
-            raise ValueError(f"The checkpoint normalises images in two ways that differ: {first} is not {name}.")
+            raise ValueError(f"The checkpoint normalizes images in two ways that differ: {first} is not {name}.")
     return found.get(first)
 
 

@@ -196,7 +196,7 @@ MEAN, STD = np.float32([0.4, 0.5, 0.6]), np.float32([0.2, 0.25, 0.3])
     ],
 )
 @pytest.mark.parametrize("shape", [(3,), (3, 1, 1), (1, 3, 1, 1)])
-def test_the_normalisation_comes_apart(prefix, mean, std, shape):
+def test_the_normalization_comes_apart(prefix, mean, std, shape):
     entries = {**network(prefix=prefix), mean: MEAN.reshape(shape), std: STD.reshape(shape)}
     found = wrappers.fit(entries, WANTED)
     assert is_network(found.entries)
@@ -212,7 +212,7 @@ def test_a_mean_of_the_networks_own_or_without_a_deviation_is_an_entry():
 
 
 def madry(**changes):
-    """Returns the entries of a checkpoint of MadryLab's robustness, which holds network and normaliser twice."""
+    """Returns the entries of a checkpoint of MadryLab's robustness, which holds network and normalizer twice."""
     entries = {**network(prefix="module.model."), **network(prefix="module.attacker.model.")}
     for scope, shape in (("module.normalizer.", (3, 1, 1)), ("module.attacker.normalize.", (1, 3, 1, 1))):
         entries |= {f"{scope}new_mean": MEAN.reshape(shape), f"{scope}new_std": STD.reshape(shape)}
@@ -230,7 +230,7 @@ def test_madrylabs_doubles_are_dropped_if_they_are_identical():
     [
         ("module.attacker.model.conv1.weight", "two networks that differ: module.model.conv1.weight is not module.att"),
         ("module.model.bn1.num_batches_tracked", "two networks that differ"),
-        ("module.attacker.normalize.new_std", "normalises images in two ways that differ: module.normalizer.new_mean"),
+        ("module.attacker.normalize.new_std", "normalizes images in two ways that differ: module.normalizer.new_mean"),
     ],
 )
 def test_doubles_that_differ_are_refused(name, says):
