@@ -1,8 +1,8 @@
 """ConvNeXt. convnext/*.npz come from timm: a small network in evaluation mode, with known random weights.
 
-They hold the state dict, images of 38 x 45 pixels, logits, and the gradient of the summed cross entropy of the labels 0
-and 1 with respect to the images in 0..1. (The ConvStem is that of Singh et al.; the other network sees the images
-normalized with ImageNet's mean and std.)
+Computed with timm and PyTorch 2.13, in float32 on a CPU. They hold the state dict, images of 38 x 45 pixels, logits,
+and the gradient of the summed cross entropy of the labels 0 and 1 with respect to the images in 0..1. (The ConvStem is
+that of Singh et al.; the other network sees the images normalized with ImageNet's mean and std.)
 """
 
 import inspect

@@ -40,7 +40,7 @@ def test_load_gives_the_trained_network_back(short, trained):
 
 
 def test_a_run_without_a_form_is_of_the_first_one(trained, tmp_path):
-    """As those that were written before there were forms."""
+    """As those of ResNet8 that were written before there were forms."""
     folder, model = trained
     shutil.copytree(folder, tmp_path / "run")
     record = json.loads((folder / "run.json").read_text())
