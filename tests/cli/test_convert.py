@@ -61,12 +61,13 @@ def test_pytorch_to_keras_and_back(inside, torch_file, tmp_path, capsys):
     assert all(np.array_equal(arrays[name], again[name]) for name in arrays)
 
 
-def test_a_run_says_its_network_itself(inside, tmp_path, capsys):
+def test_a_run_says_its_network_itself(inside, photos, tmp_path, capsys):
     folder, to = tmp_path / "run", tmp_path / "model.safetensors"
-    flags = ["--epochs=1", "--image_size=8", "--batch_size=500", "--steps=1", "--normalization=[[0.25], [0.5]]"]
-    assert inside("train", "--model=WideResNet10_1", "--form=dm", *flags, f"--output={folder}") == 0
+    flags = [f"--dataset={photos}", "--image_size=8", "--crop=stretch", "--channels=1", "--batch_size=10", "--steps=1"]
+    flags += ["--model=WideResNet10_1", "--form=dm", "--normalization=[[0.25], [0.5]]", "--epochs=1"]
+    assert inside("train", *flags, f"--output={folder}") == 0
     assert inside("convert", f"--from={folder}", f"--to={to}") == 0
-    assert "form dm, activation silu, normalization [[0.25], [0.5]], 10 classes, grey images" in capsys.readouterr().out
+    assert "form dm, activation silu, normalization [[0.25], [0.5]], 2 classes, grey images" in capsys.readouterr().out
     _, model = run_lib.load(folder)
     options = {"input_shape": (8, 8, 1), "activation": "silu"}
     copy = models.pytorch.build(models.builder("WideResNet10_1"), to, form="dm", **options)

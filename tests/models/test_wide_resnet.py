@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from keras_sat import activations, models
+from keras_sat.models import blocks, resnet
 
 # Trainable parameters with 10 classes: published, or counted in RobustBench's own classes.
 PARAMETERS = {
@@ -13,6 +14,10 @@ PARAMETERS = {
     ("PreActResNet18", "batch_norm"): 11_172_170,
     ("PreActResNet18", "dm"): 12_548_426,
 }
+
+
+# The three forms of ResNet50, with fewer blocks.
+SMALLER = resnet.network("ResNet6", resnet.Spec(blocks.bottleneck, (1, 1), (8, 16)), "sat", "small", "torchvision")
 
 
 @pytest.mark.parametrize(("name", "form"), PARAMETERS)
@@ -87,7 +92,7 @@ def test_names_of_builders():
         (models.builder("WideResNet10_1"), ("trades", "dm")),
         (models.PreActResNet18, ("plain", "batch_norm")),
         (models.ResNet18, ("small", "torchvision")),
-        (models.ResNet50, ("sat", "torchvision", "small")),
+        (SMALLER, ("sat", "torchvision", "small")),
     ],
 )
 def test_weights_of_one_form_are_refused_by_the_others(build, forms, tmp_path):
