@@ -11,7 +11,17 @@ from keras_sat.evaluation import attack_names
 
 def activation(text: str) -> str | dict:
     """Returns the name of an activation, or its configuration parsed from JSON."""
-    if not text.startswith("{"):
+    return _name_or_json(text, "{")
+
+
+def normalization(text: str) -> str | list:
+    """Returns the name of a normalization, or [mean, std] parsed from JSON."""
+    return _name_or_json(text, "[")
+
+
+def _name_or_json(text, start):
+    """Returns the text, or what it is in JSON if it begins with `start`."""
+    if not text.startswith(start):
         return text
     try:
         return json.loads(text)
@@ -38,16 +48,6 @@ def curve(text: str) -> str:
             message = f"epsilon must be a number, or several with commas. Received: {text!r}"
             raise argparse.ArgumentTypeError(message) from error
     return text
-
-
-def normalization(text: str) -> str | list:
-    """Returns the name of a normalization, or [mean, std] parsed from JSON."""
-    if not text.startswith("["):
-        return text
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"not a name and not JSON: {text!r} ({error})") from error
 
 
 def add_network(parser: argparse.ArgumentParser, of: str, required: str) -> None:

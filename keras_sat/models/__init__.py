@@ -76,7 +76,9 @@ def builder(name: str) -> Builder:
     """
     found = BUILDERS.get(name) or wide_resnet.by_name(name)
     if found is None:
-        raise ValueError(f"model must be one of {', '.join(BUILDERS)}. Received: {name!r}")
+        raise ValueError(
+            f"model must be one of {', '.join(BUILDERS)}, or WideResNet<depth>_<width>. Received: {name!r}"
+        )
     return found
 
 
