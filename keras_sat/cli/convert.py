@@ -138,8 +138,8 @@ def _check_activation(args):
         raise ValueError(f"{args.source} does not say its activation: say it, such as --activation=relu.")
     default = _default_activation(args)
     warnings.warn(
-        f"{args.source} does not say its activation: {default} is taken. If it was trained with another one, say "
-        "that, such as --activation=silu.",
+        f"{args.source} does not say its activation: {default} is taken. If it was trained with another one, give "
+        "it: --activation=NAME.",
         stacklevel=2,
     )
 

@@ -115,12 +115,14 @@ def shortest(mean: Any, std: Any) -> Normalization:
 
     Equal values of all channels become one number; mean 0 and std 1 become None.
     """
-    arrays = [np.unique(np.ravel(np.asarray(values, np.float64)).round(6)) for values in (mean, std)]
-    if all(len(array) == 1 for array in arrays):
-        mean, std = (float(array[0]) for array in arrays)
-        return None if (mean, std) == (0.0, 1.0) else (mean, std)
-    mean, std = (np.ravel(np.asarray(values, np.float64)).round(6).tolist() for values in (mean, std))
-    return tuple(mean), tuple(std)
+    pair = _short(mean), _short(std)
+    return None if pair == (0.0, 1.0) else pair
+
+
+def _short(values):
+    """Returns a number if all values are equal, else a tuple, with the fewest digits that are exact in float32."""
+    numbers = tuple(float(str(value)) for value in np.ravel(np.asarray(values, np.float32)))
+    return numbers[0] if len(set(numbers)) == 1 else numbers
 
 
 def same(one: Any, other: Any) -> bool:

@@ -141,7 +141,7 @@ def open_weights(
     Args:
         network: name of the network, see `models.builder`.
         weights: tag of the weights, such as "sat-fashion-mnist", or path of a `.weights.h5` file.
-        activation: activation of the network. Default: "silu" with a tag. A file does not store it: it must be given.
+        activation: activation of the network. Default: "silu" with a tag. With a file, it must be given.
         form: published variant of the network, see `models.build`. Default: the first one.
         normalization: see `models.build`.
         image_size: with a file: height and width to which the images are resized. Default: their own size.

@@ -69,6 +69,15 @@ def test_pixels_are_not_rounded_in_low_precision():
     assert model.get_layer("conv1").compute_dtype == "bfloat16"
 
 
+def test_the_shortest_text_is_exact_in_float32():
+    mean = np.float32([0.49139977, 0.4821586, 0.4465309])
+    short = normalization.shortest(mean, np.full((1, 3, 1, 1), 0.25, np.float32))
+    assert short == ((0.49139977, 0.4821586, 0.4465309), 0.25)
+    np.testing.assert_array_equal(np.float32(short[0]), mean)
+    assert normalization.statistics(normalization.shortest(0.25, [0.2, 0.3, 0.4]), 3) == (0.25, (0.2, 0.3, 0.4))
+    assert normalization.shortest([0, 0, 0], 1.0) is None
+
+
 def test_a_model_is_saved_with_it(tmp_path):
     model = network(normalization="cifar100")
     model.save(tmp_path / "net.keras")

@@ -202,7 +202,7 @@ def _problem(layer, variable, array):
         return "missing", ""
     if array.dtype.kind != "f" and array.dtype != ml_dtypes.bfloat16:
         return "of another type", f": {array.dtype}"
-    wanted = _to_torch(layer, variable.numpy()).shape
+    wanted = tuple(variable.shape[axis] for axis in np.argsort(_axes(layer, len(variable.shape))))
     if array.shape != wanted:
         return "of another shape", f": {array.shape}, not {wanted}"
     return (None, "") if np.isfinite(_from_torch(layer, array)).all() else ("not finite", "")
