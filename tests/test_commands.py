@@ -22,12 +22,13 @@ PAGES = [
 BEFORE = {"serving.md": ["keras-sat train --output=runs/gelu --activation=gelu"]}
 # Added to each command, where the last of two equal flags counts: the same work, on eight images of 16 pixels.
 SMALLER = {
-    "train": "--dataset=photos --image_size=16 --epochs=1 --batch_size=8 --model=ResNet8 --strategy=none",
+    "train": "--dataset=photos --image_size=16 --epochs=1 --batch_size=8 --model=ResNet8 --strategy=none --validation=2",
     "evaluate": "--split=test --batch_size=8",
     "compare": "--split=test --batch_size=8",
 }
 ELSEWHERE = {
     "keras-sat quickstart": "make quickstart",
+    "keras-sat train --recipe=wang2023 --extra_data=1m.npz --output=runs/wang2023": "the authors' file",
     "keras-sat evaluate --model=ResNet50 --activation=silu --weights=sat-imagenet --attack=pgd-50": "Google Drive",
     "keras-sat evaluate runs/mine --attack=autoattack --split='test[:1000]' --audit --html": "the reader's run",
 }

@@ -16,12 +16,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     from keras_sat import run as run_lib
 
     parser.add_argument(
-        "--output", required=True, type=files.expanded, help="folder to write; holds no run yet, or this, unfinished"
+        "--output", type=files.expanded, help="folder to write; holds no run yet, or this one, unfinished"
     )
+    parser.add_argument("--cost", action="store_true", help="print the time and memory that the training needs, and end")
     parser.add_argument(
         "--continue", dest="go_on", action="store_true", help="go on with a run that ended, for more --epochs"
     )
-    parser.add_argument("--recipe", choices=run_lib.RECIPES, help="published settings, which further flags change")
+    begin = parser.add_mutually_exclusive_group()
+    begin.add_argument("--recipe", choices=run_lib.RECIPES, help="published settings, which further flags change")
+    begin.add_argument(
+        "--config", type=files.expanded, help="settings of a run: its folder or run.json, which further flags change"
+    )
     for field in run_lib.fields():
         text = field.metadata["help"].replace("%", "%%")
         if field.default not in (None, ""):
@@ -49,11 +54,26 @@ def run(args: argparse.Namespace) -> int:
     """
     from keras_sat import run as run_lib
 
-    given = {field.name for field in run_lib.fields()} & set(vars(args))
-    settings = run_lib.RECIPES[args.recipe].settings if args.recipe else {}
-    config = run_lib.Run(**settings | {name: getattr(args, name) for name in given})
+    if not (args.output or args.cost):
+        raise ValueError("--output is missing: the folder to write, such as --output=runs/mine.")
+    config = _config(args)
+    if args.cost:
+        print(run_lib.cost(config))
+        return 0
     _, is_finished = run_lib.train(config, args.output, args.go_on, functools.partial(print, flush=True))
     if not is_finished:
         return messages.interrupted(args.output)
     print(f"Trained. Next: {messages.command_prefix()}keras-sat evaluate {shlex.quote(args.output)}")
     return 0
+
+
+def _config(args):
+    """Returns the `Run` of the flags."""
+    from keras_sat import run as run_lib
+
+    recipe = run_lib.RECIPES.get(args.recipe)
+    settings = recipe.settings if recipe else run_lib.read_settings(args.config) if args.config else {}
+    settings = settings | {field.name: getattr(args, field.name) for field in run_lib.fields() if field.name in args}
+    if recipe:
+        recipe.check(settings)
+    return run_lib.Run(**settings)

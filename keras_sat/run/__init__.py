@@ -4,11 +4,11 @@
 """
 
 from keras_sat.run.configuration import BALLS, OBJECTIVES, Run, fields
-from keras_sat.run.folder import changes, check_export, checkpoints, export, is_export, load, with_data
+from keras_sat.run.folder import changes, check_export, checkpoints, export, is_export, load, read_settings, with_data
 from keras_sat.run.predictor import Predictor, image_files, open_predictor
 from keras_sat.run.recipes import RECIPES, Recipe
 from keras_sat.run.subject import Subject, open_export, open_run, open_weights
-from keras_sat.run.training import train
+from keras_sat.run.training import cost, train
 
 __all__ = [
     "BALLS",
@@ -21,6 +21,7 @@ __all__ = [
     "changes",
     "check_export",
     "checkpoints",
+    "cost",
     "export",
     "fields",
     "image_files",
@@ -30,6 +31,7 @@ __all__ = [
     "open_predictor",
     "open_run",
     "open_weights",
+    "read_settings",
     "train",
     "with_data",
 ]

@@ -15,19 +15,32 @@ import tensorflow as tf
 from keras_sat import activations, attacks, data, models
 from keras_sat.attacks.threats import Ball
 from keras_sat.models import normalization
-from keras_sat.models.classifier import PRECISIONS
+from keras_sat.models.classifier import FREEZE, PRECISIONS
 from keras_sat.preprocessing import CROPS
-from keras_sat.training import AWP, MART, TRADES, AdversarialTraining, Free, Objective, distribution
+from keras_sat.run import pretrained, ranges
+from keras_sat.training import (
+    AWP,
+    MART,
+    TRADES,
+    AdversarialTraining,
+    Free,
+    GradAlign,
+    Objective,
+    distribution,
+    weight_decay,
+)
 
 BALLS: dict[str, Callable[..., Ball]] = {"linf": attacks.LinfBall, "l2": attacks.L2Ball}
-OBJECTIVES: dict[str, Callable[[], Objective]] = {"adversarial": AdversarialTraining, "trades": TRADES, "mart": MART}
+OBJECTIVES: dict[str, Callable[..., Objective]] = {"adversarial": AdversarialTraining, "trades": TRADES, "mart": MART}
 OPTIMIZERS = ("adamw", "sgd")
-SCHEDULES = ("cosine", "steps")
+SCHEDULES = ("cosine", "steps", "triangle", "onecycle", "onecycle_by_epoch")
+GUARDS = ("none", "stop", "roll_back")
+WITHOUT_WEIGHTS = "none"
 NORMALIZATION_HELP = (
     f"published (that of the form), none (pixels / 255), {', '.join(normalization.NAMED)}, or mean and std of images "
     "in 0..1 in JSON: [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]"
 )
-VALIDATION_IMAGES = 500
+PROBED_IMAGES = 200
 CALIBRATION_IMAGES = 200
 
 
@@ -46,22 +59,45 @@ class Run:
         ValueError: if a value is out of range; the message says which values are valid.
     """
 
-    model: str = _flag("ResNet8", "network: see `keras-sat list`")
+    weights: str | None = _flag(
+        None,
+        "weights to begin with: a tag of `keras-sat list`, the folder of a run or of an export, or a file; "
+        f"{WITHOUT_WEIGHTS} or left out: random weights",
+    )
+    freeze: str | None = _flag(None, "what the training leaves as it is: backbone (all but the head) or batch_norm")
+    head_epochs: int = _flag(0, "first epochs in which only the head is trained, at the constant learning_rate")
+    model: str = _flag("", "network: see `keras-sat list`; default: that of the weights, or ResNet8")
     form: str | None = _flag(
         None,
-        "published variant of the network, such as dm of WideResNet28_10; of ConvNeXt, its stem; default: the first "
-        "one that `keras-sat list` shows",
+        "published variant of the network, such as dm of WideResNet28_10; of ConvNeXt, its stem; default: that of the "
+        "weights, or the first one that `keras-sat list` shows",
     )
     normalization: str | list | None = _flag(None, f"of pixels: {NORMALIZATION_HELP}; default: published")
-    activation: str | dict = _flag("silu", 'a name, or a dict in JSON: \'{"name": "gelu", "approximate": false}\'')
+    activation: str | dict = _flag(
+        "",
+        'a name, or a dict in JSON: \'{"name": "gelu", "approximate": false}\'; default: that of the weights, or silu',
+    )
     dataset: str = _flag("fashion_mnist_mini", "embedded, a prepared TFDS dataset, or a folder SPLIT/CLASS/*.jpg")
     data_dir: str | None = _flag(None, "folder of prepared TFDS datasets; default: the folder that TFDS uses")
+    train_split: str = _flag("train", "split to train on, such as train[:90%]")
+    validation: float = _flag(
+        0.05,
+        "images held out of the training split for validation: a share below 1, or a number of images; 0 for none",
+    )
+    validation_split: str | None = _flag(
+        None, "split for validation, in place of images held out, such as validation[:5000]"
+    )
+    extra_data: str | None = _flag(
+        None, "extra training images, such as generated ones: an .npz file of image and label, or a dataset"
+    )
+    extra_share: float = _flag(0.0, "share of extra images in each batch, such as 0.7")
+    extra_label_smoothing: float = _flag(0.0, "label smoothing of the extra images alone")
     image_size: int | None = _flag(None, "height and width to resize the images to; default: their own size")
     crop: str | None = _flag(
         None,
         f"part of an image to use: {', '.join(CROPS)}; default: all of it, padded where images differ in size",
     )
-    channels: int | None = _flag(None, "1 (grey) or 3 (RGB); default: 1 where all images are grey")
+    channels: int | None = _flag(None, "1 (grey) or 3 (RGB); default: 1 where all images are grey; 3 if weights need it")
     skip_damaged: bool = _flag(False, "read all files of a folder first, and leave out those that cannot be read")
     augment: bool = _flag(False, "crop and flip images at random: for long trainings; costs accuracy in short ones")
     rand_augment: float | None = _flag(None, "factor 0..1 of RandAugment; default: none")
@@ -74,23 +110,53 @@ class Run:
         None, "step size of the training attack, in pixels; default: max(1, epsilon / steps), or with replays epsilon"
     )
     clean_start: float = _flag(0.0, "probability that the attack of a batch starts from the clean images")
+    start_std: float | None = _flag(
+        None, "the training attack starts with Gaussian noise of this standard deviation, in pixels; default: uniform"
+    )
+    attack_batch_norm: str | None = _flag(
+        None, "batch norms during the training attack: frozen (default), or batch: the statistics of the batch"
+    )
     replays: int = _flag(0, "times that free adversarial training uses each batch; 0: train with PGD")
     objective: str = _flag("adversarial", ", ".join(OBJECTIVES))
+    beta: float | None = _flag(None, "weight of the divergence; default: 6 for trades, 5 for mart")
+    clean_statistics: bool = _flag(True, "trades: whether clean images, too, move the statistics of batch norms")
+    grad_align: float = _flag(0.0, "weight of GradAlign, against catastrophic overfitting, such as 0.2; 0 for none")
     awp: float = _flag(0.0, "adversarial weight perturbation, relative to the kernels, such as 0.005; 0 for none")
     epochs: int = _flag(8, "passes over the training split")
     batch_size: int = _flag(100, "images in a batch, over all devices")
-    optimizer: str = _flag("adamw", "adamw, or sgd (Nesterov, momentum 0.9)")
+    optimizer: str = _flag("adamw", "adamw, or sgd (momentum 0.9)")
+    nesterov: bool = _flag(True, "sgd: Nesterov's momentum")
+    beta_2: float = _flag(0.999, "adamw: decay of the second moment")
     learning_rate: float = _flag(0.008, "largest learning rate of the schedule")
-    schedule: str = _flag("cosine", "of the learning rate: cosine, or steps: a tenth after each of decay_epochs")
+    final_learning_rate: float = _flag(0.0, "learning rate at the end of the cosine")
+    schedule: str = _flag(
+        "cosine",
+        "of the learning rate: cosine; steps: a tenth after each of decay_epochs; triangle; onecycle; "
+        "onecycle_by_epoch, which changes once an epoch",
+    )
     decay_epochs: str = _flag("", "epochs at which the schedule `steps` decays, such as 30,60,90")
     warmup_epochs: float | None = _flag(
         None, "epochs in which the learning rate rises; default: a fifth of the training"
     )
-    warmup_from: float = _flag(0.0, "learning rate at step 0")
-    weight_decay: float = _flag(0.001, "on convolution and dense kernels only: AdamW's, or for sgd an L2 penalty")
+    warmup_from: float = _flag(0.0, "learning rate at step 0, of cosine and steps")
+    weight_decay: float = _flag(0.001, "AdamW's, or for sgd an L2 penalty")
+    weight_decay_on: str = _flag("kernels", "kernels (of convolution and dense layers), all, or all_but_batch_norm")
     label_smoothing: float = _flag(0.0, "of the loss; the attack uses the labels without smoothing")
     clip_norm: float | None = _flag(None, "largest norm of the whole gradient; larger ones are clipped; default: none")
     ema: float = _flag(0.0, "momentum of averaged weights, which are evaluated and saved; 0 for none")
+    ema_warmup: float | None = _flag(
+        None, "epochs before weights are averaged; from then on the momentum rises to ema; default: constant momentum"
+    )
+    keep: str = _flag(
+        "best", "weights to keep as model.weights.h5: best (largest robust validation accuracy) or last; both are saved"
+    )
+    patience: int | None = _flag(None, "epochs without a larger robust validation accuracy that end the training")
+    guard: str | None = _flag(
+        None,
+        "what to do about catastrophic overfitting: stop, roll_back (and a smaller step size), or none; default: stop "
+        "for attacks of one step",
+    )
+    probe: str = _flag("pgd-10", "attack by which the guard measures robustness, four times an epoch")
     precision: str = _flag("float32", ", ".join(PRECISIONS))
     attack_precision: str | None = _flag(
         None, f"of the training attack alone: {', '.join(PRECISIONS)}; default: precision"
@@ -101,22 +167,28 @@ class Run:
     record: data.Description | None = None
 
     def __post_init__(self) -> None:
-        for name in ("dataset", "data_dir"):  # absolute, because the run may be read from another working folder
-            value = getattr(self, name)
-            if value and "://" not in value and (name == "data_dir" or data.is_folder(value)):
-                object.__setattr__(self, name, os.path.abspath(os.path.expanduser(value)))
+        for name in ("dataset", "data_dir", "extra_data", "weights"):  # the run may be read from another working folder
+            self._set(name, _absolute(name, getattr(self, name)))
+        if self.weights == WITHOUT_WEIGHTS:
+            self._set("weights", None)
         if isinstance(self.normalization, (list, tuple)):  # as JSON gives it back, so that settings can be compared
-            object.__setattr__(self, "normalization", json.loads(json.dumps(self.normalization)))
+            self._set("normalization", json.loads(json.dumps(self.normalization)))
+        if self.weights and not (self.model and self.activation):
+            found = self.pretrained()
+            for name in ("model", "form", "activation", "normalization"):
+                self._set(name, getattr(found, name))
+        self._set("model", self.model or "ResNet8")
+        self._set("activation", self.activation or "silu")
         models.check_variant(self.model, self.form, self.normalization, self.channels)
-        _check_choices(self)
-        _check_ranges(self)
+        ranges.check(self, _CHOICES, _RANGES, _OPTIONAL)
         _check_decay_epochs(self)
-        if self.replays and self.objective != "adversarial":
-            raise _error("objective", self.objective, "adversarial with replays")
-        if self.replays and self.attack_precision:
-            raise _error("attack_precision", self.attack_precision, "left out with replays")
-        self.attack()  # checks epsilon, step_size and clean_start
+        _check_combinations(self)
+        self.attack()  # checks epsilon, step_size, start_std and clean_start
+        attacks.from_name(self.probe, self.ball())
         activations.layer(self.activation)
+
+    def _set(self, name, value):
+        object.__setattr__(self, name, value)  # the class is frozen
 
     def settings(self) -> dict[str, Any]:
         """Returns the configuration as a dict {name of a flag: plain value}."""
@@ -142,7 +214,29 @@ class Run:
         """The description of the training data: `record` if it is set, otherwise made from the dataset as it is now."""
         if self.record:
             return self.record
-        return data.describe(self.source, self.image_size, crop=self.crop, channels=self.channels)
+        channels = self.channels
+        if self.weights and channels is None:
+            channels = self.pretrained().channels_for(self.source.size_and_channels[1])
+        return data.describe(self.source, self.image_size, crop=self.crop, channels=channels)
+
+    def pretrained(self) -> pretrained.Pretrained:
+        """Returns the weights that the training begins with.
+
+        Raises:
+            ValueError: if there are no such weights, or they are of another network than this run's.
+        """
+        given = {name: getattr(self, name) or None for name in ("model", "form", "activation", "normalization")}
+        return pretrained.find(self.weights, **given)
+
+    @functools.cached_property
+    def extra(self) -> data.Extra | None:
+        """The opened extra images; None if the run has none."""
+        if not self.extra_data:
+            return None
+        described = self.description
+        return data.extra(
+            self.extra_data, self.data_dir, classes=described.classes, preprocessing=described.preprocessing
+        )
 
     def ball(self, epsilon: float | None = None) -> Ball:
         """Returns the threat model.
@@ -157,15 +251,47 @@ class Run:
         if self.replays:
             step_size = (self.epsilon or None) if self.step_size is None else self.step_size
             return attacks.PGD(self.ball(), steps=1, step_size=step_size)
-        return attacks.PGD(self.ball(), steps=self.steps, step_size=self.step_size, clean_start=self.clean_start)
+        start = {"clean_start": self.clean_start, "start_std": self.start_std}
+        return attacks.PGD(self.ball(), steps=self.steps, step_size=self.step_size, **start)
 
     def training_objective(self) -> Objective:
-        """Returns the objective of training: `Free` with `replays`, otherwise the one with the name `objective`."""
-        return Free(self.replays) if self.replays else OBJECTIVES[self.objective]()
+        """Returns the objective of training: `Free` with `replays`, otherwise the one with the name `objective`.
+
+        On images that MixUp or CutMix mixed, TRADES attacks the mixed labels, as in Rebuffi et al. (arXiv:2103.01946).
+        """
+        if self.replays:
+            return Free(self.replays)
+        options: dict[str, Any] = {} if self.beta is None else {"beta": self.beta}
+        if self.objective == "trades":
+            options |= {"attack_labels": self._mixes, "clean_statistics": self.clean_statistics}
+        return OBJECTIVES[self.objective](**options)
 
     def weight_perturbation(self) -> AWP | None:
         """Returns the adversarial weight perturbation of training; None for none."""
         return AWP(self.awp) if self.awp else None
+
+    def gradient_alignment(self) -> GradAlign | None:
+        """Returns the GradAlign regularizer of training; None for none."""
+        return GradAlign(self.grad_align) if self.grad_align else None
+
+    def guard_action(self) -> str:
+        """Returns what is done about catastrophic overfitting: "stop", "roll_back" or "none"."""
+        if self.guard is not None:
+            return self.guard
+        return "stop" if self.attack().steps == 1 and self._validates else "none"
+
+    @property
+    def _mixes(self):
+        return self.mixup is not None or self.cutmix is not None
+
+    @property
+    def _validates(self):
+        return bool(self.validation or self.validation_split)
+
+    @property
+    def hold_out(self) -> float:
+        """The share, or the number, of images that are held out of the training split; 0 for none."""
+        return 0 if self.validation_split else self.validation
 
     def load_data(
         self, split: str, batch_size: int | None = None, training: bool = False, **options: Any
@@ -199,28 +325,52 @@ class Run:
             input_context: see `keras_sat.data.load`.
         """
         dataset = self.load_data(
-            "train",
+            self.train_split,
             training=True,
             epochs=self.epochs,
             first_step=first_step,
             input_context=input_context,
+            hold_out=self.hold_out,
             rand_augment=self.rand_augment,
             mixup=self.mixup,
             cutmix=self.cutmix,
+            extra=self.extra,
+            extra_share=self.extra_share,
+            extra_label_smoothing=self.extra_label_smoothing,
         )
         return self._labelled(dataset)
 
-    def validation_data(self) -> tf.data.Dataset:
-        """Returns a stratified sample of up to 500 images (at least a batch) of the evaluation split, in batches."""
-        images = max(1, VALIDATION_IMAGES // self.batch_size) * self.batch_size
+    def steps_per_epoch(self) -> int:
+        """Returns the number of training steps in an epoch."""
+        return int(self.load_data(self.train_split, training=True, hold_out=self.hold_out).cardinality())
+
+    def validation_data(self, sample: int | None = None) -> tf.data.Dataset | None:
+        """Returns the images for validation in batches: held out of training, or of `validation_split`.
+
+        Args:
+            sample: number of images, a stratified sample. Default: all.
+
+        Returns:
+            A tf.data.Dataset; None if the run has no validation.
+        """
+        if not self._validates:
+            return None
+        if self.validation_split:
+            dataset = self.load_data(self.validation_split, sample=sample)
+        else:
+            dataset = self.load_data(self.train_split, hold_out=self.validation, held_out=True, sample=sample)
         options = tf.data.Options()
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-        return self._labelled(self.load_data(self.evaluation_split(), sample=images)).with_options(options)
+        return self._labelled(dataset).with_options(options)
+
+    def probed_data(self) -> tf.data.Dataset:
+        """Returns a sample of up to 200 images of the validation, for the guard against catastrophic overfitting."""
+        return self.validation_data(sample=PROBED_IMAGES)
 
     @property
     def has_soft_labels(self) -> bool:
         """Whether the labels are class probabilities [batch, classes] in place of class numbers [batch]."""
-        return bool(self.label_smoothing or self.mixup or self.cutmix)
+        return bool(self.label_smoothing or self.extra_label_smoothing or self._mixes)
 
     def _labelled(self, dataset):
         if not self.has_soft_labels:
@@ -233,7 +383,7 @@ class Run:
         return dataset.map(soft)
 
     def evaluation_split(self) -> str:
-        """Returns the name of the split to evaluate on."""
+        """Returns the name of the split to evaluate on. See `data.evaluation_split`."""
         return data.evaluation_split(self.source)
 
     def calibration_images(self) -> np.ndarray:
@@ -241,7 +391,7 @@ class Run:
 
         The result is a uint8 array [200, height, width, channels], or fewer images if the split is smaller.
         """
-        images, _ = next(iter(self.load_data("train", CALIBRATION_IMAGES, sample=CALIBRATION_IMAGES)))
+        images, _ = next(iter(self.load_data(self.train_split, CALIBRATION_IMAGES, sample=CALIBRATION_IMAGES)))
         return images.numpy()
 
     def build(self) -> keras.Model:
@@ -249,6 +399,16 @@ class Run:
         shape, classes = self.description.preprocessing.shape, len(self.description.classes)
         options = {"input_shape": shape, "classes": classes, "activation": self.activation}
         return models.build(self.model, self.form, self.normalization or normalization.PUBLISHED, **options)
+
+    def build_to_train(self) -> tuple[keras.Model, list[str]]:
+        """Returns the network at the beginning of the training, and lines that say what was done with `weights`.
+
+        Raises:
+            ValueError: if the weights are not there, or do not fit the network or the images.
+        """
+        if not self.weights:
+            return self.build(), []
+        return self.pretrained().build(self.description.preprocessing.shape, self.description.classes)
 
     def network(self, model: keras.Model) -> dict[str, Any]:
         """Returns what says which network it is, for reports and cards; see `models.describe`."""
@@ -271,65 +431,96 @@ def dtype_policy(name: str) -> Iterator[None]:
         keras.config.set_dtype_policy(before)
 
 
+def _absolute(name, value):
+    """Returns the absolute path for a value of `Run` that is a path; a name of a dataset or a tag unchanged."""
+    if not value or "://" in value:
+        return value
+    path = os.path.abspath(os.path.expanduser(value))
+    if name == "dataset":
+        return path if data.is_folder(value) else value
+    if name == "extra_data":
+        return path if value.endswith(".npz") or data.is_folder(value) else value
+    return path if name == "data_dir" or os.path.exists(path) else value
+
+
 _CHOICES: dict[str, tuple] = {
+    "freeze": FREEZE,
     "crop": CROPS,
     "norm": tuple(BALLS),
+    "attack_batch_norm": ("frozen", "batch"),
     "objective": tuple(OBJECTIVES),
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
+    "weight_decay_on": weight_decay.SELECTIONS,
+    "keep": ("best", "last"),
+    "guard": GUARDS,
     "precision": PRECISIONS,
     "attack_precision": PRECISIONS,
     "strategy": distribution.NAMES,
 }
-
-_Range = tuple[Callable[[float], bool], str]
-_POSITIVE: _Range = (lambda value: value > 0, "positive")
-_AT_LEAST_0: _Range = (lambda value: value >= 0, "at least 0")
-_AT_LEAST_1: _Range = (lambda value: value >= 1, "at least 1")
-_BELOW_1: _Range = (lambda value: 0 <= value < 1, "at least 0, and less than 1")
-_UP_TO_1: _Range = (lambda value: 0 <= value <= 1, "in 0..1")
-_RANGES: dict[str, _Range] = {
+_RANGES: dict[str, ranges.Range] = {
     "channels": (lambda value: value in (1, 3), "1 or 3"),
-    "image_size": _AT_LEAST_1,
-    "rand_augment": _UP_TO_1,
-    "mixup": _POSITIVE,
-    "cutmix": _UP_TO_1,
-    "steps": _AT_LEAST_1,
-    "replays": _AT_LEAST_0,
-    "awp": _AT_LEAST_0,
-    "epochs": _AT_LEAST_1,
-    "batch_size": _AT_LEAST_1,
-    "learning_rate": _POSITIVE,
-    "warmup_epochs": _AT_LEAST_0,
-    "warmup_from": _AT_LEAST_0,
-    "weight_decay": _AT_LEAST_0,
-    "label_smoothing": _BELOW_1,
-    "clip_norm": _POSITIVE,
-    "ema": _BELOW_1,
-    "checkpoint_every": _AT_LEAST_1,
+    "image_size": ranges.AT_LEAST_1,
+    "head_epochs": ranges.AT_LEAST_0,
+    "validation": ranges.AT_LEAST_0,
+    "extra_share": ranges.BELOW_1,
+    "extra_label_smoothing": ranges.BELOW_1,
+    "rand_augment": ranges.UP_TO_1,
+    "mixup": ranges.POSITIVE,
+    "cutmix": ranges.UP_TO_1,
+    "steps": ranges.AT_LEAST_1,
+    "replays": ranges.AT_LEAST_0,
+    "beta": ranges.POSITIVE,
+    "grad_align": ranges.AT_LEAST_0,
+    "awp": ranges.AT_LEAST_0,
+    "epochs": ranges.AT_LEAST_1,
+    "batch_size": ranges.AT_LEAST_1,
+    "beta_2": ranges.BELOW_1,
+    "learning_rate": ranges.POSITIVE,
+    "final_learning_rate": ranges.AT_LEAST_0,
+    "warmup_epochs": ranges.AT_LEAST_0,
+    "warmup_from": ranges.AT_LEAST_0,
+    "weight_decay": ranges.AT_LEAST_0,
+    "label_smoothing": ranges.BELOW_1,
+    "clip_norm": ranges.POSITIVE,
+    "ema": ranges.BELOW_1,
+    "ema_warmup": ranges.AT_LEAST_0,
+    "patience": ranges.AT_LEAST_1,
+    "checkpoint_every": ranges.AT_LEAST_1,
 }
 _OPTIONAL = {field.name for field in fields() if field.default is None}
-
-
-def _check_choices(run):
-    for name, choices in _CHOICES.items():
-        value = getattr(run, name)
-        if value not in choices and not (value is None and name in _OPTIONAL):
-            raise _error(name, value, f"one of {', '.join(choices)}")
-
-
-def _check_ranges(run):
-    for name, (is_valid, expected) in _RANGES.items():
-        value = getattr(run, name)
-        if not (value is None and name in _OPTIONAL) and not is_valid(value):
-            raise _error(name, value, f"{expected}, or left out" if name in _OPTIONAL else expected)
 
 
 def _check_decay_epochs(run):
     are_numbers = all(epoch.strip().isdigit() for epoch in run.decay_epochs.split(","))
     if not are_numbers and (run.schedule == "steps" or run.decay_epochs):
-        raise _error("decay_epochs", run.decay_epochs, "whole numbers, such as 30,60,90")
+        raise ranges.error("decay_epochs", run.decay_epochs, "whole numbers, such as 30,60,90")
 
 
-def _error(name, value, expected):
-    return ValueError(f"{name} must be {expected}. Received: {value!r}")
+def _check_combinations(run):
+    """Raises ValueError for options of which one makes no sense beside another."""
+    mixed, validates = run.objective != "adversarial", bool(run.validation or run.validation_split)
+    rules = {
+        "objective": (run.replays and mixed, "adversarial with replays"),
+        "attack_precision": (run.replays and run.attack_precision, "left out with replays"),
+        "grad_align": (run.replays and run.grad_align, "0 with replays"),
+        "beta": (run.beta is not None and not mixed, "left out unless the objective is trades or mart"),
+        "head_epochs": (
+            run.head_epochs and not (run.weights and run.head_epochs < run.epochs and run.freeze != "backbone"),
+            "0, or with --weights fewer than epochs; not with freeze=backbone, which trains the head alone anyway",
+        ),
+        "freeze": (run.freeze and not run.weights and not run.record, "left out without weights"),
+        "extra_share": (
+            bool(run.extra_share) != bool(run.extra_data),
+            "above 0 with extra_data, such as 0.7, and 0 without",
+        ),
+        "patience": (run.patience and not validates, "left out without validation images (validation=0)"),
+        "guard": (
+            run.guard in ("stop", "roll_back") and not validates,
+            "none without validation images (validation=0)",
+        ),
+        "ema_warmup": (run.ema_warmup is not None and not run.ema, "left out without ema"),
+    }
+    for name, (is_wrong, expected) in rules.items():
+        if is_wrong:
+            raise ranges.error(name, getattr(run, name), expected)

@@ -14,15 +14,45 @@ from keras_sat.evaluation import report
 from keras_sat.run.configuration import Run, dtype_policy, fields
 from keras_sat.typing import Path
 
+# What run.json holds beside the settings.
+RECORDED = (
+    "began_with",
+    "best",
+    "continued",
+    "data",
+    "ended",
+    "finished",
+    "history",
+    "iterations",
+    "kept",
+    "last",
+    "versions",
+)
+
 
 def run_json(folder: Path) -> str:
     """Returns the path of run.json, the file that describes the run."""
     return os.path.join(folder, "run.json")
 
 
-def weights(folder: Path) -> str:
-    """Returns the path of the trained weights."""
-    return os.path.join(folder, "model.weights.h5")
+def weights(folder: Path, which: str | None = None) -> str:
+    """Returns the path of the trained weights.
+
+    Args:
+        folder: the folder of the run.
+        which: "best" or "last", for the weights that the run did not keep as model.weights.h5. Default: those it kept.
+    """
+    return os.path.join(folder, f"{which or 'model'}.weights.h5")
+
+
+def best_weights(folder: Path) -> str:
+    """Returns the path of the weights of the best epoch so far, which a training in progress writes."""
+    return os.path.join(checkpoints(folder), "best.weights.h5")
+
+
+def history(folder: Path) -> str:
+    """Returns the path of the metrics of all epochs, a CSV file."""
+    return os.path.join(folder, "history.csv")
 
 
 def logs(folder: Path) -> str:
@@ -48,7 +78,8 @@ def is_export(path: Path) -> bool:
 
 def record(run: Run) -> dict[str, Any]:
     """Returns the configuration of a run and the description of its data, as run.json stores them."""
-    return run.settings() | {"data": run.description.settings()}
+    data_used = run.description.settings() | ({"extra": run.extra.fingerprint()} if run.extra else {})
+    return run.settings() | {"data": data_used}
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -58,7 +89,10 @@ def read_record(folder: Path) -> dict[str, Any]:
         ValueError: if the file is damaged.
         FileNotFoundError: if there is no such file.
     """
-    path = run_json(folder)
+    return _read_json(run_json(folder))
+
+
+def _read_json(path):
     try:
         with open(path, encoding="utf-8") as file:
             return json.load(file)
@@ -93,6 +127,28 @@ def load(folder: Path) -> tuple[Run, keras.Model]:
         model = run.build()
     models.weights.load_file(model, weights(folder))
     return run, model
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Returns the settings that a run.json has, for `Run(**settings)`.
+
+    Args:
+        path: a run.json, a file of settings in the same form, or the folder of a run.
+
+    Raises:
+        ValueError: if there is no such file, it is damaged, or it has a name that is no setting.
+    """
+    path = files.expanded(path)
+    path = run_json(path) if os.path.isdir(path) else path
+    try:
+        stored = _read_json(path)
+    except FileNotFoundError:
+        raise ValueError(f"There is no file {path}: a run.json, or the folder of a run, was expected.") from None
+    names = [field.name for field in fields()]
+    unknown = [name for name in stored if name not in (*names, *RECORDED)]
+    if unknown:
+        raise ValueError(f"{path} has {unknown[0]!r}, which is no setting. `keras-sat train --help` lists the settings.")
+    return {name: stored[name] for name in names if name in stored}
 
 
 def _of_record(stored):
@@ -152,8 +208,10 @@ def export(run: Run, model: keras.Model, folder: Path, path: Path, precision: st
     """
     folder = files.expanded(folder)
     stored = read_record(folder)
-    training = run.settings() | {"attack_batch_norm": stored.get("attack_batch_norm")}
+    training = run.settings() | {name: stored.get(name) for name in ("kept", "best", "last")}
     without_paths = {"dataset": os.path.basename(run.dataset), "data_dir": None}  # of this machine
+    paths = {name: training[name] for name in ("weights", "extra_data") if os.path.isabs(training[name] or "")}
+    without_paths |= {name: os.path.basename(path) for name, path in paths.items()}
     export_lib.export_saved_model(
         model,
         path,

@@ -8,6 +8,9 @@ from typing import Any
 class Recipe:
     """Published settings of a training run, and their cost: `Run(**RECIPES["sat_resnet"].settings)`.
 
+    All recipes hold out training images for validation, and keep the weights of the best epoch, as Rice et al.
+    (arXiv:2002.11569) recommend. `validation=0` trains on all images, and then keeps the last weights.
+
     Attributes:
         name: name of the recipe in `RECIPES` and on the command line.
         paper: source of the settings.
@@ -15,6 +18,7 @@ class Recipe:
             (1 + 2k/3 for PGD-k), and length of the training. `training.cost` measures the cost of a step.
         differs: how the recipe differs from the published training.
         settings: values of the fields of `Run` that differ from the defaults.
+        needs: {name of a field of `Run`: what it must be given}, for what no package can hold.
     """
 
     name: str
@@ -22,28 +26,96 @@ class Recipe:
     cost: str
     differs: str
     settings: dict[str, Any]
+    needs: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def command(self) -> str:
         """The command that trains with this recipe."""
-        return f"keras-sat train --recipe={self.name} --output=runs/{self.name}"
+        needed = "".join(f" --{name}=FILE" for name in self.needs)
+        return f"keras-sat train --recipe={self.name}{needed} --output=runs/{self.name}"
+
+    def check(self, settings: dict[str, Any]) -> None:
+        """Raises ValueError if settings lack what the recipe needs.
+
+        Args:
+            settings: the settings of the run: those of the recipe, and the others.
+        """
+        for name, what in self.needs.items():
+            if not settings.get(name):
+                raise ValueError(f"The recipe {self.name} needs {what}: say --{name}=FILE.")
 
 
 _SGD = {"optimizer": "sgd", "schedule": "steps", "warmup_epochs": 0.0}
-_IMAGENET = {"dataset": "imagenet2012", "image_size": 224, "augment": True, "epsilon": 4.0, "batch_size": 256} | _SGD
-_CIFAR = {"dataset": "cifar10", "augment": True, "epsilon": 8.0, "batch_size": 128} | _SGD
-_CIFAR_RESNET = _CIFAR | {"model": "ResNet18", "activation": "relu"}
-_SAT = _IMAGENET | {
-    "model": "ResNet50",
-    "activation": "silu",
-    "steps": 1,
-    "clean_start": 0.2,
-    "epochs": 100,
-    "learning_rate": 0.1,
-    "decay_epochs": "30,60,90",
-    "weight_decay": 1e-4,
-    "label_smoothing": 0.1,
+_TORCH_SGD = _SGD | {"nesterov": False, "weight_decay_on": "all"}
+_IMAGENET = {"dataset": "imagenet2012", "image_size": 224, "augment": True, "epsilon": 4.0, "batch_size": 256}
+_IMAGENET |= {"validation": 5000}
+_CIFAR = {"dataset": "cifar10", "augment": True, "epsilon": 8.0, "batch_size": 128, "validation": 1000}
+_SAT = (
+    _IMAGENET
+    | _SGD
+    | {
+        "model": "ResNet50",
+        "activation": "silu",
+        "steps": 1,
+        "clean_start": 0.2,
+        "epochs": 100,
+        "learning_rate": 0.1,
+        "decay_epochs": "30,60,90",
+        "weight_decay": 1e-4,
+        "label_smoothing": 0.1,
+    }
+)
+_FAST = (
+    _CIFAR
+    | _TORCH_SGD
+    | {
+        "model": "PreActResNet18",
+        "form": "plain",
+        "normalization": "cifar10",
+        "activation": "relu",
+        "steps": 1,
+        "step_size": 10.0,
+        "attack_batch_norm": "batch",
+        "epochs": 15,
+        "schedule": "triangle",
+        "learning_rate": 0.2,
+        "warmup_epochs": 7.5,
+        "weight_decay": 5e-4,
+    }
+)
+_WIDE = _CIFAR | _TORCH_SGD | {"model": "WideResNet34_10", "activation": "relu", "learning_rate": 0.1}
+_GENERATED = (
+    _CIFAR
+    | _SGD
+    | {
+        "model": "WideResNet28_10",
+        "form": "dm",
+        "activation": "silu",
+        "objective": "trades",
+        "steps": 10,
+        "step_size": 2.0,
+        "attack_batch_norm": "batch",
+        "epochs": 400,
+        "warmup_epochs": 10.0,
+        "weight_decay": 5e-4,
+        "weight_decay_on": "all_but_batch_norm",
+        "ema": 0.995,
+        "extra_share": 0.7,
+        "validation": 1024,
+    }
+)
+_DEEPMIND = _GENERATED | {
+    "beta": 6.0,
+    "clean_statistics": False,
+    "batch_size": 1024,
+    "schedule": "cosine",
+    "learning_rate": 0.4,
+    "ema_warmup": 0.0,
+    "extra_label_smoothing": 0.1,
 }
+_NEEDS_GENERATED = {"extra_data": "generated images of CIFAR-10 (docs/training.md says where their authors publish them)"}
+_HALF = "float32 in place of half precision (--precision=mixed_float16)"
+_START = "the random start is not cut off at 0 and 255 before the first gradient"
 
 _ALL = (
     Recipe(
@@ -65,76 +137,152 @@ _ALL = (
         name="free",
         paper="Shafahi et al., Adversarial Training for Free!, arXiv:1904.12843",
         cost="1 plain step for each replay; 23 epochs of 4 replays, as much as 92 plain ones",
-        differs="every batch starts at a random point of its ball",
+        differs="every batch starts at a random point of its ball, where the authors keep the perturbation of the "
+        "batch before: a run keeps no state in its attack",
         settings=_IMAGENET
+        | _TORCH_SGD
         | {
             "model": "ResNet50",
+            "form": "torchvision",
             "activation": "relu",
             "replays": 4,
             "epochs": 23,
             "learning_rate": 0.1,
-            "decay_epochs": "8,15,23",
+            "decay_epochs": "8,16",
             "weight_decay": 1e-4,
         },
     ),
     Recipe(
         name="fast",
         paper="Wong et al., Fast is better than free, arXiv:2001.03994",
-        cost="1.7 plain steps; 30 epochs of CIFAR-10",
-        differs="ResNet-18 in place of PreAct ResNet-18; a cosine in place of a triangle; Nesterov's momentum",
-        settings=_CIFAR_RESNET
+        cost="1.7 plain steps; 15 epochs of CIFAR-10",
+        differs=f"{_HALF}; {_START}; the attack does not move the statistics of batch norms",
+        settings=_FAST,
+    ),
+    Recipe(
+        name="grad_align",
+        paper="Andriushchenko and Flammarion, Understanding and Improving Fast Adversarial Training, arXiv:2007.02617",
+        cost="about 5 plain steps; 30 epochs of CIFAR-10",
+        differs=f"{_HALF}; the attack does not move the statistics of batch norms",
+        settings=_FAST
         | {
-            "steps": 1,
-            "step_size": 10.0,
+            "normalization": None,
+            "clean_start": 1.0,
+            "step_size": 8.0,
+            "grad_align": 0.2,
             "epochs": 30,
-            "learning_rate": 0.2,
-            "schedule": "cosine",
+            "learning_rate": 0.3,
             "warmup_epochs": 12.0,
-            "weight_decay": 5e-4,
         },
     ),
     Recipe(
         name="madry",
         paper="Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, arXiv:1706.06083",
-        cost="5.7 plain steps; 205 epochs of CIFAR-10",
-        differs="ResNet-18 in place of a wide ResNet-32; Nesterov's momentum",
-        settings=_CIFAR_RESNET
+        cost="5.7 plain steps; 205 epochs of CIFAR-10 (80,000 steps)",
+        differs="the network: convolutions in its shortcuts in place of zeros, ReLU in place of a leaky one, pixels / "
+        f"255 in place of standardized images; images are shifted by up to 4 pixels, not 2; {_START}",
+        settings=_WIDE
         | {
             "steps": 7,
             "step_size": 2.0,
+            "attack_batch_norm": "batch",
             "epochs": 205,
-            "learning_rate": 0.1,
             "decay_epochs": "102,154",
             "weight_decay": 2e-4,
+            "weight_decay_on": "kernels",
         },
     ),
     Recipe(
         name="trades",
         paper="Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, arXiv:1901.08573",
         cost="8.7 plain steps; 76 epochs of CIFAR-10",
-        differs="ResNet-18 in place of WideResNet-34-10; Nesterov's momentum; a uniform start",
-        settings=_CIFAR_RESNET
+        differs="nothing",
+        settings=_WIDE
         | {
             "objective": "trades",
+            "beta": 6.0,
+            "epsilon": 0.031 * 255,
             "steps": 10,
-            "step_size": 2.0,
+            "step_size": 0.007 * 255,
+            "start_std": 0.001 * 255,
             "epochs": 76,
-            "learning_rate": 0.1,
-            "decay_epochs": "75",
+            "decay_epochs": "74",
             "weight_decay": 2e-4,
         },
+    ),
+    Recipe(
+        name="gowal",
+        paper="Gowal et al., Improving Robustness using Generated Data, arXiv:2110.09468",
+        cost="8.7 plain steps; 400 epochs of CIFAR-10",
+        differs=f"an attack of signed steps of 2 pixels in place of Adam's (0.1, then 0.01 of 1); {_START}",
+        settings=_DEEPMIND,
+        needs=_NEEDS_GENERATED,
+    ),
+    Recipe(
+        name="rebuffi",
+        paper="Rebuffi et al., Fixing Data Augmentation to Improve Adversarial Robustness, arXiv:2103.01946",
+        cost="8.7 plain steps; 400 epochs of CIFAR-10",
+        differs="an attack of signed steps of 2 pixels in place of Adam's (0.1, then 0.01 of 1); Keras' CutMix over "
+        f"the whole batch, where the authors mix within four parts of it; {_START}",
+        settings=_DEEPMIND | {"cutmix": 1.0},
+        needs=_NEEDS_GENERATED,
+    ),
+    Recipe(
+        name="wang2023",
+        paper="Wang et al., Better Diffusion Models Further Improve Adversarial Training, arXiv:2302.04638",
+        cost="8.7 plain steps; 400 epochs of CIFAR-10",
+        differs=f"batch norms start at mean 0 and variance 1, where the authors take those of the first batch; {_START}",
+        settings=_GENERATED
+        | {
+            "beta": 5.0,
+            "batch_size": 512,
+            "schedule": "onecycle_by_epoch",
+            "learning_rate": 0.2,
+            "label_smoothing": 0.1,
+            "ema_warmup": 10.0,
+        },
+        needs=_NEEDS_GENERATED,
+    ),
+    Recipe(
+        name="revisiting_at",
+        paper="Singh et al., Revisiting Adversarial Training for ImageNet, arXiv:2303.01870",
+        cost="2.3 plain steps; 300 epochs of ImageNet",
+        differs="PGD-2 with steps of epsilon from the image itself in place of APGD-2; Keras' RandAugment, MixUp and "
+        f"CutMix in place of timm's; no random erasing; {_HALF}; 640 images in a batch, as 8 devices with the 80 of "
+        "the authors' script",
+        settings=_IMAGENET
+        | {
+            "model": "ConvNeXtTiny",
+            "form": "conv",
+            "activation": {"name": "gelu", "approximate": False},
+            "normalization": "none",
+            "steps": 2,
+            "step_size": 4.0,
+            "clean_start": 1.0,
+            "epochs": 300,
+            "batch_size": 640,
+            "beta_2": 0.95,
+            "learning_rate": 1e-3,
+            "final_learning_rate": 5e-6,
+            "warmup_epochs": 20.0,
+            "warmup_from": 1e-7,
+            "weight_decay": 0.05,
+            "label_smoothing": 0.1,
+            "rand_augment": 0.9,
+            "mixup": 0.8,
+            "cutmix": 1.0,
+            "ema": 0.9999,
+        },
+        needs={"weights": "clean weights of ConvNeXt-T to begin with (or --weights=none)"},
     ),
     Recipe(
         name="small",
         paper="this project: smooth adversarial training of small images",
         cost="2.3 plain steps; 30 epochs of CIFAR-10",
         differs="nothing",
-        settings={
+        settings=_CIFAR
+        | {
             "model": "ResNet20",
-            "dataset": "cifar10",
-            "augment": True,
-            "epsilon": 8.0,
-            "batch_size": 128,
             "epochs": 30,
             "learning_rate": 0.004,
         },

@@ -1,21 +1,35 @@
 """Trains a `Run` and writes its folder. A run that was killed or interrupted continues from its last checkpoint."""
 
 import contextlib
+import dataclasses
 import functools
 import os
 import shutil
-import sys
 from collections.abc import Callable
+from typing import Any
 
 import keras
+import tensorflow as tf
 
 from keras_sat import attacks, data, files, models, provenance
+from keras_sat.models import classifier
 from keras_sat.run import folder as folder_lib
+from keras_sat.run import optimizers
 from keras_sat.run.configuration import Run, dtype_policy
-from keras_sat.training import AdversarialModel, AveragedWeights, Checkpoint, distribution, schedules
+from keras_sat.training import (
+    AdversarialModel,
+    AveragedWeights,
+    BestWeights,
+    CatastrophicOverfittingGuard,
+    Checkpoint,
+    HistoryFile,
+    Progress,
+    distribution,
+)
+from keras_sat.training import _cost as cost_lib
 from keras_sat.typing import Path
 
-NO_WEIGHT_DECAY = ("gamma", "beta", "bias")
+PROBES_PER_EPOCH = 4
 
 
 def train(
@@ -57,19 +71,55 @@ def train(
     if is_chief and folder_lib.has_checkpoint(folder):
         say(f"Going on with the run in {folder}.")
     keras.utils.set_random_seed(run.seed)
-    steps = int(run.load_data("train", training=True).cardinality())
+    steps = run.steps_per_epoch()
     with dtype_policy(run.precision), strategy.scope():
-        trainer = _trainer(run, steps)
-    checkpoint = Checkpoint(folder_lib.checkpoints(folder), steps, run.checkpoint_every, is_chief=is_chief)
-    with _nothing_without_a_step(folder) if is_chief else contextlib.nullcontext(), checkpoint:
+        model, lines = run.build_to_train()
+    if is_chief:
+        for line in [*_about_validation(run), *lines]:
+            say(line)
+    training = _Training(run, model, steps, folder, is_chief)
+    with _nothing_without_a_step(folder) if is_chief else contextlib.nullcontext(), training.checkpoint:
         if is_chief:
             record = folder_lib.record(run) | {"continued": continued}
-            files.write_json(folder_lib.run_json(checkpoint.folder), record)
+            files.write_json(folder_lib.run_json(training.checkpoint.folder), record)
         with distribution.report_lost_workers(strategy):
-            is_finished = _fit(run, trainer, checkpoint, steps, folder_lib.logs(folder))
+            is_finished = training.fit(strategy)
         if is_chief:
-            _write(run, trainer, checkpoint, is_finished, folder, continued)
-    return trainer.classifier, is_finished
+            _write(training, is_finished, folder, continued)
+    return model, is_finished
+
+
+def cost(run: Run) -> str:
+    """Estimates the time and memory of a run from a few of its steps, and returns a text for people.
+
+    Args:
+        run: the configuration.
+
+    Raises:
+        ValueError: see `train`.
+    """
+    strategy = distribution.strategy(run.strategy)
+    steps = run.steps_per_epoch()
+    with dtype_policy(run.precision), strategy.scope():
+        model, _ = run.build_to_train()
+        trainer = _trainer(run, model, steps, run.epochs)
+    images, labels = next(iter(run.training_data()))
+    measured = cost_lib.of_trainer(trainer, images, labels, steps)
+    hours = (measured.seconds_per_epoch or 0.0) * run.epochs / 3600
+    return f"{measured}; {hours:.1f} hours for {run.epochs} epochs of {steps} steps, without validation"
+
+
+def _about_validation(run):
+    """Returns the lines about the images for validation."""
+    if run.validation_split:
+        lines = [f"Validation: {run.validation_split}."]
+        if run.validation_split.partition("[")[0] == run.source.default_evaluation_split:
+            lines.append("`keras-sat evaluate` uses this split too: its figures will flatter the best epoch.")
+        return lines
+    if not run.validation:
+        return ["No images are held out for validation: the last epoch's weights are kept."]
+    number = data.number_held_out(run.source, run.train_split, run.validation)
+    return [f"{number} images of {run.train_split} are held out for validation."]
 
 
 @contextlib.contextmanager
@@ -88,15 +138,34 @@ def _nothing_without_a_step(folder):
         raise
 
 
-def _write(run, trainer, checkpoint, is_finished, folder, continued):
-    """Writes the weights, then run.json. If run.json exists, the weights exist too."""
-    with files.atomic_write(folder_lib.weights(folder)) as temporary:
+def _write(training, is_finished, folder, continued):
+    """Writes the weights, then run.json. If run.json exists, the weights exist too.
+
+    The weights of the best epoch and the last weights are both written: those that are kept as model.weights.h5, the
+    others as last.weights.h5 or best.weights.h5. The network has the weights that are kept.
+    """
+    run, trainer, checkpoint, best = training.run, training.trainer, training.checkpoint, training.best
+    keeps_best = run.keep == "best" and best.best is not None
+    last = folder_lib.weights(folder, None if not keeps_best else "last")
+    with files.atomic_write(last) as temporary:
         models.weights.save_file(trainer.classifier, temporary)
-    record = folder_lib.record(run) | {"attack_batch_norm": trainer.attack_batch_norm, "finished": is_finished}
-    record |= {"iterations": int(trainer.optimizer.iterations.numpy()), "history": _curves(checkpoint.history)}
+    if best.best is not None:
+        with files.atomic_write(folder_lib.weights(folder, None if keeps_best else "best")) as temporary:
+            shutil.copyfile(best.path, temporary)
+    if keeps_best:
+        models.weights.load_file(trainer.classifier, folder_lib.weights(folder))
+    record = folder_lib.record(run) | {"finished": is_finished, "history": _curves(checkpoint.history)}
+    record |= {"iterations": checkpoint.done * max(1, run.replays)}
+    record |= {"kept": "best" if keeps_best else "last", "best": best.best, "last": _last(checkpoint.history)}
+    record |= {"ended": training.ended()} if training.ended() else {}
     record |= {"continued": continued} if continued else {}
     files.write_json(folder_lib.run_json(folder), record | {"versions": provenance.versions()})
     checkpoint.keep_last()
+
+
+def _last(history):
+    """Returns the last epoch that was completed, with its metrics; None if none was."""
+    return {"epoch": max(history) + 1, **history[max(history)]} if history else None
 
 
 def _curves(history):
@@ -160,82 +229,142 @@ def _check_data(run, before, folder):
         )
 
 
-def _fit(run, trainer, checkpoint, steps, logs):
-    """Trains from the last checkpoint on. Returns whether the training ran to its end."""
-    done = checkpoint.restore(trainer)
-    if done == steps * run.epochs:  # the run was killed after its last step
+@dataclasses.dataclass(frozen=True)
+class _Phase:
+    """Epochs, from `first` up to `last` (not included), in which the same layers are trained."""
+
+    freeze: str | None
+    first: int
+    last: int
+
+
+def _phases(run):
+    if not run.head_epochs:
+        return [_Phase(run.freeze, 0, run.epochs)]
+    return [_Phase("backbone", 0, run.head_epochs), _Phase(run.freeze, run.head_epochs, run.epochs)]
+
+
+class _Training:
+    """The training of a run, in one or two phases, each with its own optimizer."""
+
+    def __init__(self, run: Run, model: keras.Model, steps: int, folder: str, is_chief: bool) -> None:
+        self.run, self.model, self.steps = run, model, steps
+        self.best = BestWeights(folder_lib.best_weights(folder), models.weights.save_file, patience=run.patience)
+        self.guard = _guard(run, steps)
+        self.logs = folder_lib.logs(folder)
+        stateful = [self.best, *([self.guard] if self.guard else [])]
+        self.checkpoint = Checkpoint(
+            folder_lib.checkpoints(folder), steps, run.checkpoint_every, is_chief=is_chief, callbacks=stateful
+        )
+        self.history_file = HistoryFile(folder_lib.history(folder), self.checkpoint)
+        self.averaged = AveragedWeights()
+        self.trainer: Any = None
+
+    def fit(self, strategy: tf.distribute.Strategy) -> bool:
+        """Trains from the last checkpoint on. Returns whether the training ran to its end."""
+        newest = self.checkpoint.newest_step(strategy)
+        phases = [phase for phase in _phases(self.run) if newest <= phase.last * self.steps]
+        for phase in phases:
+            with dtype_policy(self.run.precision), strategy.scope():
+                classifier.freeze(self.model, phase.freeze)
+                self.trainer = self._trainer(phase)
+            if phase is phases[0]:
+                self.checkpoint.restore(self.trainer)
+            if not self._fit_phase(phase):
+                return False
+            if self.ended():
+                break
+        return True
+
+    def _trainer(self, phase):
+        is_head = phase.freeze == "backbone" and self.run.head_epochs and phase.first == 0
+        constant = self.run.learning_rate if is_head else None
+        return _trainer(self.run, self.model, self.steps, phase.last - phase.first, constant)
+
+    def ended(self) -> str | None:
+        """Returns why the training ended before its last epoch; None if it did not."""
+        if self.guard and self.guard.has_stopped:
+            return f"catastrophic overfitting at step {self.guard.collapses[-1]}"
+        if self.best.stopped_epoch:
+            return f"no larger robust validation accuracy for {self.run.patience} epochs"
+        return None
+
+    def _fit_phase(self, phase):
+        """Trains up to the end of a phase. Returns whether it was reached."""
+        run, checkpoint, trainer = self.run, self.checkpoint, self.trainer
+        strategy, done = trainer.distribute_strategy, checkpoint.done
+        validation = run.validation_data()
+        callbacks = self._callbacks(phase)
+        batches = functools.partial(run.training_data, done)
+        has_replicas = strategy.num_replicas_in_sync > 1  # with several replicas, each worker reads its share of the files
+        try:
+            checkpoint.finish_epoch(trainer, validation, callbacks)
+            if done < phase.last * self.steps and not trainer.stop_training:
+                trainer.fit(
+                    strategy.distribute_datasets_from_function(batches) if has_replicas else batches(),
+                    validation_data=validation,
+                    epochs=phase.last,
+                    steps_per_epoch=self.steps,
+                    initial_epoch=done // self.steps,
+                    shuffle=False,  # the dataset shuffles
+                    callbacks=callbacks,
+                    verbose=0,
+                )
+        except KeyboardInterrupt:
+            if not checkpoint.done:
+                raise
+            self.averaged.on_test_end()
+            trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
+            return False
         trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
         return True
-    batches = functools.partial(run.training_data, done)
-    strategy, averaged = trainer.distribute_strategy, AveragedWeights()
-    has_replicas = strategy.num_replicas_in_sync > 1  # with several replicas, each worker reads its share of the files
-    try:
-        trainer.fit(
-            strategy.distribute_datasets_from_function(batches) if has_replicas else batches(),
-            validation_data=run.validation_data(),
-            epochs=run.epochs,
-            steps_per_epoch=steps,
-            initial_epoch=done // steps,
-            shuffle=False,  # the dataset shuffles
-            callbacks=[
-                checkpoint,
-                *([averaged] if run.ema else []),
-                *([keras.callbacks.TensorBoard(logs, write_graph=False)] if checkpoint.is_chief else []),
-            ],
-            verbose=0 if not checkpoint.is_chief else "auto" if sys.stdout.isatty() else 2,
-        )
-    except KeyboardInterrupt:
-        if not checkpoint.done:
-            raise
-        averaged.on_test_end()
-        trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
-        return False
-    return True
+
+    def _callbacks(self, phase):
+        run, is_chief = self.run, self.checkpoint.is_chief
+        guard = [self.guard] if self.guard and phase.last == run.epochs else []  # its copies are of one optimizer
+        chief = []
+        if is_chief:
+            chief = [
+                self.history_file,
+                keras.callbacks.TensorBoard(self.logs, write_graph=False),
+                Progress(run.epochs, self.steps, run.batch_size, done=self.checkpoint.done),
+            ]
+        return [*([self.averaged] if run.ema else []), *guard, self.best, self.checkpoint, *chief]
 
 
-def _trainer(run, steps):
-    """Returns a compiled AdversarialModel. `steps` is the number of steps in an epoch, for the schedule."""
-    model = run.build()
+def _guard(run, steps):
+    """Returns the guard against catastrophic overfitting; None if the run has none."""
+    if run.guard_action() == "none":
+        return None
+    return CatastrophicOverfittingGuard(
+        run.probed_data(),
+        attacks.from_name(run.probe, run.ball()),
+        every=max(1, steps // PROBES_PER_EPOCH),
+        action=run.guard_action().replace("_", " "),
+    )
+
+
+def _trainer(run, model, steps, epochs, constant_rate=None):
+    """Returns a compiled AdversarialModel.
+
+    Args:
+        run: the configuration.
+        model: the network.
+        steps: number of steps in an epoch.
+        epochs: number of epochs, for the schedule of the learning rate.
+        constant_rate: a constant learning rate, in place of the schedule.
+    """
     trainer = AdversarialModel(
         model,
         run.attack(),
         attacks.PGD(run.ball(), steps=10),
+        run.attack_batch_norm,
         seed=run.seed,
         attack_precision=run.attack_precision,
         objective=run.training_objective(),
         weight_perturbation=run.weight_perturbation(),
+        gradient_alignment=run.gradient_alignment(),
     )
-    trainer.compile(_optimizer(run, model, steps), _loss(run), metrics=["accuracy"])
+    rate = constant_rate or optimizers.learning_rate(run, steps, epochs)
+    trainer.compile(optimizers.optimizer(run, model, steps, rate), optimizers.loss(run), metrics=["accuracy"])
     return trainer
-
-
-def _loss(run):
-    if run.has_soft_labels:
-        return keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=run.label_smoothing)
-    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-
-
-def _optimizer(run, model, steps):
-    options = {"global_clipnorm": run.clip_norm}
-    if run.ema:
-        options |= {"use_ema": True, "ema_momentum": run.ema, "ema_overwrite_frequency": None}
-    rate = _learning_rate(run, steps * max(1, run.replays))  # each replay is an iteration of the optimizer
-    if run.optimizer == "adamw":
-        optimizer = keras.optimizers.AdamW(rate, weight_decay=run.weight_decay, **options)
-        optimizer.exclude_from_weight_decay(var_names=NO_WEIGHT_DECAY)
-        return optimizer
-    for layer in model.layers:
-        if getattr(layer, "kernel", None) is not None and run.weight_decay:
-            layer.kernel.regularizer = keras.regularizers.L2(run.weight_decay / 2)
-    return keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, **options)
-
-
-def _learning_rate(run, steps):
-    warmup = run.epochs / 5 if run.warmup_epochs is None else run.warmup_epochs
-    warmup = min(int(warmup * steps), run.epochs * steps - 1)
-    if run.schedule == "cosine":
-        return keras.optimizers.schedules.CosineDecay(
-            run.warmup_from, run.epochs * steps - warmup, warmup_target=run.learning_rate, warmup_steps=warmup
-        )
-    boundaries = [int(epoch) * steps for epoch in run.decay_epochs.split(",")]
-    return schedules.StepDecay(run.learning_rate, boundaries, warmup_steps=warmup, warmup_from=run.warmup_from)

@@ -64,27 +64,37 @@ def cost(
     """
     before = [keras.ops.convert_to_numpy(variable) for variable in model.variables]  # seed generators included
     try:
-        size, step = _measure(AdversarialModel(model, attack, **options), dataset, steps, optimizer)
+        trainer = AdversarialModel(model, attack, **options)
+        images, labels = next(iter(dataset))
+        one_hot = len(labels.shape) == 2 and labels.shape[-1] > 1
+        losses = keras.losses.CategoricalCrossentropy if one_hot else keras.losses.SparseCategoricalCrossentropy
+        trainer.compile(optimizer, losses(from_logits=True))
+        batches = int(dataset.cardinality())
+        return of_trainer(trainer, images, labels, batches if batches > 0 else None, steps)
     finally:
         for variable, value in zip(model.variables, before):
             variable.assign(value)
         classifier.refresh(model)
-    batches = int(dataset.cardinality())
-    return Cost(size / step, batches * step if batches > 0 else None, _peak_memory())
 
 
-def _measure(trainer, dataset, steps, optimizer):
-    """Takes steps on the first batch; returns its number of images, and the median time of a step in seconds."""
-    images, labels = next(iter(dataset))
-    one_hot = len(labels.shape) == 2 and labels.shape[-1] > 1
-    losses = keras.losses.CategoricalCrossentropy if one_hot else keras.losses.SparseCategoricalCrossentropy
-    trainer.compile(optimizer, losses(from_logits=True))
+def of_trainer(
+    trainer: AdversarialModel, images: Any, labels: Any, steps_per_epoch: int | None = None, steps: int = 3
+) -> Cost:
+    """Estimates the cost of a training from a few steps of its trainer. The steps change the weights.
+
+    Args:
+        trainer: a compiled `AdversarialModel`.
+        images, labels: a batch of the training.
+        steps_per_epoch: number of steps in an epoch. None: it is unknown.
+        steps: see `cost`.
+    """
     seconds = []
     for _ in range(steps + 1):
         start = time.perf_counter()
         trainer.train_on_batch(images, labels)
         seconds.append(time.perf_counter() - start)
-    return len(images), statistics.median(seconds[1:])
+    step = statistics.median(seconds[1:])
+    return Cost(len(images) / step, steps_per_epoch and steps_per_epoch * step, _peak_memory())
 
 
 def _peak_memory():

@@ -10,11 +10,15 @@ from keras_sat.training import Free
 
 
 def test_validation_and_calibration_see_all_classes(quick, photos, monkeypatch):
-    monkeypatch.setattr(configuration, "VALIDATION_IMAGES", 6)
     monkeypatch.setattr(configuration, "CALIBRATION_IMAGES", 4)
-    run = quick(photos)
+    run = quick(photos, validation=6)
     ((images, labels),) = run.validation_data()
     assert sorted(labels.numpy()) == [0, 0, 0, 1, 1, 1]
+    held_out = {image.tobytes() for image in images.numpy()}
+    trained_on = {image.tobytes() for x, _ in run.training_data() for image in x.numpy()}
+    assert run.steps_per_epoch() == 3 and len(trained_on) == 18 and not held_out & trained_on
+    ((_, labels),) = quick(photos, validation_split="test[:6]").validation_data()
+    assert len(labels) == 6 and quick(photos, validation_split="test").steps_per_epoch() == 4
     calibration = run.calibration_images()
     means = sorted(calibration.mean((1, 2, 3)))
     assert means[2] > 2 * means[1]  # two are bright
@@ -51,6 +55,18 @@ def test_precision_is_that_of_the_run_alone(short, tmp_path):
         ({"warmup_epochs": -1.0}, "warmup_epochs must be at least 0"),
         ({"crop": "centre"}, "crop must be one of stretch, padded"),
         ({"channels": 2}, "channels must be 1 or 3"),
+        ({"freeze": "head"}, "freeze must be one of backbone, batch_norm"),
+        ({"keep": "first"}, "keep must be one of best, last"),
+        ({"guard": "roll back"}, "guard must be one of none, stop, roll_back"),
+        ({"probe": "pgd"}, "attack must be one of"),
+        ({"validation": -1.0}, "validation must be at least 0"),
+        ({"patience": 3, "validation": 0}, "patience must be left out without validation images"),
+        ({"extra_share": 0.7}, "extra_share must be above 0 with extra_data, such as 0.7, and 0 without"),
+        ({"extra_data": "x.npz"}, "extra_share must be above 0 with extra_data"),
+        ({"ema_warmup": 1.0}, "ema_warmup must be left out without ema"),
+        ({"beta": 5.0}, "beta must be left out unless the objective is trades or mart"),
+        ({"grad_align": 0.2, "replays": 2}, "grad_align must be 0 with replays"),
+        ({"weights": "sat-fashion-mnist", "model": "ResNet18"}, "ResNet18"),
     ],
 )
 def test_bad_values(options, message):

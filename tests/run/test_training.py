@@ -1,13 +1,20 @@
 """The training of a run, and how an interrupted run continues."""
 
+import csv
 import dataclasses
 import json
 import os
+import shutil
 
+import h5py
+import numpy as np
 import pytest
 
 from keras_sat import run as run_lib
-from keras_sat.run import Run, training
+from keras_sat.attacks import PGD
+from keras_sat.run import Run, optimizers, training
+from keras_sat.training import Progress
+from keras_sat.training.callbacks import robust_accuracy
 
 
 def test_a_folder_is_not_overwritten(short, trained):
@@ -69,13 +76,133 @@ def test_a_finished_run_can_be_continued(quick, run_on_photos, tmp_path):
     assert None not in record["history"]["val_accuracy"]
 
 
+TINY = Run(
+    train_split="train[:90]", image_size=8, batch_size=20, validation=10, steps=1, epochs=2, strategy="none", guard="none"
+)
+
+
+def arrays(path):
+    """Returns {name: values} of a file of weights."""
+    found = {}
+    with h5py.File(path) as file:
+        file.visititems(lambda name, item: found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
+    return found
+
+
+def assert_same_weights(one, other):
+    one, other = arrays(one), arrays(other)
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name], name)
+
+
+def test_the_best_epoch_is_kept_beside_the_last(tmp_path):
+    """Patience of one epoch ends the training right after the best epoch, or after a tie."""
+    run = dataclasses.replace(TINY, epochs=30, patience=1, ema=0.5, learning_rate=0.02)
+    model, is_finished = run_lib.train(run, tmp_path)
+    record = json.loads((tmp_path / "run.json").read_text())
+    robust = record["history"]["val_robust_accuracy"]
+    best = int(np.argmax(robust))
+    assert is_finished and record["finished"] and len(robust) == best + 2 < 30
+    assert record["ended"] == "no larger robust validation accuracy for 1 epochs"
+    assert (record["kept"], record["best"]["epoch"], record["last"]["epoch"]) == ("best", best + 1, best + 2)
+    assert record["best"]["val_robust_accuracy"] == robust[best]
+    _, loaded = run_lib.load(tmp_path)
+    for network in (model, loaded):  # the weights that were kept have the figure that was recorded
+        assert robust_accuracy(network, run.validation_data(), PGD(run.ball(), steps=10)) == pytest.approx(
+            robust[best], abs=0.11
+        )
+    assert any((value != arrays(tmp_path / "last.weights.h5")[name]).any() for name, value in arrays(tmp_path / "model.weights.h5").items())
+    with open(tmp_path / "history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["val_robust_accuracy"]) for row in rows] == pytest.approx(robust)
+
+
+def test_the_last_epoch_is_kept_on_demand_and_without_validation(tmp_path):
+    run = dataclasses.replace(TINY, keep="last", epochs=1)
+    run_lib.train(run, tmp_path / "last")
+    assert json.loads((tmp_path / "last" / "run.json").read_text())["kept"] == "last"
+    assert_same_weights(tmp_path / "last" / "model.weights.h5", tmp_path / "last" / "best.weights.h5")  # one epoch
+    run_lib.train(dataclasses.replace(run, keep="best", validation=0), tmp_path / "all")
+    record = json.loads((tmp_path / "all" / "run.json").read_text())
+    assert (record["kept"], record["best"], "val_accuracy" in record["history"]) == ("last", None, False)
+    assert not (tmp_path / "all" / "best.weights.h5").exists()
+
+
+class Snapshots(Progress):
+    """Copies the folder of the run at some steps, as a kill would leave it."""
+
+    folder, steps = None, {}
+
+    def on_train_batch_end(self, batch, logs=None):
+        super().on_train_batch_end(batch, logs)
+        for step, place in self.steps.items():
+            if (self.folder / "checkpoints" / f"step-{step}.json").exists() and not place.exists():
+                shutil.copytree(self.folder, place)
+
+
+def test_a_killed_run_from_weights_ends_as_if_it_was_not_killed(tmp_path, monkeypatch):
+    """Killed at the last step of the epoch of the head, before its validation; and in the middle of the second phase."""
+    run = dataclasses.replace(
+        TINY, weights="sat-fashion-mnist", head_epochs=1, ema=0.5, checkpoint_every=1, freeze="batch_norm", patience=3
+    )
+    monkeypatch.setattr(Snapshots, "folder", tmp_path / "whole")
+    monkeypatch.setattr(Snapshots, "steps", {4: tmp_path / "killed-4", 6: tmp_path / "killed-6"})
+    monkeypatch.setattr(training, "Progress", Snapshots)
+    lines = []
+    run_lib.train(run, tmp_path / "whole", say=lines.append)
+    assert any("10 images of train[:90] are held out for validation" in line for line in lines)
+    monkeypatch.setattr(training, "Progress", Progress)
+    whole = json.loads((tmp_path / "whole" / "run.json").read_text())
+    for step in (4, 6):
+        killed = tmp_path / f"killed-{step}"
+        assert killed.exists()
+        run_lib.train(run, killed)
+        record = json.loads((killed / "run.json").read_text())
+        assert record["iterations"] == whole["iterations"] == 8
+        for name in ("val_accuracy", "val_robust_accuracy", "val_loss"):
+            assert record["history"][name] == whole["history"][name]
+        assert record["best"]["epoch"] == whole["best"]["epoch"]
+        for name in ("model", "last"):
+            assert_same_weights(tmp_path / "whole" / f"{name}.weights.h5", killed / f"{name}.weights.h5")
+
+
+def test_the_head_alone_is_trained_first(tmp_path, monkeypatch):
+    run = dataclasses.replace(TINY, weights="sat-fashion-mnist", head_epochs=1)
+    phases = training._phases(run)
+    assert [(phase.freeze, phase.first, phase.last) for phase in phases] == [("backbone", 0, 1), (None, 1, 2)]
+    with pytest.raises(ValueError, match="head_epochs must be 0, or with --weights fewer than epochs"):
+        dataclasses.replace(run, head_epochs=2)
+    with pytest.raises(ValueError, match="freeze must be left out without weights"):
+        dataclasses.replace(TINY, freeze="backbone")
+
+
+def test_the_guard_is_on_for_one_step():
+    run = Run(steps=1)
+    assert run.guard_action() == "stop"
+    assert dataclasses.replace(run, steps=2).guard_action() == "none"
+    assert dataclasses.replace(run, guard="roll_back").guard_action() == "roll_back"
+    assert dataclasses.replace(run, validation=0).guard_action() == "none"
+    guard = training._guard(run, steps=100)
+    assert guard.every == 25
+    assert sum(len(labels) for _, labels in guard.dataset) == 200
+    with pytest.raises(ValueError, match="guard must be none without validation images"):
+        Run(guard="stop", validation=0)
+
+
+def test_cost_is_measured_for_exactly_these_settings():
+    text = run_lib.cost(dataclasses.replace(TINY, epochs=3))
+    assert "images/s" in text and "for 3 epochs of 4 steps" in text
+
+
 @pytest.mark.parametrize("name", ["ResNet8", "ConvNeXtTiny"])
 def test_weight_decay_is_on_kernels_only(name, short):
     run = dataclasses.replace(short, model=name, activation="smooth_relu", weight_decay=0.1, image_size=32)
-    trainer = training._trainer(run, steps=10)
-    weights = trainer.classifier.trainable_weights
+    model = run.build()
+    weights = model.trainable_weights
     assert {w.name for w in weights} == {"kernel", "bias", "gamma", "beta", "root_beta"}
-    assert {w.name for w in weights if trainer.optimizer._use_weight_decay(w)} == {"kernel"}
-    training._optimizer(dataclasses.replace(run, optimizer="sgd"), trainer.classifier, steps=10)
+    optimizer = optimizers.optimizer(run, model, 10, 0.1)
+    assert {w.name for w in weights if optimizer._use_weight_decay(w)} == {"kernel"}
+    optimizers.optimizer(dataclasses.replace(run, optimizer="sgd"), model, 10, 0.1)
     assert {w.name for w in weights if w.regularizer is not None} == {"kernel"}
     assert all(w.regularizer for w in weights if w.name == "kernel")
