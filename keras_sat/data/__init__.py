@@ -5,6 +5,7 @@ Images are NHWC, uint8 pixels 0..255.
 
 from keras_sat.data._batches import batches
 from keras_sat.data._check import Findings, check
+from keras_sat.data._extra import Extra, extra
 from keras_sat.data.folder import Folder
 from keras_sat.data.pipeline import (
     Description,
@@ -13,6 +14,7 @@ from keras_sat.data.pipeline import (
     evaluation_split,
     is_folder,
     load,
+    number_held_out,
     preprocessing_of,
     shape_and_classes,
     source,
@@ -21,6 +23,7 @@ from keras_sat.data.prepared import Prepared, info, names
 
 __all__ = [
     "Description",
+    "Extra",
     "Findings",
     "Folder",
     "Prepared",
@@ -29,10 +32,12 @@ __all__ = [
     "class_names",
     "describe",
     "evaluation_split",
+    "extra",
     "info",
     "is_folder",
     "load",
     "names",
+    "number_held_out",
     "preprocessing_of",
     "shape_and_classes",
     "source",

@@ -226,19 +226,16 @@ class Folder:
         """Returns the number of images in a split or slice, such as "test[:500]"."""
         return len(self.examples(split))
 
-    def sample(self, split: str, number: int, seed: int) -> np.ndarray:
-        """Returns the sorted indices of a stratified random sample of a split. See `slices.stratified`.
-
-        Args:
-            split: a split or slice, such as "train".
-            number: size of the sample. If the split has fewer images, all are returned.
-            seed: seed of the sample.
-        """
-        labels = np.array([label for _, label in self.examples(split)])
-        return slices.stratified(labels, min(number, len(labels)), np.random.default_rng(seed))
+    def labels(self, split: str) -> np.ndarray:
+        """Returns the labels of a split or slice, in its order: int array [n]."""
+        return np.array([label for _, label in self.examples(split)])
 
     def read(
-        self, split: str, input_context: tf.distribute.InputContext | None = None, key: tf.Tensor | None = None
+        self,
+        split: str,
+        input_context: tf.distribute.InputContext | None = None,
+        key: tf.Tensor | None = None,
+        places: np.ndarray | None = None,
     ) -> tf.data.Dataset:
         """Returns a dataset of (path, int64 label).
 
@@ -246,8 +243,10 @@ class Folder:
             split: a split or slice, such as "train[:500]".
             input_context: if given, the dataset is the share of this worker.
             key: int64 seed of a shuffle. Default: no shuffle.
+            places: sorted indices of the images to read, in the order of `labels`. Default: all images.
         """
-        paths, labels = zip(*self.examples(split))
+        examples = self.examples(split)
+        paths, labels = zip(*(examples if places is None else [examples[place] for place in places]))
         encoded = list(map(os.fsencode, paths))  # a file name need not be valid UTF-8
         dataset = tf.data.Dataset.from_tensor_slices((encoded, tf.constant(labels, tf.int64)))
         if input_context:

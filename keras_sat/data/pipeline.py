@@ -3,17 +3,21 @@
 import dataclasses
 import functools
 import os
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_sat import preprocessing
+from keras_sat.data import order, slices
 from keras_sat.data.folder import SPLITS, Folder
 from keras_sat.data.prepared import Prepared, names
 from keras_sat.preprocessing import Preprocessing
 from keras_sat.typing import Path
+
+if TYPE_CHECKING:
+    from keras_sat.data._extra import Extra
 
 Source: TypeAlias = Folder | Prepared  # an opened dataset
 
@@ -202,12 +206,17 @@ def load(
     crop: str | None = None,
     channels: int | None = None,
     preprocessing: Preprocessing | None = None,
+    hold_out: float = 0,
+    held_out: bool = False,
     sample: int | None = None,
     epochs: int | None = None,
     first_step: int = 0,
     rand_augment: float | None = None,
     mixup: float | None = None,
     cutmix: float | None = None,
+    extra: "Extra | None" = None,
+    extra_share: float = 0.0,
+    extra_label_smoothing: float = 0.0,
     input_context: tf.distribute.InputContext | None = None,
 ) -> tf.data.Dataset:
     """Returns batches of (images, labels) of a classification dataset.
@@ -229,7 +238,7 @@ def load(
         training: whether to shuffle (differently in each epoch), to augment, and to drop the last, partial batch.
             Default: False.
         data_dir: TFDS' folder of prepared datasets. Default: TFDS' own default.
-        seed: seed of shuffling, augmentation and `sample`. Default: 0.
+        seed: seed of shuffling, augmentation, `hold_out`, `sample` and `extra`. Default: 0.
         augment: in training, whether to augment. Default: True. Images of up to 64 pixels are shifted at random by up
             to an eighth of their size; of larger images a random part is taken (`preprocessing.random_part`). Half of
             the images are mirrored, unless this would change their class.
@@ -237,8 +246,14 @@ def load(
             `preprocessing.Preprocessing`. Default: "stretch" if the images have one size, otherwise "padded".
         channels: 1 (grey) or 3 (RGB). Default: 1 if all images are grey, otherwise 3.
         preprocessing: a `preprocessing.Preprocessing`, in place of `image_size`, `crop` and `channels`.
-        sample: with training=False, number of images to draw at random from the split: at least one of each class, the
-            others in proportion to the sizes of the classes. Default: all images.
+        hold_out: images of the split to hold out, for validation: a share below 1, or a number from 1 on. They are
+            drawn at random by the seed, in proportion to the sizes of the classes: at least one of each class, and not
+            the last one of a class, where the number allows it. (Of a TFDS split larger than 1 GiB, labels are not
+            read: there they are drawn uniformly.) Default: 0, none.
+        held_out: with `hold_out`, whether to return the images held out, in place of the others. Default: False.
+        sample: with training=False, number of images to draw at random from the split, or from its part that
+            `held_out` chooses: at least one of each class, the others in proportion to the sizes of the classes.
+            Default: all images.
         epochs: in training, number of epochs in the dataset, one after the other, for `fit(steps_per_epoch=...)`.
             Default: one epoch, with a different order each time the dataset is iterated.
         first_step: with `epochs`, index of the first batch, counted over all epochs. Default: 0.
@@ -247,6 +262,14 @@ def load(
             [batch, classes].
         cutmix: in training, factor of Keras' CutMix. Default: it is not used. With `mixup` and `cutmix`, each batch
             gets one of them, chosen at random.
+        extra: in training, extra images for a part of each batch, which `data.extra` has opened. They are augmented in
+            the same way. An epoch has as many batches as without them, so it sees a part of the split: another random
+            part in each epoch. Default: none.
+        extra_share: with `extra`, the share of extra images in a batch (with `input_context`, in a replica's batch),
+            between 0 and 1. It is rounded to a number of images: at least one, and at most all but one.
+        extra_label_smoothing: with `extra`, label smoothing s of extra images, at least 0 and below 1. If it is not 0,
+            labels are float32 [batch, classes]: one-hot for images of the split, (1 - s) one-hot + s / classes for
+            extra images. MixUp and CutMix come after it. Default: 0.
         input_context: for `strategy.distribute_datasets_from_function`. The dataset then has this worker's share of the
             images, in batches for one replica. Default: all images.
 
@@ -255,32 +278,47 @@ def load(
 
     Raises:
         ValueError: for an unknown dataset or split, a dataset without (image, label) pairs, or images of several sizes
-            without an `image_size`. If a dataset is not prepared, the message has the command that prepares it.
+            without an `image_size`; for a `hold_out` that holds out no image or all, or leaves less than a batch; for
+            `extra` with another preprocessing or other classes. If a dataset is not prepared, the message has the
+            command that prepares it.
         tf.errors.InvalidArgumentError: during iteration, for a damaged image. For a folder, the message names the file.
     """
     if not (isinstance(batch_size, int) and batch_size >= 1):
         raise ValueError(f"batch_size must be an integer >= 1. Received: {batch_size!r}")
     opened = source(name, data_dir)
-    number = opened.number_of_images(split)
     how = preprocessing or preprocessing_of(opened, image_size, crop, channels)
+    context = input_context or tf.distribute.InputContext()
+    share = context.get_per_replica_batch_size(batch_size)
+    extras = _number_of_extra(extra, share, extra_share, extra_label_smoothing, training)
+    places = _places(opened, split, hold_out, held_out, None if training else sample, seed)
+    number = opened.number_of_images(split) if places is None else len(places)
+    if training and number < batch_size:
+        raise ValueError(
+            f"{opened.name} {split} has fewer images ({number}{f', with hold_out={hold_out:g}' if hold_out else ''}) "
+            f"than a batch of {batch_size}."
+        )
+    if extra is not None:
+        _check_extra(extra, opened, how)
     opened.check_range()
-    share = input_context.get_per_replica_batch_size(batch_size) if input_context else batch_size
-    read = functools.partial(opened.read, split, input_context)
+    read = functools.partial(opened.read, split, input_context, places=places)
     if not training:
-        dataset = read() if sample is None else _sampled(read(), number, opened.sample(split, sample, seed))
-        dataset = opened.map_images(dataset, how, how.shape)
+        dataset = opened.map_images(read(), how, how.shape)
         return dataset.batch(share, num_parallel_calls=AUTOTUNE).prefetch(AUTOTUNE)
-    if number < batch_size:
-        raise ValueError(f"{opened.name} {split} has fewer images ({number}) than a batch of {batch_size}.")
     augmented = _augmentation(opened, how, augment, rand_augment)
-    dataset = _epochs(read, seed, number, batch_size, epochs, first_step, input_context)
-    dataset = opened.map_images(dataset, augmented, how.shape)
-    dataset = dataset.batch(share, drop_remainder=True, num_parallel_calls=AUTOTUNE)
+    workers, steps = context.num_input_pipelines, number // batch_size
+    replicas = context.num_replicas_in_sync // workers
+    dataset = order.epochs(read, seed, steps, (share - extras) * replicas, epochs, first_step, workers)
+    dataset = _batches(opened, dataset, augmented, how.shape, share - extras)
+    if extra is not None:
+        more = extra.stream(seed, extras * replicas, first_step if epochs else None, context)
+        more = _batches(extra, more, augmented, how.shape, extras)
+        joined = _joining(len(opened.classes), extra_label_smoothing)
+        dataset = tf.data.Dataset.zip(dataset, more).map(joined, AUTOTUNE)
     dataset = dataset.map(_mixing(len(opened.classes), mixup, cutmix), AUTOTUNE)
     # With `epochs`, Keras must not know the number of batches: fit(steps_per_epoch=...) would also expect the batches
     # that `first_step` skips.
     if not epochs and not input_context:
-        dataset = dataset.apply(tf.data.experimental.assert_cardinality(number // batch_size))
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps))
     return dataset.prefetch(AUTOTUNE)
 
 
@@ -292,10 +330,33 @@ def class_names(name: Path | Source, data_dir: Path | None = None) -> list[str]:
 def evaluation_split(name: Path | Source, data_dir: Path | None = None) -> str:
     """Returns the name of the split to evaluate on: the first of "test", "validation", "val" and "valid" that exists.
 
-    If none of these splits exists, it returns "test". See `source` for the arguments.
+    See `source` for the arguments.
+
+    Raises:
+        ValueError: if none of these splits exists. The message says how to cut a part of another one.
     """
-    splits = source(name, data_dir).splits
-    return next((split for split in SPLITS[1:] if split in splits), "test")
+    opened = source(name, data_dir)
+    for split in SPLITS[1:]:
+        if split in opened.splits:
+            return split
+    which = "train" if "train" in opened.splits else next(iter(opened.splits))
+    there = ", ".join(f"{split} ({number} images)" for split, number in opened.splits.items())
+    raise ValueError(
+        f"{opened.name} has no split to evaluate on, only {there}: cut a part of it, training on "
+        f"--train_split='{which}[:90%]' and evaluating on --split='{which}[90%:]'."
+    )
+
+
+def number_held_out(
+    name: Path | Source, split: str = "train", hold_out: float = 0.05, data_dir: Path | None = None
+) -> int:
+    """Returns the number of images that `load(..., hold_out=)` holds out of a split. See `load` for the arguments.
+
+    Raises:
+        ValueError: if `hold_out` is no share and no number of images, or holds out no image or all.
+    """
+    opened = source(name, data_dir)
+    return slices.number_held_out(opened.name, split, opened.number_of_images(split), hold_out)
 
 
 def shape_and_classes(
@@ -311,46 +372,72 @@ def shape_and_classes(
     return (height, width, channels), len(opened.classes)
 
 
-def _sampled(dataset, total, places):
-    """Returns the examples of a dataset at these indices.
+def _places(opened, split, hold_out, held_out, sample, seed):
+    """Returns the sorted indices of the images that `load` returns, or None for all. See `load` for the arguments.
 
-    Args:
-        dataset: a tf.data.Dataset of `total` examples.
-        total: number of examples.
-        places: int array, sorted.
+    They depend on the split, the seed and these numbers alone: all workers and all epochs have the same.
     """
-    is_chosen = np.zeros(total, bool)
-    is_chosen[places] = True
-    dataset = dataset.enumerate().filter(lambda place, _: tf.gather(tf.constant(is_chosen), place))
-    dataset = dataset.take(len(places)).map(lambda _, example: example)  # stops reading after the last one
-    return dataset.apply(tf.data.experimental.assert_cardinality(len(places)))
+    if sample is not None and sample < 1:
+        raise ValueError(f"sample must be a number of images >= 1. Received: {sample!r}")
+    total = opened.number_of_images(split)
+    number = slices.number_held_out(opened.name, split, total, hold_out)
+    if held_out and not number:
+        raise ValueError("held_out=True returns the images that hold_out holds out: say hold_out, such as 0.05.")
+    if not number and (sample is None or sample >= total):
+        return None
+    places, labels = np.arange(total), opened.labels(split)
+    if number:
+        held = slices.stratified(labels, number, np.random.default_rng(seed), leave=True)
+        places = held if held_out else np.delete(places, held)
+    if sample is not None and sample < len(places):
+        places = places[slices.stratified(labels[places], sample, np.random.default_rng(seed))]
+    return places
 
 
-def _epochs(read, seed, number, batch_size, epochs, first_step, input_context):
-    """Returns a dataset of (stored image, label, seed) in the order of training. See `load` for the arguments."""
-    steps = number // batch_size
-    workers = input_context.num_input_pipelines if input_context else 1
+def _batches(opened, dataset, function, shape, size):
+    """Returns batches of images, to which a function is applied, with labels and seeds."""
+    return opened.map_images(dataset, function, shape).batch(size, drop_remainder=True, num_parallel_calls=AUTOTUNE)
 
-    def one(epoch):
-        tf.random.set_seed(1)  # the seed of this graph: the order must not depend on the program's seed
-        key = tf.cast(seed, tf.int64) * 1_000_003 + epoch
-        examples = read(key)
-        if workers > 1:
-            examples = examples.repeat()  # a worker's files may hold slightly fewer images than its share
-        done = tf.where(epoch == first_step // steps, first_step % steps, 0) if epochs else 0
-        examples = (
-            examples.take(steps * batch_size // workers)
-            .enumerate()
-            .skip(tf.cast(done * batch_size // workers, tf.int64))
+
+def _number_of_extra(extra, batch, share, label_smoothing, training):
+    """Returns the number of extra images in a batch. See `load` for the arguments."""
+    if extra is None:
+        if share or label_smoothing:
+            raise ValueError("extra_share and extra_label_smoothing are for extra images: open some, data.extra(...).")
+        return 0
+    if not training:
+        raise ValueError("Extra images are for training: say training=True, or leave extra out.")
+    if not 0 < share < 1:
+        raise ValueError(f"extra_share must be above 0 and below 1. Received: {share!r}")
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"extra_label_smoothing must be at least 0 and below 1. Received: {label_smoothing!r}")
+    if batch < 2:
+        raise ValueError(f"A batch of {batch} has no place for an extra image beside one of the split: at least 2.")
+    return min(max(1, round(share * batch)), batch - 1)
+
+
+def _check_extra(extra, opened, how):
+    if extra.preprocessing != how:
+        raise ValueError(f"The extra images have {extra.preprocessing}, the training images {how}: open them with it.")
+    if extra.classes != list(opened.classes):
+        raise ValueError(
+            f"The extra images have the classes {', '.join(extra.classes)}, the training images "
+            f"{', '.join(opened.classes)}: open them with these, data.extra(..., classes=)."
         )
-        low = tf.bitcast(key, tf.int32)[0]
-        return examples.map(lambda place, example: (*example, tf.stack([low, tf.cast(place, tf.int32)])))
 
-    if epochs:
-        numbers = tf.data.Dataset.range(first_step // steps, epochs)
-    else:
-        numbers = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).take(1)
-    return numbers.flat_map(tf.autograph.experimental.do_not_convert(one))
+
+def _joining(classes, label_smoothing):
+    """Returns a function that joins a batch of the split with one of extra images: images, labels and seeds of each."""
+
+    def joined(batch, more):
+        (images, labels, seeds), (more_images, more_labels, more_seeds) = batch, more
+        if label_smoothing:
+            labels, more_labels = (tf.one_hot(numbers, classes) for numbers in (labels, more_labels))
+            more_labels = (1 - label_smoothing) * more_labels + label_smoothing / classes
+        pairs = ((images, more_images), (labels, more_labels), (seeds, more_seeds))
+        return tuple(tf.concat(pair, 0) for pair in pairs)
+
+    return joined
 
 
 def _augmentation(opened, how, augment, rand_augment):
@@ -383,7 +470,7 @@ def _mixing(classes, mixup, cutmix):
     def mixed(images, labels, seeds):
         if not layers:
             return images, labels
-        batch = {"images": images, "labels": tf.one_hot(labels, classes)}
+        batch = {"images": images, "labels": tf.one_hot(labels, classes) if labels.dtype.is_integer else labels}
         seed = preprocessing.fold(seeds[0], 3)
         outputs = [lambda layer=layer: preprocessing.stateless(layer, seed, batch) for layer in layers]
         chosen = tf.random.stateless_uniform([], preprocessing.fold(seed, 4), maxval=len(layers), dtype=tf.int32)

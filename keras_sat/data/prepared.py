@@ -78,6 +78,7 @@ class Prepared:
         self.classes = list(classes or own)
         self._numbers = None if self.classes == own else [self.classes.index(name) for name in own]
         self.splits = {split: about.num_examples for split, about in self.info.splits.items()}
+        self._labels: dict[str, np.ndarray] = {}
 
     @property
     def feature(self) -> Any:
@@ -119,31 +120,31 @@ class Prepared:
         """Returns the number of images in a split or slice, such as "test[:500]"."""
         return sum(end - begin for _, begin, end in slices.absolute(self.name, split, self.splits))
 
-    def sample(self, split: str, number: int, seed: int) -> np.ndarray:
-        """Returns the sorted indices of a stratified random sample of a split. See `slices.stratified`.
+    def labels(self, split: str) -> np.ndarray:
+        """Returns the labels of a split or slice, in the order of its files: int array [n].
 
-        If the split is larger than `STRATIFIED_BYTES`, it takes minutes to read its labels. The sample is then drawn
-        uniformly, not stratified.
-
-        Args:
-            split: a split or slice, such as "train".
-            number: size of the sample. If the split has fewer images, all are returned.
-            seed: seed of the sample.
+        If the split is larger than `STRATIFIED_BYTES`, it would take minutes to read its labels. All labels returned
+        are then 0, so that a stratified sample is a uniform one.
         """
         total = self.number_of_images(split)
-        random = np.random.default_rng(seed)
-        if number >= total:
-            return np.arange(total)
         if self._bytes_of_an_image() * total > STRATIFIED_BYTES:
-            return np.sort(random.choice(total, number, replace=False))
-        labels = np.fromiter((label for _, label in self.read(split).as_numpy_iterator()), np.int64, total)
-        return slices.stratified(labels, number, random)
+            return np.zeros(total, np.int64)
+        if split not in self._labels:
+            stored = self._stored(split, interleave_cycle_length=1).map(
+                lambda example: self._numbered(example[self._label]), AUTOTUNE
+            )
+            self._labels[split] = np.fromiter(stored.as_numpy_iterator(), np.int64, total)
+        return self._labels[split]
 
     def _bytes_of_an_image(self):
         return max(1, self.info.dataset_size // max(1, sum(self.splits.values())))
 
     def read(
-        self, split: str, input_context: tf.distribute.InputContext | None = None, key: tf.Tensor | None = None
+        self,
+        split: str,
+        input_context: tf.distribute.InputContext | None = None,
+        key: tf.Tensor | None = None,
+        places: np.ndarray | None = None,
     ) -> tf.data.Dataset:
         """Returns a dataset of (stored image, int64 label).
 
@@ -151,25 +152,66 @@ class Prepared:
             split: a split or slice, such as "train[:500]".
             input_context: if given, the dataset is the share of this worker.
             key: int64 seed of a shuffle. Default: no shuffle.
+            places: sorted indices of the images to read, in the order of `labels`. Default: all images.
         """
-        import tensorflow_datasets as tfds
-
-        number = self.number_of_images(split)
         workers = input_context.num_input_pipelines if input_context else 1
         by_files = len(self.info.splits[split].file_instructions) >= workers
-        dataset = self._builder.as_dataset(
-            split=split,
-            shuffle_files=key is not None and not self.info.disable_shuffling,
-            decoders={self._image: tfds.decode.SkipDecoding()},
-            read_config=tfds.ReadConfig(
-                shuffle_seed=key, try_autocache=False, input_context=input_context if by_files else None
-            ),
+        dataset = self._stored(
+            split,
+            key is not None,
+            shuffle_seed=key,
+            input_context=input_context if by_files else None,
+            add_tfds_id=places is not None,
         )
+        if places is not None:
+            dataset = dataset.filter(self._is_at(split, places))
+            if not input_context:
+                dataset = dataset.take(len(places))  # stops reading after the last one
+                dataset = dataset.apply(tf.data.experimental.assert_cardinality(len(places)))
         if input_context and not by_files:
             dataset = dataset.shard(workers, input_context.input_pipeline_id)
         dataset = dataset.map(lambda example: (example[self._image], self._numbered(example[self._label])), AUTOTUNE)
+        number = self.number_of_images(split) if places is None else len(places)
         buffer = max(1, min(number, SHUFFLE_BYTES // self._bytes_of_an_image()))  # all images, if they fit
         return dataset if key is None else dataset.shuffle(buffer, key, reshuffle_each_iteration=False)
+
+    def _stored(self, split, shuffle=False, **options):
+        """Returns TFDS' dataset of a split: dicts with stored images. `options` are those of tfds.ReadConfig."""
+        import tensorflow_datasets as tfds
+
+        return self._builder.as_dataset(
+            split=split,
+            shuffle_files=shuffle and not self.info.disable_shuffling,
+            decoders={self._image: tfds.decode.SkipDecoding()},
+            read_config=tfds.ReadConfig(try_autocache=False, **options),
+        )
+
+    def _is_at(self, split, places):
+        """Returns a function that says whether a stored example is at one of these indices, in the order of `labels`.
+
+        Files are read in any order, and many at once. But TFDS names each example by its file and its place in it.
+        """
+        total = self.number_of_images(split)
+        is_inverted = 2 * len(places) > total  # the smaller set is looked up
+        listed = np.delete(np.arange(total), places) if is_inverted else places
+        with tf.init_scope():
+            hashes = np.sort(_hash(self._ids(split, listed)).numpy())
+
+        def is_at(example):
+            hashed = _hash(example["tfds_id"])[None]
+            begin, end = (tf.searchsorted(hashes, hashed, side)[0] for side in ("left", "right"))
+            return tf.equal(begin, end) if is_inverted else tf.less(begin, end)
+
+        return is_at
+
+    def _ids(self, split, places):
+        """Returns TFDS' names (`tfds_id`) of the examples at sorted indices, in the order of `labels`."""
+        ids, begin = [], 0
+        for file in self.info.splits[split].file_instructions:
+            first, last = np.searchsorted(places, (begin, begin + file.take))
+            ids += [f"{file.basename()}__{file.skip + place - begin}" for place in places[first:last]]
+            begin += file.take
+        return ids
 
     def _numbered(self, label):
         return label if self._numbers is None else tf.gather(tf.constant(self._numbers, tf.int64), label)
@@ -247,6 +289,11 @@ class Prepared:
         """
         if tf.as_dtype(self.feature.np_dtype) != tf.uint8:
             self._factor  # noqa: B018 (a cached property: it is computed here)
+
+
+def _hash(ids):
+    """Returns an int64 hash of each text. Of a million texts, any two have the same hash with probability 1e-7."""
+    return tf.strings.to_hash_bucket_fast(ids, np.iinfo(np.int64).max)
 
 
 def _builder(name, data_dir):

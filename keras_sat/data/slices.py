@@ -1,4 +1,6 @@
-"""Parts of splits, such as "test[:500]", "train[10%:]" or "train+test" (TFDS' syntax), and stratified samples."""
+"""Parts of splits: "test[:500]", "train[10%:]" or "train+test" (TFDS' syntax), stratified samples, held-out images."""
+
+import numbers
 
 import numpy as np
 
@@ -33,7 +35,34 @@ def absolute(name: str, split: str, sizes: dict[str, int]) -> list[tuple[str, in
     return ranges
 
 
-def stratified(labels: np.ndarray, number: int, random: np.random.Generator) -> np.ndarray:
+def number_held_out(name: str, split: str, total: int, hold_out: float) -> int:
+    """Returns the number of images that `hold_out` holds out of a split; 0 for hold_out=0.
+
+    Args:
+        name: name of the dataset, for error messages.
+        split: the split or slice, for error messages.
+        total: number of images in the split.
+        hold_out: a share of the split (below 1), or a number of images (from 1 on).
+
+    Raises:
+        ValueError: if `hold_out` is no such number, or holds out no image, or all images.
+    """
+    is_number = isinstance(hold_out, numbers.Real) and not isinstance(hold_out, bool)
+    if not is_number or not (0 <= hold_out < 1 or (hold_out > 0 and float(hold_out).is_integer())):
+        raise ValueError(
+            "hold_out must be a share of the split, at least 0 and below 1, or a whole number of images. Received: "
+            f"{hold_out!r}"
+        )
+    number = round(hold_out * total) if hold_out < 1 else int(hold_out)
+    if hold_out and not 0 < number < total:
+        raise ValueError(
+            f"hold_out={hold_out:g} would hold out {number} of the {total} images of {name} {split}: hold out at least "
+            "one, and fewer than all."
+        )
+    return number
+
+
+def stratified(labels: np.ndarray, number: int, random: np.random.Generator, leave: bool = False) -> np.ndarray:
     """Returns the sorted indices of a stratified random sample: int array [number].
 
     The sample has at least one example of each class, if `number` allows it. The others are drawn in proportion to the
@@ -43,10 +72,14 @@ def stratified(labels: np.ndarray, number: int, random: np.random.Generator) -> 
         labels: int array [n].
         number: size of the sample, at most n.
         random: the source of random numbers.
+        leave: whether at least one example of each class is left out of the sample, if `number` allows it. Default:
+            False.
     """
     shares = np.zeros(len(labels))
     order = random.permutation(len(labels))
     for label in np.unique(labels):
         places = order[labels[order] == label]
         shares[places] = np.arange(len(places)) / len(places)  # 0, the smallest, for one example of each class
+        if leave:
+            shares[places[-1]] = 1  # the largest: it is drawn last
     return np.sort(np.argsort(shares, kind="stable")[:number])
