@@ -105,6 +105,18 @@ def _first_fault(y, is_row):
     return np.array(y)[~good][0].tolist()
 
 
+def label_rows(y: Any, classes: int) -> tf.Tensor:
+    """Returns labels as probabilities, float32 [batch, classes]: the rows of `y`, or one-hot rows of integer labels.
+
+    Args:
+        y: labels as in `hard_labels`, which checks them.
+        classes: number of classes.
+    """
+    y = tf.convert_to_tensor(y)
+    is_row = y.shape.rank == 2 and y.shape[-1] != 1
+    return tf.cast(y, tf.float32) if is_row else tf.one_hot(hard_labels(y), classes)
+
+
 def is_finite(logits: Array) -> tf.Tensor:
     """Returns bool [batch]: whether all logits of an example are finite."""
     return tf.reduce_all(tf.math.is_finite(logits), axis=-1)
@@ -164,6 +176,16 @@ def _in_unit_interval(outputs):
 def cross_entropy(labels: Array, logits: Array) -> tf.Tensor:
     """Returns the cross entropy -log softmax(logits)[label], [batch]."""
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
+
+
+def soft_cross_entropy(rows: Array, logits: Array) -> tf.Tensor:
+    """Returns the cross entropy -sum_k rows_k log softmax(logits)_k, [batch].
+
+    Args:
+        rows: probabilities of the classes, float32 [batch, classes], see `label_rows`.
+        logits: float32 [batch, classes].
+    """
+    return tf.nn.softmax_cross_entropy_with_logits(labels=rows, logits=logits)
 
 
 def kl(reference: Array, logits: Array) -> tf.Tensor:

@@ -37,6 +37,9 @@ class PGD(Attack):
             its first misclassified iterate (or the first that reaches the target). The other examples continue to the
             end and return the last iterate.
         loss: function of labels and logits that the attack ascends (descends, if targeted), see `keras_sat.losses`.
+        start_std: None (default) for the uniform random start. A number > 0 starts at the image plus normal noise of
+            this standard deviation, in the images' unit. Like the uniform noise, it is projected after the first step
+            only. TRADES (arXiv:1901.08573) starts with 0.001 for images in 0..1, which is 0.255 here.
 
     Raises:
         ValueError: for a field with an invalid value.
@@ -50,18 +53,27 @@ class PGD(Attack):
     targeted: bool = False
     keep: str = "last"
     loss: LossFunction = losses.cross_entropy
+    start_std: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         validation.check_integers(self, positive=("steps", "restarts"))
-        if self.step_size is not None and not (isinstance(self.step_size, numbers.Real) and self.step_size > 0):
-            raise ValueError(f"step_size must be positive, or None for the default. Received: {self.step_size!r}")
-        if self.step_size is not None:
-            object.__setattr__(self, "step_size", float(self.step_size))  # JSON cannot represent NumPy numbers
+        self._check_length("step_size")
+        self._check_length("start_std")
+        if self.start_std is not None and not self.random_start:
+            raise ValueError("start_std is for a random start. Received: random_start=False")
         if not 0 <= self.clean_start <= 1:
             raise ValueError(f"clean_start is a probability, 0..1. Received: {self.clean_start!r}")
         if self.keep not in ("last", "worst", "first"):
             raise ValueError(f'keep must be "last", "worst" or "first". Received: {self.keep!r}')
+
+    def _check_length(self, name):
+        value = getattr(self, name)
+        if value is None:
+            return
+        if not (isinstance(value, numbers.Real) and 0 < value < float("inf")):
+            raise ValueError(f"{name} must be positive, or None for the default. Received: {value!r}")
+        object.__setattr__(self, name, float(value))  # JSON cannot represent NumPy numbers
 
     @property
     def resolved_step_size(self) -> float:
@@ -91,8 +103,8 @@ class PGD(Attack):
         return True
 
     def for_evaluation(self) -> "PGD":
-        """Returns the attack without a clean start."""
-        return dataclasses.replace(self, clean_start=0.0)
+        """Returns the attack without a clean start, and with the uniform random start."""
+        return dataclasses.replace(self, clean_start=0.0, start_std=None)
 
     def for_transfer(self) -> "PGD":
         """Returns the attack with `keep="worst"`: it continues after its first success."""
@@ -117,7 +129,7 @@ class PGD(Attack):
         worst, worst_score = None, None
         for restart in range(self.restarts):
             begin = search.start(images, randomness.fold(seed, restart)) if restart or start is None else start
-            if start is not None and self.keep == "worst":  # it may be returned
+            if self.keep == "worst" and not (start is None and self.start_std is None):  # it may be returned
                 begin = search.project(begin, images)
             points, score = search.one_start(images, labels, begin)
             if self.restarts == 1:
@@ -187,12 +199,18 @@ class _Search:
         """Returns the initial points of a start, float32 [batch, height, width, channels]."""
         if not self.attack.random_start:
             return images
-        noisy = self.attack.ball.sample(randomness.fold(seed, 0), images, self.epsilon_scale)
+        noisy = self._noisy(randomness.fold(seed, 0), images)
         if self.attack.clean_start == 0:
             return noisy
         coin_seed = randomness.fold(seed, 1)
         coins = randomness.uniform(coin_seed, [1 if seed.shape.rank == 1 else tf.shape(images)[0], 1, 1, 1])
         return tf.where(coins < self.attack.clean_start, images, noisy)
+
+    def _noisy(self, seed, images):
+        ball, deviation = self.attack.ball, self.attack.start_std
+        if deviation is None:
+            return ball.sample(seed, images, self.epsilon_scale)
+        return images + ball.to_channels(deviation * randomness.normal(seed, tf.shape(images)))
 
     def score_of(self, points: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         """Returns how close the points are to success, float32 [batch]; positive if they succeed."""

@@ -3,6 +3,7 @@
 from keras_sat.training import distribution
 from keras_sat.training._cost import Cost, cost
 from keras_sat.training.adversarial import AdversarialModel
+from keras_sat.training.averaging import with_ema_warmup
 from keras_sat.training.callbacks import (
     AveragedWeights,
     CatastrophicOverfittingGuard,
@@ -10,9 +11,11 @@ from keras_sat.training.callbacks import (
     RobustAccuracy,
 )
 from keras_sat.training.checkpoint import Checkpoint
+from keras_sat.training.gradient_alignment import GradAlign
 from keras_sat.training.objectives import MART, TRADES, AdversarialTraining, Free, Objective
 from keras_sat.training.perturbation import AWP
-from keras_sat.training.schedules import StepDecay
+from keras_sat.training.schedules import OneCycle, StepDecay, Triangle
+from keras_sat.training.weight_decay import decay_weights
 
 __all__ = [
     "AWP",
@@ -23,12 +26,17 @@ __all__ = [
     "Checkpoint",
     "Cost",
     "Free",
+    "GradAlign",
     "MART",
     "Objective",
+    "OneCycle",
     "PerturbationImages",
     "RobustAccuracy",
     "StepDecay",
     "TRADES",
+    "Triangle",
     "cost",
+    "decay_weights",
     "distribution",
+    "with_ema_warmup",
 ]

@@ -14,10 +14,13 @@ import tensorflow as tf
 from keras_sat import activations, internals, losses
 from keras_sat.attacks import PGD, Attack, agreement, gradients, judging, randomness, validation
 from keras_sat.models import classifier, folding
-from keras_sat.training import distribution
+from keras_sat.training import distribution, scopes
+from keras_sat.training.gradient_alignment import GradAlign
 from keras_sat.training.objectives import AdversarialTraining, Objective
 from keras_sat.training.perturbation import AWP
 from keras_sat.typing import Path
+
+_ALIGNMENT = 2**16  # folds the seed of a step for the gradient alignment; attacks fold small numbers
 
 
 class AdversarialModel(internals.FirstBatch, keras.Model):
@@ -54,6 +57,8 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
             nearly the same examples. Only for `attack_batch_norm="frozen"`.
         objective: `AdversarialTraining()`, the default; `TRADES(beta)`, `MART(beta)` or `Free(replays)`.
         weight_perturbation: `AWP(gamma)`, or None (default) for no perturbation.
+        gradient_alignment: `GradAlign(weight)`, a regularizer of the input gradient that is added to the objective, or
+            None (default). Not with `Free`.
         epsilon_schedule: a function from the number of iterations of the optimizer (an integer tensor) to a factor of
             both epsilon and step size of the training attack, or None (default). For example,
             `keras.optimizers.schedules.PolynomialDecay(0.0, 1000, 1.0)` lets both grow over 1,000 iterations.
@@ -93,6 +98,7 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
         attack_precision: str | None = None,
         objective: Objective = AdversarialTraining(),  # noqa: B008 - frozen
         weight_perturbation: AWP | None = None,
+        gradient_alignment: GradAlign | None = None,
         epsilon_schedule: Callable[[tf.Tensor], Any] | None = None,
         step_size_schedule: Callable[[tf.Tensor], Any] | None = None,
         static_shapes: bool | None = None,
@@ -103,6 +109,7 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
         if evaluation_attack is not None:
             _check_attack("evaluation_attack", evaluation_attack)
         _check_objective(objective, attack)
+        _check_alignment(gradient_alignment, objective)
         if not attack.accepts_scale and (epsilon_schedule or step_size_schedule):
             raise ValueError(f"{attack} takes no schedules: epsilon_schedule and step_size_schedule need PGD.")
         # The policy is the model's, because Keras derives the loss scaling from it. Images are not cast to it here:
@@ -116,6 +123,7 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
         self.attack_batch_norm = _batch_norm_mode(attack_batch_norm, attack_precision, objective)
         self.objective = objective
         self.weight_perturbation = weight_perturbation
+        self.gradient_alignment = gradient_alignment
         self.epsilon_schedule = epsilon_schedule
         self.step_size_schedule = step_size_schedule
         self.static_shapes = static_shapes
@@ -178,8 +186,8 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
         if self.objective.replays:
             logits = self._replay(tf.cast(x, tf.float32), y, sample_weight, seed)
         else:
-            adversarial = self._adversarial(x, losses.hard_labels(y), seed)
-            logits, _ = self._descend(x, adversarial, y, sample_weight)
+            adversarial = self._adversarial(x, y, seed)
+            logits, _ = self._descend(x, adversarial, y, sample_weight, self._near(x, seed))
         logs = self.compute_metrics(x, y, logits, sample_weight=sample_weight)
         return {name: value for name, value in logs.items() if name != self.robust_accuracy.name}
 
@@ -315,18 +323,26 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
             return self.static_shapes
         return bool(self.jit_compile or self._jit_attack or distribution.is_tpu(self.distribute_strategy))
 
-    def _adversarial(self, x, labels, seed):
+    def _adversarial(self, x, y, seed):
         """Returns the training attack's images for a batch."""
         attack = self.attack
         with activations.training_attack():
             attacked = self._batch_statistics if self.attack_batch_norm == "batch" else self._frozen(self._low)
             if self.objective.sets_attack_loss:
                 clean = gradients.logits(attacked, tf.cast(x, tf.float32))
-                attack = attack.with_loss(self.objective.attack_loss(clean))
+                rows = losses.label_rows(y, clean.shape[-1])
+                attack = attack.with_loss(self.objective.attack_loss(rows, clean))
             attack = functools.partial(attack, attacked, static_shapes=self._keeps_shapes())
             if self._jit_attack:  # the attack alone: XLA cannot compile Keras' whole step on several replicas
                 attack = tf.function(attack, jit_compile=True, autograph=False)
-            return attack(x, labels, seed, **self._scales())
+            return attack(x, losses.hard_labels(y), seed, **self._scales())
+
+    def _near(self, x, seed):
+        """Returns a random point of the ball around each image, for the gradient alignment; None without one."""
+        if self.gradient_alignment is None:
+            return None
+        epsilon = self._scales().get("epsilon_scale", 1.0)
+        return self.attack.ball.sample(randomness.fold(seed, _ALIGNMENT), tf.cast(x, tf.float32), epsilon)
 
     def _replay(self, x, y, sample_weight, seed):
         """Takes the steps of `Free`, and returns the logits of the last one."""
@@ -339,9 +355,9 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
             points = ball.project(points + step * ball.steepest(gradient), x, epsilon)
         return logits
 
-    def _descend(self, clean, adversarial, y, sample_weight):
+    def _descend(self, clean, adversarial, y, sample_weight, near=None):
         """Takes a step of the optimizer. Returns the adversarial logits and, for `Free`, the gradient of the images."""
-        forward = functools.partial(self._objective, clean, adversarial, y, sample_weight)
+        forward = functools.partial(self._objective, clean, adversarial, y, sample_weight, near)
         if self.weight_perturbation is not None:
             forward = self.weight_perturbation.perturb(forward, self.classifier)
         weights = self.trainable_variables
@@ -353,9 +369,9 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
         tracker.update_state(loss * replicas, sample_weight=tf.shape(logits)[0])
         return logits, computed[len(weights)] if self.objective.replays else None
 
-    def _objective(self, clean, adversarial, y, sample_weight):
+    def _objective(self, clean, adversarial, y, sample_weight, near):
         """Returns the objective of a batch, divided by the number of replicas as in Keras, and adversarial logits."""
-        clean_outputs = self(clean, training=True) if self.objective.sees_clean else None
+        clean_outputs = self._clean_outputs(clean)
         outputs = self(adversarial, training=True)
         compared = clean_outputs if self.objective.compiled_loss == "clean" else outputs
         loss = self.compute_loss(adversarial, y, compared, sample_weight, training=True)
@@ -363,6 +379,10 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
         with tf.control_dependencies([validation.assert_labels(labels, logits)]):
             penalty = self.objective.penalty(tf.identity(labels), logits, _as_logits(clean_outputs))
             loss = tf.identity(loss)
+        if near is not None:
+            rows = losses.label_rows(y, logits.shape[-1])
+            alignment = self.gradient_alignment.penalty(self._batch_statistics, rows, clean, near)
+            penalty = alignment if penalty is None else penalty + alignment
         if penalty is None:
             return loss, outputs
         if sample_weight is not None:
@@ -373,8 +393,13 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
         """Returns the classifier in inference mode. In a graph its batch norms are folded, once for all steps."""
         return self._inference if tf.executing_eagerly() else folded.bind()
 
+    def _clean_outputs(self, clean):
+        if not self.objective.sees_clean:
+            return None
+        return self(clean, training=True) if self.objective.clean_statistics else self._batch_statistics(clean)
+
     def _batch_statistics(self, images):
-        with keras.StatelessScope():  # discards the updates of the moving statistics
+        with scopes.without_updates(self.classifier):
             return self.classifier(images, training=True)
 
     def _is_correct(self, images, labels):
@@ -448,6 +473,18 @@ def _batch_norm_mode(asked, attack_precision, objective):
     return asked or ("batch" if objective.replays else "frozen")
 
 
+def _check_alignment(alignment, objective):
+    if alignment is None:
+        return
+    if not isinstance(alignment, GradAlign):
+        raise ValueError(f"gradient_alignment must be GradAlign(weight), or None. Received: {alignment!r}")
+    if objective.replays:
+        raise ValueError(
+            f"{objective!r} moves images and weights by one gradient: it takes no gradient_alignment. "
+            f"Received: {alignment!r}"
+        )
+
+
 def _check_objective(objective, attack):
     if not isinstance(objective, Objective):
         raise ValueError(f"objective must be an objective, such as TRADES(6.0). Received: {objective!r}")
@@ -463,7 +500,7 @@ def _check_objective(objective, attack):
         raise ValueError(
             f"{objective!r} needs an attack whose loss it can choose, such as PGD. Received: {attack!r}"
         ) from None
-    if not attack.random_start:
+    if objective.needs_random_start and not attack.random_start:
         raise ValueError(
             f"{objective!r} has no gradient at the image itself: the attack needs random_start=True. "
             f"Received: {attack!r}"

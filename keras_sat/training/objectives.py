@@ -19,19 +19,25 @@ class Objective:
         sees_clean: whether the clean images pass through the network too (in training mode, before the adversarial
             images).
         compiled_loss: "adversarial" or "clean": the images on which the loss of `compile` is computed.
+        clean_statistics: whether the clean images update the moving statistics of batch norms. They pass through the
+            network with the statistics of their batch in either case.
         sets_attack_loss: whether the attack ascends `attack_loss` in place of its own loss.
+        needs_random_start: whether the attack's loss has no gradient at the image itself.
         replays: 0, or the number of times that each batch is used (see `Free`).
     """
 
     sees_clean = False
     compiled_loss = "adversarial"
+    clean_statistics = True
     sets_attack_loss = False
+    needs_random_start = False
     replays = 0
 
-    def attack_loss(self, clean: tf.Tensor) -> LossFunction:
+    def attack_loss(self, labels: tf.Tensor, clean: tf.Tensor) -> LossFunction:
         """Returns the loss that the attack ascends, a function of labels [batch] and logits [batch, classes].
 
         Args:
+            labels: the labels of the batch as probabilities, float32 [batch, classes]: one-hot, smoothed or mixed.
             clean: logits of the clean images, float32 [batch, classes].
 
         Raises:
@@ -69,12 +75,19 @@ class TRADES(Objective):
 
     Args:
         beta: weight of the divergence, > 0, 6 by default. It is 1 / lambda in the paper, which uses 1 and 6.
+        attack_labels: True lets the attack ascend the cross entropy to the labels of the batch, which may be smoothed
+            or mixed, in place of the divergence. Rebuffi et al. (arXiv:2103.01946) do so with CutMix. Default: False.
+        clean_statistics: False lets the clean images pass through the network without updating the moving statistics
+            of batch norms, as in DeepMind's code (Gowal et al., arXiv:2010.03593). The adversarial images then draw the
+            same dropout. Default: True, as in the authors' code.
 
     Raises:
         ValueError: if beta is not positive.
     """
 
     beta: float = 6.0
+    attack_labels: bool = False
+    clean_statistics: bool = True
     sees_clean = True
     compiled_loss = "clean"
     sets_attack_loss = True
@@ -82,9 +95,16 @@ class TRADES(Objective):
     def __post_init__(self) -> None:
         _check(self.beta)
 
-    def attack_loss(self, clean: tf.Tensor) -> LossFunction:
-        """Returns the divergence from the clean prediction, a function of labels and logits."""
-        return lambda labels, logits: losses.kl(clean, logits)
+    @property
+    def needs_random_start(self) -> bool:  # type: ignore[override]
+        """Whether the attack's loss has no gradient at the image itself: the divergence has none."""
+        return not self.attack_labels
+
+    def attack_loss(self, labels: tf.Tensor, clean: tf.Tensor) -> LossFunction:
+        """Returns the divergence from the clean prediction, or the cross entropy to `labels`. See `Objective`."""
+        if self.attack_labels:
+            return lambda _, logits: losses.soft_cross_entropy(labels, logits)
+        return lambda _, logits: losses.kl(clean, logits)
 
     def penalty(self, labels: tf.Tensor, adversarial: tf.Tensor, clean: tf.Tensor) -> tf.Tensor:
         """Returns beta KL(softmax f(x) || softmax f(x')). See `Objective.penalty`."""

@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from keras_sat.attacks import gradients
+from keras_sat.training import scopes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,8 +17,9 @@ class AWP:
 
         v = gamma ||w|| g / ||g||    for each kernel w; g is the gradient of the objective with respect to w
 
-    The optimizer uses the gradient at w + v, and updates w. g is the gradient of the whole batch over all replicas.
-    Computing it does not update the moving statistics of batch norms.
+    The optimizer uses the gradient at w + v, and updates w. g is the gradient of the whole batch over all replicas,
+    without that of weight regularizers: the authors' weight decay belongs to their optimizer, which decays w + v.
+    Computing g does not update the moving statistics of batch norms.
 
     Args:
         gamma: length of the perturbation relative to the length of the kernel, > 0; 0.005 in the paper (0.01 for plain
@@ -42,14 +44,14 @@ class AWP:
         """
         trainable = model.trainable_variables
         kernels = [weight for weight in trainable if len(weight.shape) > 1]
-        with _moved(trainable, {}):  # discards the updates of the moving statistics
-            *_, ascent = gradients.training_gradient(forward, kernels)
+        with scopes.moved(trainable, {}):  # discards the updates of the moving statistics
+            *_, ascent = gradients.training_gradient(lambda: _without_regularizers(forward, trainable), kernels)
         used = [(kernel, g) for kernel, g in zip(kernels, ascent) if g is not None]  # None: the kernel is not used
         summed = tf.distribute.get_replica_context().all_reduce("SUM", [g for _, g in used])
         steps = {id(w): self._step(tf.convert_to_tensor(w.value), g) for (w, _), g in zip(used, summed)}
 
         def perturbed():
-            with _moved(trainable, steps) as scope:
+            with scopes.moved(trainable, steps) as scope:
                 outputs = forward()
             for variable in model.non_trainable_variables:
                 value = scope.get_current_value(variable)
@@ -63,7 +65,10 @@ class AWP:
         return tf.math.divide_no_nan(self.gamma * tf.norm(kernel) * gradient, tf.norm(gradient))
 
 
-def _moved(variables, steps):
-    """Returns a scope in which variables are moved by `steps`, {id: step}. It keeps the losses of layers."""
-    values = [(v, v.value + steps[id(v)] if id(v) in steps else v.value) for v in variables]
-    return keras.StatelessScope(state_mapping=values, collect_losses=True)
+def _without_regularizers(forward, weights):
+    """Returns what `forward` returns, the loss without those of weight regularizers, and logits."""
+    loss, logits = forward()
+    regularization = [weight.regularizer(weight) for weight in weights if weight.regularizer is not None]
+    if regularization:
+        loss -= tf.add_n(regularization) / tf.distribute.get_strategy().num_replicas_in_sync
+    return loss, logits

@@ -31,6 +31,8 @@ CONTRACT = {
     "pgd-targeted": PGD(LinfBall(8), steps=3, targeted=True),
     "pgd-margin": PGD(LinfBall(8), steps=3, loss=losses.margin),
     "pgd-clean-start": PGD(LinfBall(8), steps=2, clean_start=0.5),
+    "pgd-normal-start": PGD(LinfBall(8), steps=2, start_std=0.255),
+    "pgd-normal-start-worst": PGD(L2Ball(60), steps=2, start_std=20.0, keep="worst"),  # starts outside of the ball
     "fgsm": FGSM(LinfBall(8)),
     "fgsm-l2": FGSM(L2Ball(60)),
     "epsilon-0": PGD(LinfBall(0), steps=2),
@@ -136,6 +138,27 @@ def test_the_random_start_is_clipped_only_after_the_first_gradient():
     assert seen[1] == 0
 
 
+def test_the_normal_start_is_projected_only_after_the_first_gradient():
+    """As in TRADES' code. The noise is larger than the ball here, which shows where it is projected."""
+    images, labels = grey(200)
+    seen = []
+
+    def watch(x):
+        if x.shape[0] != 1 and tf.inside_function():
+            tf.py_function(lambda x: seen.append(x.numpy() - images), [x], [])
+        return linear(x)
+
+    attack = PGD(LinfBall([8, 4, 8]), steps=2, start_std=10.0)
+    adversarial = attack(watch, images, labels, seed=3).numpy()
+    first, second = seen[:2]
+    assert np.std(first[..., 0]) == pytest.approx(10, rel=0.1)
+    assert np.std(first[..., 1]) == pytest.approx(5, rel=0.1)  # in the unit of the channel
+    assert np.mean(np.abs(first[..., 0]) > 10) == pytest.approx(0.317, abs=0.06)
+    for delta in (second, adversarial - images):
+        assert np.all(np.abs(delta) <= np.array([8, 4, 8]) + 1e-5)
+    assert attack.for_evaluation() == PGD(LinfBall([8, 4, 8]), steps=2)
+
+
 def bumpy(images):
     """Correct at first; wrong in a narrow band around 132, correct again beyond it."""
     x = tf.reduce_mean(images, axis=(1, 2, 3))
@@ -217,6 +240,8 @@ def test_a_model_is_released_after_an_attack(tiny_model, images, labels):
         ({"step_size": float("nan")}, "step_size"),
         ({"step_size": "2"}, "step_size"),
         ({"clean_start": 1.5}, "probability"),
+        ({"start_std": -1}, "start_std must be positive"),
+        ({"start_std": 0.255, "random_start": False}, "start_std is for a random start"),
         ({"keep": "best"}, "last.*worst.*best"),
         ({"ball": 4}, "LinfBall"),
     ],
@@ -366,5 +391,6 @@ def test_settings_say_all_that_is_needed_to_repeat_it():
         "targeted": False,
         "keep": "last",
         "loss": "margin",
+        "start_std": None,
     }
     assert str(attack) == "PGD-3"

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 import keras_sat
 from keras_sat.attacks import FGSM, PGD, LinfBall, Square
-from keras_sat.training import AWP, MART, TRADES, AdversarialModel, AdversarialTraining, Free
+from keras_sat.training import AWP, MART, TRADES, AdversarialModel, AdversarialTraining, Free, GradAlign
 
 BALL = LinfBall(8)
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -79,6 +79,41 @@ def test_the_attack_of_trades_ascends_the_divergence(tiny_model, images, labels)
         divergences[name] = divergence(clean, softmax(model(adversarial).numpy()))
     assert np.mean(divergences["divergence"]) > np.mean(divergences["cross entropy"])
     np.testing.assert_array_less(0, divergences["divergence"])
+
+
+def test_the_attack_of_trades_on_labels_leaves_the_mixed_labels(tiny_model, images):
+    """With CutMix, the attack lowers the probability of both classes, not only of the larger one."""
+    model = tiny_model()
+    rows = np.random.default_rng(3).dirichlet(np.full(4, 0.5), 8).astype(np.float32)
+
+    def cross_entropy(x):
+        return np.mean(-np.sum(rows * np.log(softmax(np.float64(model(x)))), axis=-1))
+
+    found = {}
+    for name, objective in (("labels", TRADES(attack_labels=True)), ("divergence", TRADES())):
+        trainer = compiled(model, PGD(BALL, steps=10), objective=objective)
+        adversarial = trainer._adversarial(tf.constant(images), tf.constant(rows), tf.constant([0, 0]))
+        found[name] = cross_entropy(adversarial)
+    hard = PGD(BALL, steps=10)(model, images, rows.argmax(-1), seed=[0, 0])
+    assert found["labels"] > found["divergence"]
+    assert found["labels"] > cross_entropy(hard)
+    still = PGD(BALL, steps=1, random_start=False)  # the cross entropy has a gradient at the image itself
+    AdversarialModel(model, still, objective=TRADES(attack_labels=True))
+
+
+def test_the_clean_images_of_trades_may_leave_the_statistics_alone(tiny_model, images, labels):
+    """As in DeepMind's code: both passes take the statistics of their batch, the adversarial ones alone are kept."""
+    moved = (0.8 * images).astype(np.float32)
+    losses, statistics = [], []
+    for objective in (TRADES(), TRADES(clean_statistics=False), AdversarialTraining()):
+        model = tiny_model()
+        trainer = compiled(model, PGD(BALL, steps=1), learning_rate=0.0, objective=objective)
+        trainer._adversarial = lambda *_: tf.constant(moved)
+        losses.append(trainer.train_on_batch(images, labels, return_dict=True)["loss"])
+        statistics.append(np.concatenate([np.ravel(v) for v in model.non_trainable_variables]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    np.testing.assert_allclose(statistics[1], statistics[2], rtol=1e-6)
+    assert np.abs(statistics[0] - statistics[1]).max() > 1e-4
 
 
 def reference_step(model, images, labels, learning_rate=0.1):
@@ -177,6 +212,7 @@ def test_free_replays_a_batch_and_moves_it_by_the_gradient_of_the_same_pass(tiny
         {"attack": PGD(BALL, steps=2), "objective": TRADES()},
         {"attack": PGD(BALL, steps=2), "objective": MART()},
         {"attack": PGD(BALL, steps=2), "weight_perturbation": AWP()},
+        {"attack": FGSM(BALL), "gradient_alignment": GradAlign()},
         {"attack": FGSM(BALL), "objective": Free(replays=2)},
     ],
     ids=lambda options: " ".join(str(value) for value in options.values()),

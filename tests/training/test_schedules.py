@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from keras_sat.attacks import APGD, PGD, LinfBall
-from keras_sat.training import AdversarialModel, Free, StepDecay, cost
+from keras_sat.training import AdversarialModel, Free, OneCycle, StepDecay, Triangle, cost
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -18,6 +18,73 @@ def test_step_decay_is_a_rise_then_tenths():
         assert float(rate(tf.constant(step))) == pytest.approx(value, rel=1e-5)
     again = keras.optimizers.schedules.deserialize(keras.optimizers.schedules.serialize(rate))
     assert float(again(60)) == pytest.approx(0.004)
+
+
+# Learning rates of torch 2.13: OneCycleLR(optimizer, max_lr, total_steps, pct_start) with its defaults, and
+# CyclicLR(optimizer, base_lr=0, max_lr=0.2, step_size_up=7.5, step_size_down=7.5), read before each optimizer.step().
+ONE_CYCLE = [
+    (
+        {"peak": 0.2, "total_steps": 40, "warmup_steps": 0.25 * 40},
+        {0: 0.008, 1: 0.013789508405, 5: 0.120670225056, 9: 0.2, 10: 0.199452191728, 20: 0.140673901613}
+        | {38: 0.000548608272, 39: 8e-07},
+    ),
+    (
+        {"peak": 0.4, "total_steps": 100, "warmup_steps": 0.025 * 100},
+        {0: 0.016, 1: 0.304, 2: 0.399974045098, 3: 0.399766446301, 50: 0.201611849288, 99: 1.6e-06},
+    ),
+    (
+        {"peak": 0.2, "total_steps": 400, "warmup_steps": 0.025 * 400},
+        {0: 0.008, 1: 0.013789508405, 8: 0.194210491595, 9: 0.2, 10: 0.199996755785, 200: 0.103221975903, 399: 8e-07},
+    ),
+]
+TRIANGLE = {0: 0.0, 1: 0.026666666667, 7: 0.186666666667, 8: 0.186666666667, 12: 0.08, 14: 0.026666666667, 15: 0.0}
+
+
+@pytest.mark.parametrize(("arguments", "expected"), ONE_CYCLE)
+@pytest.mark.parametrize("changes", [1, 7])
+def test_one_cycle_is_that_of_torch(arguments, expected, changes):
+    """With a rate that changes once in each epoch, torch's scheduler takes one step in each epoch."""
+    steps = {name: changes * arguments[name] for name in ("total_steps", "warmup_steps")}
+    rate = OneCycle(arguments["peak"], **steps, steps_per_change=changes)
+    for step, value in expected.items():
+        for place in {changes * step, changes * step + changes - 1}:
+            assert float(rate(tf.constant(place, tf.int64))) == pytest.approx(value, rel=2e-4 if value < 1e-5 else 2e-5)
+    last = float(rate(changes * arguments["total_steps"] + 5))
+    assert last == float(rate(changes * arguments["total_steps"] - 1))
+    again = keras.optimizers.schedules.deserialize(keras.optimizers.schedules.serialize(rate))
+    assert again.get_config() == rate.get_config()
+    assert float(again(3)) == float(rate(3))
+
+
+def test_triangle_is_that_of_torch():
+    rate = Triangle(0.2, total_steps=15, top_step=7.5)
+    for step, value in TRIANGLE.items():
+        assert float(rate(tf.constant(step, tf.int64))) == pytest.approx(value, rel=1e-6)
+    assert float(rate(16)) == 0
+    again = keras.optimizers.schedules.deserialize(keras.optimizers.schedules.serialize(rate))
+    assert float(again(8)) == float(rate(8))
+
+
+def test_phases_without_a_step():
+    assert float(Triangle(0.2, 10, 0)(0)) == pytest.approx(0.2)
+    assert float(Triangle(0.2, 10, 10)(9)) == pytest.approx(0.18)
+    assert float(OneCycle(0.2, 10, 1)(0)) == pytest.approx(0.2)
+    assert float(OneCycle(0.2, 10, 10)(9)) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (lambda: Triangle(0.2, 15, 16), r"top_step must lie in 0..15, the total steps. Received: 16"),
+        (lambda: Triangle(0, 15, 3), "peak must be positive"),
+        (lambda: OneCycle(0.1, 0, 0), "total_steps must be an integer >= 1"),
+        (lambda: OneCycle(0.1, 10, -1), "warmup_steps must lie in 0..10"),
+        (lambda: OneCycle(0.1, 10, 2, steps_per_change=3), "steps_per_change must divide total_steps, 10"),
+    ],
+)
+def test_schedules_refuse(schedule, message):
+    with pytest.raises(ValueError, match=message):
+        schedule()
 
 
 @pytest.mark.parametrize("objective", [None, Free(replays=1)], ids=str)
