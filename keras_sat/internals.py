@@ -10,7 +10,7 @@ and when the library gets a new public name that may replace it.
 
 import functools
 import weakref
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from concurrent import futures
 from typing import Any, TypeVar
 
@@ -48,13 +48,25 @@ def without_weights(function: Callable[..., T], *args: Any) -> T:
         return thread.submit(run).result()
 
 
-def skip_steps(model: keras.Model, steps: int) -> None:
+def skip_steps(
+    model: keras.Model,
+    steps: int,
+    logs: Mapping[str, Any] | None = None,
+    after: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+) -> None:
     """Makes `fit` count the next steps without running them, and without reading their batches.
 
     Call it in `on_epoch_begin` of a callback.
 
     Undocumented: `Model.train_function`, which `fit` looks up before each step. Seen in Keras 3.12 to 3.15.
     Replaced by: an argument of `fit` for the step of an epoch at which it begins. (`initial_epoch` counts epochs only.)
+
+    Args:
+        model: the model that `fit` trains.
+        steps: number of steps to skip.
+        logs: the logs of the last skipped step. All others have no logs. Default: none.
+        after: a function that is called once, after the first step that is run. It gets the logs of this step, and
+            returns those that the callbacks get.
     """
     take_step, left = model.train_function, steps
 
@@ -62,9 +74,9 @@ def skip_steps(model: keras.Model, steps: int) -> None:
         nonlocal left
         if left > 0:
             left -= model.steps_per_execution
-            return {}
+            return dict(logs or {}) if left <= 0 else {}
         model.train_function = take_step
-        return take_step(iterator)
+        return after(take_step(iterator)) if after else take_step(iterator)
 
     model.train_function = skip
 
@@ -101,10 +113,10 @@ class FirstBatch:
             _seen.add(iterator)
             _check_ends(iterator)
             data_batch = _first_batch(iterator, self.distribute_strategy)  # type: ignore[attr-defined]
-        if data_batch is not None:
-            self.see_first_batch(data_batch)
-            iterator = None  # Keras would read one more batch
-        super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)  # type: ignore[misc]
+        if data_batch is None:  # no batch is left, after a run that was killed behind its last step
+            return
+        self.see_first_batch(data_batch)
+        super()._maybe_symbolic_build(data_batch=data_batch)  # type: ignore[misc]
 
 
 _seen: weakref.WeakSet = weakref.WeakSet()  # Keras' iterators whose first batch was seen

@@ -4,6 +4,7 @@ from keras_sat.training import distribution
 from keras_sat.training._cost import Cost, cost
 from keras_sat.training.adversarial import AdversarialModel
 from keras_sat.training.averaging import with_ema_warmup
+from keras_sat.training.best_weights import BestWeights
 from keras_sat.training.callbacks import (
     AveragedWeights,
     CatastrophicOverfittingGuard,
@@ -14,6 +15,7 @@ from keras_sat.training.checkpoint import Checkpoint
 from keras_sat.training.gradient_alignment import GradAlign
 from keras_sat.training.objectives import MART, TRADES, AdversarialTraining, Free, Objective
 from keras_sat.training.perturbation import AWP
+from keras_sat.training.progress import HistoryFile, Progress
 from keras_sat.training.schedules import OneCycle, StepDecay, Triangle
 from keras_sat.training.weight_decay import decay_weights
 
@@ -22,15 +24,18 @@ __all__ = [
     "AdversarialModel",
     "AdversarialTraining",
     "AveragedWeights",
+    "BestWeights",
     "CatastrophicOverfittingGuard",
     "Checkpoint",
     "Cost",
     "Free",
     "GradAlign",
+    "HistoryFile",
     "MART",
     "Objective",
     "OneCycle",
     "PerturbationImages",
+    "Progress",
     "RobustAccuracy",
     "StepDecay",
     "TRADES",

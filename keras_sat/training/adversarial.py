@@ -210,6 +210,12 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
         """Updates and returns the metrics. An example whose logits are not finite counts as misclassified."""
         return super().compute_metrics(x, y, _wrong_where_not_finite(y, y_pred), sample_weight=sample_weight)
 
+    def get_metrics_result(self) -> dict[str, Any]:
+        """Returns the metrics; {} before the first step. (A resumed epoch may have no step left, only validation.)"""
+        if not all(getattr(metric, "built", True) for metric in self.metrics):
+            return {}
+        return super().get_metrics_result()
+
     def make_train_function(self, force: bool = False) -> None:
         """Makes the function that `fit` calls for a batch."""
         self.train_function: Any = self._own_loop(self.train_step, self.train_function, force)

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from keras_sat import data, losses
 from keras_sat.attacks import Attack, gradients, judging, validation
-from keras_sat.training import checkpoint
+from keras_sat.training import checkpoint, distribution
 from keras_sat.typing import Array, Dataset, LogitsFunction, Path
 
 
@@ -48,6 +48,9 @@ class RobustAccuracy(keras.callbacks.Callback):
         logs[self.name] = self._last
 
 
+_NOWHERE = (-1, -1)
+
+
 class CatastrophicOverfittingGuard(keras.callbacks.Callback):
     """Detects catastrophic overfitting, and restores the network from before.
 
@@ -56,15 +59,19 @@ class CatastrophicOverfittingGuard(keras.callbacks.Callback):
     measures robust accuracy on held-out images (a probe). If it falls below `collapse` times the best value so far, the
     guard warns, and restores the weights, moving statistics and optimizer of the last good probe.
 
+    The guard probes the weights that are trained, also if the optimizer averages them. Name it in the `callbacks` of a
+    `Checkpoint`: then a resumed run makes the same probes at the same steps, and comes to the same decisions. With
+    several workers, the chief's measurement decides for all.
+
     Args:
         dataset: a few hundred held-out images: batches of (images, labels), or a pair of arrays. See
             `evaluation.evaluate`.
         attack: an attack with several steps, such as `PGD(ball, steps=10)`.
-        every: number of steps between two probes.
-        action: "stop" (default) ends the training after the weights are restored. "roll back" continues it with a
+        every: number of steps between two probes, >= 1, counted over all epochs.
+        action: "stop" (default) ends the training after the weights are restored. "roll_back" continues it with a
             smaller step size of the attack (`trainer.step_size_factor`).
         collapse: share of the best robust accuracy so far, in (0, 1), below which training has collapsed.
-        factor: factor in (0, 1) by which "roll back" multiplies the step size.
+        factor: factor in (0, 1) by which "roll_back" multiplies the step size.
 
     Attributes:
         probes: {step: robust accuracy}.
@@ -84,8 +91,10 @@ class CatastrophicOverfittingGuard(keras.callbacks.Callback):
         factor: float = 0.5,
     ) -> None:
         super().__init__()
-        if action not in ("stop", "roll back"):
-            raise ValueError(f'action must be "stop" or "roll back". Received: {action!r}')
+        if action not in ("stop", "roll_back"):
+            raise ValueError(f'action must be "stop" or "roll_back". Received: {action!r}')
+        if not (isinstance(every, int) and every >= 1):
+            raise ValueError(f"every must be an integer >= 1. Received: {every!r}")
         if not (0 < collapse < 1 and 0 < factor < 1):
             raise ValueError(f"collapse and factor must lie between 0 and 1. Received: {collapse!r}, {factor!r}")
         check_held_out(dataset, attack)
@@ -98,16 +107,42 @@ class CatastrophicOverfittingGuard(keras.callbacks.Callback):
         self.probes: dict[int, float] = {}
         self.collapses: list[int] = []
         self._steps = 0
-        self._good = None
+        self._good: dict[str, Any] = {}
+        self._epoch = 0
+        self._last = self._restored = _NOWHERE  # epoch and batch of the last step, and of the last one before a restart
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns the state for a `Checkpoint`: the probes, and the state of the training at the last good one."""
+        counts = {"steps": self._steps, "last": list(self._last), "probes": list(self.probes.items())}
+        return counts | {"collapses": list(self.collapses), "good": self._good}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Takes back a state that `get_state` returned."""
+        self._steps, self._restored = state["steps"], tuple(state["last"])
+        self.probes = dict(state["probes"])
+        self.collapses, self._good = list(state["collapses"]), state["good"]
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Begins to count."""
+        self._last, self._restored = self._restored, _NOWHERE
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Notes the epoch."""
+        self._epoch = epoch
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Probes robust accuracy every few steps."""
-        self._steps += 1
-        if self._steps % self.every == 0:
+        place = (self._epoch, batch)
+        if place <= self._last:  # done before the restart, and skipped now
+            return
+        before, self._steps = self._steps, self._steps + batch - (self._last[1] if self._last[0] == self._epoch else -1)
+        self._last = place
+        if self._steps // self.every > before // self.every:
             self._probe()
 
     def _probe(self):
         accuracy = robust_accuracy(self.model.classifier, self.dataset, self.attack)
+        accuracy = distribution.number_from_chief(self.model.distribute_strategy, accuracy)
         best = max(self.probes.values(), default=0.0)
         self.probes[self._steps] = accuracy
         if accuracy >= self.collapse * best:

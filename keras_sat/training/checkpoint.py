@@ -4,9 +4,11 @@ import json
 import math
 import os
 import signal
+import sys
 import threading
 import warnings
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -19,38 +21,54 @@ from keras_sat.models import classifier
 from keras_sat.training import distribution
 from keras_sat.typing import Path
 
+METRIC, CALLBACK = "metric/", "callback/"  # of names of arrays; those of the trainer's state are numbers
+
 
 class Checkpoint(keras.callbacks.Callback):
     """Saves the whole state of a training every `every` steps, and restores it.
 
-        with Checkpoint("runs/x/checkpoints", steps_per_epoch, every=500) as checkpoint:
+        best = BestWeights("runs/x/best.weights.h5", keras.Model.save_weights, patience=10)
+        with Checkpoint("runs/x/checkpoints", steps_per_epoch, callbacks=[best]) as checkpoint:
             done = checkpoint.restore(trainer)      # 0 at first
             dataset = data.load(..., training=True, epochs=100, first_step=done)
-            trainer.fit(dataset, steps_per_epoch=steps_per_epoch, epochs=100, initial_epoch=done // steps_per_epoch,
-                        shuffle=False, callbacks=[checkpoint])
+            trainer.fit(dataset, steps_per_epoch=steps_per_epoch, epochs=100, initial_epoch=checkpoint.epoch,
+                        shuffle=False, validation_data=..., callbacks=[best, checkpoint])
 
     The state is: the weights, the moving statistics, the optimizer (moments, averaged weights, iterations, loss scale),
-    the state of dropout, and the number of steps done. The noise of the attack, and the order and augmentation of the
-    data, depend only on the seed and the step. So a run that was killed and restarted, even several times, ends with
-    the weights of an uninterrupted run. In float32 on a CPU, they are equal bit for bit. The metrics of a resumed epoch
-    are computed from the steps after the restart only.
+    the state of dropout, the metrics of the present epoch, the state of `callbacks`, and the number of steps done. The
+    noise of the attack, and the order and augmentation of the data, depend only on the seed and the step. So a run that
+    was killed and restarted, even several times, ends with the weights of an uninterrupted run. In float32 on a CPU,
+    they are equal bit for bit, and so are the metrics of each epoch on one device. (On several replicas the metrics of
+    an epoch that was cut differ by rounding. With several workers they are computed from the steps after the restart
+    only.)
 
-    A dataset of your own must begin with the batch of step `done`. It must have an unknown cardinality, because `fit`
-    counts the skipped steps too: `dataset.filter(lambda *_: True)` makes it unknown.
+    Checkpoints are written every `every` steps, after the last step of each epoch, and after the step in which a
+    callback ends the training. A run that is killed between the last step of an epoch and the end of its validation
+    goes on with this validation: `fit(initial_epoch=checkpoint.epoch)` skips all steps of that epoch, and then does
+    what it does after an epoch. So history and callbacks see what they see in an uninterrupted run. If a callback ended
+    the training, or all epochs are finished, the same call of `fit` takes no step.
+
+    A dataset of your own must begin with the batch of step `done`; it may be empty after the last one. It must have an
+    unknown cardinality, because `fit` counts the skipped steps too: `dataset.filter(lambda *_: True)` makes it unknown.
 
     A checkpoint consists of two files: `step-N.npz`, and `step-N.json` with its SHA-256, which is written last. If the
-    newest checkpoint is incomplete or damaged, the one before it is used, with a warning. The last step of the training
-    is saved too.
+    newest checkpoint is incomplete or damaged, the one before it is used, with a warning.
 
     If the `with` block is in the main thread, it handles two signals. While `fit` runs, SIGTERM (pre-emption) saves a
     checkpoint after the current step, and then ends the process with exit code 143. Ctrl-C saves a checkpoint after the
-    current step, and then raises KeyboardInterrupt. A second Ctrl-C, or a Ctrl-C before step 1 of the run, raises it at
-    once. Outside `fit`, the signals have their usual effect. If `fit` fails, a pending signal is delivered at the end
-    of the block. `fit` and `restore` raise ValueError outside a `with` block: the block locks the folder, and it
-    restores the signal handlers even if `fit` fails.
+    current step, and then raises KeyboardInterrupt. During a validation, both do so after the current batch: the
+    checkpoint is there already. A second Ctrl-C, or a Ctrl-C before step 1 of the run, raises it at once. Outside
+    `fit`, and after its last epoch, the signals have their usual effect. If `fit` fails, a pending signal is delivered
+    at the end of the block. `fit` and `restore` raise ValueError outside a `with` block: the block locks the folder,
+    and it restores the signal handlers even if `fit` fails.
 
     With several workers, only the chief reads and writes the folder. All workers must call `restore`, which sends them
     the state that the chief has read. They need no common folder.
+
+    A callback with state has two methods: `get_state()` returns a dict of plain JSON values, NumPy arrays, and dicts of
+    NumPy arrays; `set_state(state)` takes it back. Name it in `callbacks`, and list it in `fit` before the Checkpoint,
+    as all callbacks that end the training. Keras' own callbacks have no such methods: those that remember something
+    (EarlyStopping, ReduceLROnPlateau, ModelCheckpoint) begin anew in a resumed run.
 
     Args:
         folder: the folder to write to, used by one run at a time.
@@ -58,38 +76,58 @@ class Checkpoint(keras.callbacks.Callback):
         every: number of steps between two checkpoints, >= 1. Default: 500.
         keep: number of checkpoints to keep, >= 1. Default: 2.
         is_chief: whether this process writes the checkpoints: `distribution.is_chief(strategy)`. Default: True.
+        callbacks: callbacks of `fit` whose state is part of each checkpoint. Default: none.
 
     Attributes:
         folder, every, keep, is_chief: see Args; `folder` is a str.
-        history: {epoch: {name: value}}, the logs of all finished epochs, also of epochs before `restore`.
+        history: {epoch: {name: value}}, the logs of all finished epochs, also of epochs before `restore`, and the
+            `learning_rate` after each.
 
     Raises:
-        ValueError: for an argument that is not an integer >= 1. When the `with` block begins: if another run uses the
-            folder. In `restore`: if the checkpoints belong to another network or optimizer, or all are damaged. In
-            `fit`: if the data end within an epoch. In both: outside a `with` block.
+        ValueError: for an argument that is not an integer >= 1, or a callback without `get_state` and `set_state`. When
+            the `with` block begins: if another run uses the folder. In `restore`: if the checkpoints belong to another
+            network or optimizer, or all are damaged. In `fit`: if the data end within an epoch, or if one of
+            `callbacks` does not come before the Checkpoint. In both: outside a `with` block.
         FloatingPointError: in `fit`, for a loss that is not finite, or when a checkpoint is saved, for a weight that is
             not finite. The message has the step, the learning rate and the last checkpoint.
         OSError: in `fit`, if a checkpoint cannot be written. Earlier checkpoints are kept.
     """
 
     def __init__(
-        self, folder: Path, steps_per_epoch: int, every: int = 500, keep: int = 2, is_chief: bool = True
+        self,
+        folder: Path,
+        steps_per_epoch: int,
+        every: int = 500,
+        keep: int = 2,
+        is_chief: bool = True,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
     ) -> None:
         super().__init__()
         for name, value in (("steps_per_epoch", steps_per_epoch), ("every", every), ("keep", keep)):
             if not (isinstance(value, int) and value >= 1):
                 raise ValueError(f"{name} must be an integer >= 1. Received: {value!r}")
+        for callback in callbacks:
+            if not (hasattr(callback, "get_state") and hasattr(callback, "set_state")):
+                raise ValueError(
+                    f"A callback with state has the methods get_state and set_state. {type(callback).__name__} has not:"
+                    " leave it out of the Checkpoint's callbacks, and it begins anew in a resumed run."
+                )
         self.folder = files.expanded(folder)
         self.every = every
         self.keep = keep
         self.is_chief = is_chief
         self.history: dict[int, dict[str, float]] = {}
+        self._stateful = _named(callbacks)
         self._steps_per_epoch = steps_per_epoch
         self._epoch = 0
         self._restored = 0
         self._done = 0
         self._saved = 0
+        self._is_stopped = False  # a callback has ended the training
+        self._logs: dict[str, float] = {}  # of the last step
+        self._metrics: dict[str, np.ndarray] = {}  # of the steps before `restore`, for the first step after it
         self._record: dict[str, Any] | None = None  # of the last checkpoint that this process saved
+        self._sums: dict[str, int] = {}  # checksums of the state in this checkpoint
         self._is_entered = False
         self._is_fitting = False
         self._signal: int | None = None  # a signal that arrived during `fit`, to be handled after the step
@@ -134,35 +172,72 @@ class Checkpoint(keras.callbacks.Callback):
         if not trainer.optimizer.built:
             with trainer.distribute_strategy.scope():
                 trainer.optimizer.build(trainer.trainable_variables)
-        step = self._restore(trainer) if self.is_chief else 0
-        strategy = trainer.distribute_strategy
-        if distribution.has_several_workers(strategy):
-            step = int(distribution.from_chief(strategy, np.asarray(step)))
-            assign(trainer, {name: distribution.from_chief(strategy, value) for name, value in values(trainer).items()})
-        self._restored = self._done = self._saved = step
-        return step
+        record, arrays = self._newest(trainer) if self.is_chief else ({}, {})
+        if distribution.has_several_workers(strategy := trainer.distribute_strategy):
+            record, arrays = distribution.state_from_chief(strategy, record, arrays or values(trainer))
+        if arrays:
+            assign(trainer, arrays)
+        self._set_state(record, arrays)
+        return self._done
 
-    def _restore(self, trainer):
+    def _newest(self, trainer):
+        """Returns the record and the arrays of the newest undamaged checkpoint; nothing if there is none."""
         damaged = []
         for step in sorted(self._steps(), reverse=True):
             try:
                 record, arrays = self._read(step)
             except (OSError, ValueError, KeyError) as error:
                 damaged.append(step)
-                warnings.warn(f"{self._path(step, 'npz')} is damaged ({error}): the one before is used.", stacklevel=2)
+                warnings.warn(f"{self._path(step, 'npz')} is damaged ({error}): the one before is used.", stacklevel=3)
                 continue
             _check_shapes(trainer, arrays, self._path(step, "npz"))
-            assign(trainer, arrays)
-            self.history = {int(epoch): logs for epoch, logs in record["history"].items()}
-            return step
+            return record, arrays
         if damaged:
             raise ValueError(f"No checkpoint in {self.folder} is whole: remove the folder to begin anew.")
-        return 0
+        return {}, {}
+
+    def _set_state(self, record, arrays):
+        """Takes over the state of a checkpoint, but for the variables of the trainer."""
+        self._restored = self._done = self._saved = record.get("step", 0)
+        self.history = {int(epoch): logs for epoch, logs in record.get("history", {}).items()}
+        self._is_stopped, self._logs = record.get("stopped", False), record.get("logs", {})
+        self._record, self._sums = None, {}
+        self._metrics = {name: array for name, array in arrays.items() if name.startswith(METRIC)}
+        for name, callback in self._stateful.items():
+            if name in record.get("callbacks", {}):
+                callback.set_state(_joined(record["callbacks"][name], name, arrays))
+            elif self._done:
+                warnings.warn(
+                    f"{type(callback).__name__} begins anew at step {self._done}: the checkpoint has no state of it.",
+                    stacklevel=3,
+                )
 
     @property
     def done(self) -> int:
         """Number of steps done so far, over all epochs."""
         return self._done
+
+    @property
+    def epoch(self) -> int:
+        """The epoch, counted from 0, with which `fit` goes on: its `initial_epoch`.
+
+        This is the first epoch without an entry in `history`. If a callback has ended the training, it is larger than
+        any number of epochs, so that `fit` takes no step.
+        """
+        last = self._done // self._steps_per_epoch - (self._done % self._steps_per_epoch == 0)
+        if last not in self.history:
+            return max(last, 0)
+        return sys.maxsize if self._is_stopped else last + 1
+
+    def set_model(self, model: keras.Model) -> None:
+        """Gets the model from `fit`, which gives it to the callbacks in their order."""
+        super().set_model(model)
+        late = [type(one).__name__ for one in self._stateful.values() if one.model is not model]
+        if late:
+            raise ValueError(
+                f"In fit's callbacks, {late[0]} must come before the Checkpoint that saves its state: "
+                "fit(callbacks=[..., checkpoint])."
+            )
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         self._check_is_entered()
@@ -175,26 +250,34 @@ class Checkpoint(keras.callbacks.Callback):
         self._epoch = epoch
         already = self._done - epoch * self._steps_per_epoch
         if already > 0:
-            internals.skip_steps(self.model, already)
+            is_whole = self._is_stopped or already == self._steps_per_epoch
+            if is_whole:
+                internals.skip_steps(self.model, already, logs=self._logs)
+            else:
+                internals.skip_steps(self.model, already, after=self._add_metrics if self._metrics else None)
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         step = self._epoch * self._steps_per_epoch + batch + 1
         if step <= self._done:
+            if step == self._done and self._is_stopped:  # killed before the end of the epoch in which training ended
+                self.model.stop_training = True
             return
         self._done = step
-        loss = float((logs or {}).get("loss", 0.0))
+        self._logs = {name: float(value) for name, value in (logs or {}).items()}
+        loss = self._logs.get("loss", 0.0)
         if not math.isfinite(loss):
             raise FloatingPointError(self._not_finite(f"the loss is {loss}"))
-        is_last = step == self.params.get("epochs") * self._steps_per_epoch
+        self._is_stopped = bool(self.model.stop_training)
+        is_last = step % self._steps_per_epoch == 0 or self._is_stopped
         if self._signal or is_last or step - self._saved >= self.every:
             self._save(step)
-        number, self._signal = self._signal, None
-        if number:
-            self._is_fitting = False  # what follows ends fit, and Keras does not call on_train_end then
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
-        if number:
-            raise SystemExit(128 + number)
+        self._answer_signal()
+
+    def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        self._answer_signal()
+
+    def on_test_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        self._answer_signal()
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         end = (epoch + 1) * self._steps_per_epoch
@@ -203,9 +286,20 @@ class Checkpoint(keras.callbacks.Callback):
                 f"The data ended at step {self._done}, within an epoch that ends at {end}. Of a dataset that knows "
                 "its length fit counts the steps that are skipped, too: dataset.filter(lambda *_: True) forgets it."
             )
-        self.history[epoch] = {name: float(value) for name, value in (logs or {}).items()}
-        if self._record and self._record["step"] == self._done:  # saved before the logs of this epoch were known
-            self._write_record()
+        self._is_stopped = bool(self.model.stop_training)
+        rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+        self.history[epoch] = {name: float(value) for name, value in (logs or {}).items()} | {"learning_rate": rate}
+        self._save_end_of_epoch()
+        if epoch + 1 < self.params["epochs"] and not self._is_stopped:  # else `fit` ends now
+            self._answer_signal()
+
+    def _answer_signal(self):
+        """Ends `fit` if a signal has arrived. All that has been done is in a checkpoint."""
+        if not (self._signal and self._is_fitting):
+            return
+        number, self._signal = self._signal, None
+        self._is_fitting = False  # what follows ends fit, and Keras does not call on_train_end then
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
     def _check_is_entered(self):
         if not self._is_entered:
@@ -244,25 +338,69 @@ class Checkpoint(keras.callbacks.Callback):
         arrays = values(self.model)
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise FloatingPointError(self._not_finite("a weight is not finite"))
+        if self.is_chief:
+            states, more = self._states()
+            self._write(step, states, arrays | more, _values(_metric_variables(self.model)))
+        self._saved = step
+
+    def _save_end_of_epoch(self):
+        """Adds what validation and the end of an epoch brought to the checkpoint of the last step."""
         if not self.is_chief:
             return
+        (states, more), arrays = self._states(), values(self.model)
+        if self._record and self._record["step"] == self._done and _sums(arrays | more) == self._sums:
+            self._write_record(states)
+        else:
+            self._write(self._done, states, arrays | more, {})
+
+    def _states(self):
+        """Returns {name: state} of the callbacks, as JSON values, and {name: array} of the arrays in them."""
+        states, arrays = {}, {}
+        for name, callback in self._stateful.items():
+            states[name], inside = _parted(callback.get_state(), name)
+            arrays |= inside
+        return states, arrays
+
+    def _write(self, step, states, arrays, metrics):
+        """Writes a checkpoint. A record of the same step goes first, so that none belongs to other arrays."""
         path = self._path(step, "npz")
         try:
             with files.atomic_write(path) as temporary:
                 with open(temporary, "wb") as file:
-                    np.savez(file, **arrays)
+                    np.savez(file, **arrays, **metrics)
                     file.flush()
                     os.fsync(file.fileno())
                 digest = files.sha256(temporary)
-            self._record = {"step": step, "sha256": digest}
-            self._write_record()
+                if os.path.exists(record := self._path(step, "json")):
+                    os.remove(record)
+            self._record, self._sums = {"step": step, "sha256": digest}, _sums(arrays)
+            self._write_record(states)
         except OSError as error:
             raise OSError(f"No checkpoint could be written at step {step}: {error}. {self._last()}") from error
-        self._saved = step
         self._remove(kept=sorted(self._steps())[-self.keep :])
 
-    def _write_record(self):
-        files.write_json(self._path(self._record["step"], "json"), self._record | {"history": self.history})
+    def _write_record(self, states):
+        run = {"history": self.history, "logs": self._logs, "stopped": self._is_stopped, "callbacks": states}
+        files.write_json(self._path(self._record["step"], "json"), self._record | run)
+
+    def _add_metrics(self, logs):
+        """Adds the steps before the restart to the metrics, and returns the logs of the first step after it.
+
+        The variables of a metric are sums over examples: Keras adds up those of several replicas, too.
+        """
+        variables = _metric_variables(self.model)
+        shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
+        if shapes != {name: array.shape for name, array in self._metrics.items()}:
+            warnings.warn(
+                f"The metrics are others than in the checkpoint: those of epoch {self._epoch + 1} are computed from "
+                f"the steps after step {self._done} only.",
+                stacklevel=2,
+            )
+            return logs
+        for name, variable in variables.items():
+            variable.assign(self._metrics[name] + keras.ops.convert_to_numpy(variable))
+        results = self.model.get_metrics_result()
+        return {name: results.get(name, value) for name, value in logs.items()}
 
     def keep_last(self) -> None:
         """Removes all checkpoints except the last one."""
@@ -304,7 +442,7 @@ class Checkpoint(keras.callbacks.Callback):
 
 def values(trainer: keras.Model) -> dict[str, np.ndarray]:
     """Returns {name: value} of all variables of a trainer and its optimizer. The names are the same in each process."""
-    return {name: keras.ops.convert_to_numpy(variable) for name, variable in _state(trainer).items()}
+    return _values(_state(trainer))
 
 
 def assign(trainer: keras.Model, arrays: Mapping[str, np.ndarray]) -> None:
@@ -319,7 +457,63 @@ def _state(trainer):
     return {f"{number:05}": variable for number, variable in enumerate(variables)}
 
 
+def _metric_variables(trainer):
+    """Returns {name: variable} of the metrics; {} with several workers, which read them all together or not at all."""
+    if distribution.has_several_workers(trainer.distribute_strategy):
+        return {}
+    variables = [variable for metric in trainer.metrics for variable in metric.variables]
+    return {f"{METRIC}{number:05}": variable for number, variable in enumerate(variables)}
+
+
+def _values(variables):
+    return {name: keras.ops.convert_to_numpy(variable) for name, variable in variables.items()}
+
+
+def _sums(arrays):
+    """Returns {name: checksum of an array's bytes}."""
+    flat = {name: np.ascontiguousarray(array).reshape(-1) for name, array in arrays.items()}
+    return {name: zlib.crc32(array.view(np.uint8)) for name, array in flat.items()}
+
+
+def _named(callbacks):
+    """Returns {name: callback}. The names are those of the classes; the second of a class gets a number."""
+    named: dict[str, Any] = {}
+    for callback in callbacks:
+        name = type(callback).__name__
+        same = sum(type(one) is type(callback) for one in named.values())
+        named[f"{name}-{same + 1}" if same else name] = callback
+    return named
+
+
+def _parted(state, name):
+    """Returns the JSON values in the state of a callback, and {name: array} of the arrays in it."""
+    plain, arrays = {}, {}
+    for key, value in state.items():
+        path = f"{CALLBACK}{name}/{key}"
+        if isinstance(value, np.ndarray):
+            arrays[path] = value
+        elif isinstance(value, dict) and value and all(isinstance(one, np.ndarray) for one in value.values()):
+            arrays |= {f"{path}/{inner}": array for inner, array in value.items()}
+        else:
+            plain[key] = value
+    return plain, arrays
+
+
+def _joined(plain, name, arrays):
+    """Returns the state of a callback that `_parted` has parted. `arrays` may hold others too."""
+    state, prefix = dict(plain), f"{CALLBACK}{name}/"
+    for path, array in arrays.items():
+        if path.startswith(prefix):
+            key, *inner = path.removeprefix(prefix).split("/", 1)
+            if inner:
+                state.setdefault(key, {})[inner[0]] = array
+            else:
+                state[key] = array
+    return state
+
+
 def _check_shapes(trainer, arrays, path):
+    arrays = {name: array for name, array in arrays.items() if name.isdigit()}
     shapes, saved = ({name: tuple(value.shape) for name, value in d.items()} for d in (_state(trainer), arrays))
     if shapes != saved:
         differing = sorted(set(shapes.items()) ^ set(saved.items()))[:3]

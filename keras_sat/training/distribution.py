@@ -4,7 +4,7 @@ import contextlib
 import functools
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -130,6 +130,31 @@ def from_chief(strategy: tf.distribute.Strategy, array: np.ndarray) -> np.ndarra
     value = tf.constant(np.ravel(array), tf.float64)
     received = strategy.experimental_local_results(strategy.run(total, (value,)))[0]
     return received.numpy().astype(array.dtype).reshape(array.shape)
+
+
+def number_from_chief(strategy: tf.distribute.Strategy, number: float) -> float:
+    """Returns the chief's number on every worker, so that all decide alike. All workers must call this function."""
+    return float(from_chief(strategy, np.asarray(number))) if has_several_workers(strategy) else number
+
+
+def state_from_chief(
+    strategy: tf.distribute.Strategy, settings: dict[str, Any], arrays: Mapping[str, np.ndarray]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Returns the chief's settings and arrays on every worker. All workers must call this function.
+
+    Args:
+        strategy: the strategy of the workers.
+        settings: a dict that JSON can hold. Only the chief's is used.
+        arrays: {name: array}. Only the chief's are used. See `from_chief`.
+    """
+    shapes = {name: (array.shape, array.dtype.name) for name, array in arrays.items()}
+    text = np.frombuffer(json.dumps([settings, shapes]).encode(), np.uint8)
+    length = int(from_chief(strategy, np.asarray(len(text))))
+    text = from_chief(strategy, np.resize(text, length))
+    settings, shapes = json.loads(text.tobytes())
+    nothing = {name: np.zeros(shape, dtype) for name, (shape, dtype) in shapes.items()}
+    mine = arrays if is_chief(strategy) else nothing
+    return settings, {name: from_chief(strategy, mine[name]) for name in nothing}
 
 
 @contextlib.contextmanager

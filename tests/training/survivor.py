@@ -1,9 +1,12 @@
-"""Trains a small network in children of this process, and kills them: survivor.py FOLDER DEVICES SIGNAL STEP STEP ...
+"""Trains a small network in children of this process, and kills them: survivor.py FOLDER DEVICES SIGNAL EVENT EVENT ...
 
-Each child continues from the checkpoints in FOLDER/checkpoints. It gets SIGNAL after the given step; the last child
-trains to the end and writes FOLDER/weights.npz. TensorFlow is imported once, and starts only in the children.
+Each child continues from the checkpoints in FOLDER/checkpoints. It gets SIGNAL after the given event: a number of
+steps, or "v" and a number of batches of validation, or "e" and a number of epochs whose results were seen by all
+callbacks before the Checkpoint. The last child trains to the end and writes FOLDER/weights.npz, and what its callbacks
+know: FOLDER/seen.json. TensorFlow is imported once, and starts only in the children.
 """
 
+import json
 import os
 import resource
 import signal
@@ -15,13 +18,21 @@ import tensorflow as tf
 
 from keras_sat import data
 from keras_sat.attacks import PGD, LinfBall
-from keras_sat.training import AdversarialModel, Checkpoint, distribution
+from keras_sat.training import (
+    AdversarialModel,
+    AveragedWeights,
+    BestWeights,
+    CatastrophicOverfittingGuard,
+    Checkpoint,
+    HistoryFile,
+    distribution,
+)
 
 STEPS, EPOCHS = 12, 3
 
 
 class Reporter(keras.callbacks.Callback):
-    """Reports each step to the parent. After step FULL_AT, no file can grow, as if the disk were full."""
+    """Reports events to the parent. After step FULL_AT, no file can grow, as if the disk were full."""
 
     def __init__(self, pipe, full_at):
         super().__init__()
@@ -33,6 +44,12 @@ class Reporter(keras.callbacks.Callback):
             os.write(self.pipe, b".")
         if self.seen == self.full_at:
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+
+    def on_test_batch_end(self, batch, logs=None):
+        os.write(self.pipe, b"v")
+
+    def on_epoch_end(self, epoch, logs=None):
+        os.write(self.pipe, b"e")
 
 
 def network():
@@ -58,28 +75,42 @@ def train(folder, devices, pipe, full_at):
         rate = keras.optimizers.schedules.CosineDecay(0.01, STEPS * EPOCHS)
         optimizer = keras.optimizers.AdamW(rate, use_ema=True, ema_momentum=0.9, ema_overwrite_frequency=None)
         trainer.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
-    with Checkpoint(os.path.join(folder, "checkpoints"), STEPS, every=5) as checkpoint:
+    held_out = data.load("fashion_mnist_mini", "test[:60]", 20)
+    guard = CatastrophicOverfittingGuard(held_out, PGD(LinfBall(8), steps=1), every=7, collapse=1e-9)
+    best = BestWeights(os.path.join(folder, "best.weights.h5"), keras.Model.save_weights, patience=EPOCHS)
+    with Checkpoint(os.path.join(folder, "checkpoints"), STEPS, every=5, callbacks=[guard, best]) as checkpoint:
         done = checkpoint.restore(trainer)
         options = {"training": True, "epochs": EPOCHS, "first_step": done}
         trainer.fit(
             data.load("fashion_mnist_mini", f"train[:{STEPS * 20}]", 20, **options),
+            validation_data=held_out,
             steps_per_epoch=STEPS,
             epochs=EPOCHS,
-            initial_epoch=done // STEPS,
-            callbacks=[Reporter(pipe, full_at), checkpoint],
+            initial_epoch=checkpoint.epoch,
+            callbacks=[
+                AveragedWeights(),
+                guard,
+                best,
+                Reporter(pipe, full_at),
+                checkpoint,
+                HistoryFile(os.path.join(folder, "history.csv"), checkpoint),
+            ],
             verbose=0,
         )
+    seen = {"best": best.best, "probes": list(guard.probes.items())}
+    with open(os.path.join(folder, "seen.json"), "w", encoding="utf-8") as file:
+        json.dump(seen, file)
     np.savez(os.path.join(folder, "weights.npz"), *trainer.classifier.get_weights())
 
 
 def child(folder, devices, number=None, after=None):
-    """Runs one training, which gets the signal `number` after the given step. Returns its exit status."""
+    """Runs one training, which gets the signal `number` after the given event. Returns its exit status."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(reading)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-        full_at = after if number == "full" else None
+        full_at = int(after) if number == "full" else None
         try:
             train(folder, devices, writing, full_at)
         except OSError as error:
@@ -91,19 +122,19 @@ def child(folder, devices, number=None, after=None):
             os._exit(130)
         os._exit(0)
     os.close(writing)
-    seen = 0
-    while os.read(reading, 1):
-        seen += 1
-        if seen == after and number != "full":
+    seen = {".": 0, "v": 0, "e": 0}
+    while event := os.read(reading, 1).decode():
+        seen[event] += 1
+        if number not in (None, "full") and f"{event}{seen[event]}".removeprefix(".") == after:
             os.kill(pid, number)
     os.close(reading)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def main(folder, devices, name, *steps):
+def main(folder, devices, name, *events):
     number = name if name == "full" else getattr(signal, name)
-    for step in map(int, steps):
-        print(child(folder, int(devices), number, step), flush=True)
+    for event in events:
+        print(child(folder, int(devices), number, event), flush=True)
     print(child(folder, int(devices)), flush=True)
 
 

@@ -1,10 +1,13 @@
 import contextlib
+import csv
+import json
 import os
 import pathlib
 import signal
 import subprocess
 import sys
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -25,37 +28,60 @@ def survivor(folder, devices, *arguments):
     return done.stdout.split("\n")[:-1]
 
 
-def weights(folder):
+def results(folder):
+    """Returns all that a run leaves: weights, the best weights, what callbacks have seen, and its history."""
     with np.load(folder / "weights.npz") as arrays:
-        return [arrays[name].tobytes() for name in arrays]
+        last = [arrays[name].tobytes() for name in arrays]
+    with h5py.File(folder / "best.weights.h5") as file:
+        best = []
+        file.visititems(lambda _, one: best.append(one[()].tobytes()) if isinstance(one, h5py.Dataset) else None)
+    seen = json.loads((folder / "seen.json").read_text())
+    history = list(csv.DictReader((folder / "history.csv").read_text().splitlines()))
+    assert not list(folder.glob(".previous*"))
+    return last, best, seen, history
 
 
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory):
-    """Returns the weights of an uninterrupted run, on one device and on two."""
+    """Returns the results of an uninterrupted run, on one device and on two."""
     by_devices = {}
     for devices in (1, 2):
         folder = tmp_path_factory.mktemp("runs") / "calm"
         assert survivor(folder, devices, "SIGKILL") == ["0"]
-        by_devices[devices] = weights(folder)
+        by_devices[devices] = results(folder)
+    _, _, seen, history = by_devices[1]
+    assert [step for step, _ in seen["probes"]] == [7, 14, 21, 28, 35]
+    assert [row["epoch"] for row in history] == ["1", "2", "3"]
+    accuracies = [float(row["val_robust_accuracy"]) for row in history]
+    assert seen["best"]["val_robust_accuracy"] == max(accuracies)
+    assert accuracies.index(max(accuracies)) + 1 == seen["best"]["epoch"] > 1  # so that there are two best ones
     return by_devices
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_a_run_that_is_killed_again_and_again_ends_with_the_same_weights(devices, calm, tmp_path):
-    # Before the first checkpoint, amid the first epoch, and across the end of the second.
-    assert survivor(tmp_path / "killed", devices, "SIGKILL", 3, 9, 16) == ["-9", "-9", "-9", "0"]
-    assert weights(tmp_path / "killed") == calm[devices]
+def test_a_run_that_is_killed_at_any_place_ends_with_the_same_results(calm, tmp_path):
+    # Before the first checkpoint, amid the first epoch, in its validation, after it and across the end of the second.
+    assert survivor(tmp_path / "killed", 1, "SIGKILL", 3, 9, "v1", "e1", 16) == [*["-9"] * 5, "0"]
+    assert results(tmp_path / "killed") == calm[1]
+
+
+def test_a_run_on_two_devices_that_is_killed_ends_with_the_same_results(calm, tmp_path):
+    assert survivor(tmp_path / "killed", 2, "SIGKILL", 9, "v2", 16) == ["-9", "-9", "-9", "0"]
+    *ours, history = results(tmp_path / "killed")
+    *theirs, calm_history = calm[2]
+    assert ours == theirs
+    for row, calm_row in zip(history, calm_history, strict=True):
+        for name in row:  # sums over the examples of an epoch are added up in another order
+            assert float(row[name]) == pytest.approx(float(calm_row[name]), rel=1e-6)
 
 
 def test_sigterm_saves_before_it_ends(calm, tmp_path):
-    assert survivor(tmp_path / "term", 1, "SIGTERM", 3, 2) == ["143", "143", "0"]
-    assert weights(tmp_path / "term") == calm[1]
+    assert survivor(tmp_path / "term", 1, "SIGTERM", 3, "v4", 2) == ["143", "143", "143", "0"]
+    assert results(tmp_path / "term") == calm[1]
 
 
 def test_ctrl_c_saves_before_it_ends(calm, tmp_path):
-    assert survivor(tmp_path / "int", 1, "SIGINT", 3, 2) == ["130", "130", "0"]
-    assert weights(tmp_path / "int") == calm[1]
+    assert survivor(tmp_path / "int", 1, "SIGINT", 3, "v4", 2) == ["130", "130", "130", "0"]
+    assert results(tmp_path / "int") == calm[1]
 
 
 def test_on_a_full_disk_the_checkpoint_before_is_still_there(tmp_path):
