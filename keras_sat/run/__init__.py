@@ -6,6 +6,7 @@
 from keras_sat.run.configuration import BALLS, OBJECTIVES, Run, fields
 from keras_sat.run.folder import changes, check_export, checkpoints, export, is_export, load, with_data
 from keras_sat.run.predictor import Predictor, image_files, open_predictor
+from keras_sat.run.pretrained import Phase, Pretrained, find, phases, pretrained_network
 from keras_sat.run.recipes import RECIPES, Recipe
 from keras_sat.run.subject import Subject, open_export, open_run, open_weights
 from keras_sat.run.training import train
@@ -13,7 +14,9 @@ from keras_sat.run.training import train
 __all__ = [
     "BALLS",
     "OBJECTIVES",
+    "Phase",
     "Predictor",
+    "Pretrained",
     "RECIPES",
     "Recipe",
     "Run",
@@ -23,6 +26,7 @@ __all__ = [
     "checkpoints",
     "export",
     "fields",
+    "find",
     "image_files",
     "is_export",
     "load",
@@ -30,6 +34,8 @@ __all__ = [
     "open_predictor",
     "open_run",
     "open_weights",
+    "phases",
+    "pretrained_network",
     "train",
     "with_data",
 ]
