@@ -62,6 +62,7 @@ INNER_LAYERS = {
         {"conversion"},
     ],
     "run": [
+        {"pretrained"},
         {"configuration", "recipes"},
         {"folder"},
         {"training", "subject"},

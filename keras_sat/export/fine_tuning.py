@@ -11,8 +11,6 @@ from keras_sat.export import saved_model
 from keras_sat.models import classifier
 from keras_sat.typing import Path
 
-FREEZE = (None, "backbone", "batch_norm")
-
 
 def load_for_fine_tuning(
     path: Path,
@@ -29,8 +27,8 @@ def load_for_fine_tuning(
         path: the folder of the SavedModel.
         classes: number of new classes, >= 1: a new last dense layer with random weights replaces the exported one. None
             (default) keeps the exported one.
-        freeze: the layers that are not trained. None (default): no layer, even if it was frozen in the export.
-            "backbone": all layers except the last one. "batch_norm": the batch norms, which also keep their statistics.
+        freeze: the layers that are not trained; see `models.classifier.freeze`. None (default): no layer, even if it
+            was frozen in the export.
         custom_objects: {name: class or function} for layers that neither Keras nor this package registers.
 
     Raises:
@@ -38,27 +36,13 @@ def load_for_fine_tuning(
             unknown; if the rebuilt model does not compute the same as the SavedModel (they are compared); or if it has
             no last dense layer to replace.
     """
-    if freeze not in FREEZE:
-        raise ValueError(f"freeze must be one of {FREEZE}. Received: {freeze!r}")
+    classifier.check_freeze(freeze)
     if classes is not None and not (isinstance(classes, int) and classes >= 1):
         raise ValueError(f"classes must be an integer >= 1, or None to keep the head. Received: {classes!r}")
     model = _rebuilt(files.expanded(path), custom_objects)
-    _free(model)
-    if freeze == "backbone":
-        head = classifier.output_layer(model)
-        for layer in model.layers:
-            layer.trainable = layer.trainable and layer is head
-    elif freeze == "batch_norm":
-        for layer in classifier.leaves(model):
-            layer.trainable = layer.trainable and not isinstance(layer, keras.layers.BatchNormalization)
-    return model if classes is None else _with_new_head(model, classes)
-
-
-def _free(layer):
-    """Makes a layer and all layers in it trainable. (Keras' own setter does not change the layers of a model.)"""
-    layer.trainable = True
-    for inner in getattr(layer, "layers", []):
-        _free(inner)
+    model = model if classes is None else _with_new_head(model, classes)
+    classifier.freeze(model, freeze)
+    return model
 
 
 def _rebuilt(path, custom_objects):

@@ -13,6 +13,7 @@ from keras_sat.models.normalization import Normalize
 from keras_sat.typing import Array
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+FREEZE = (None, "backbone", "batch_norm")  # what `freeze` accepts
 _SIDES = (32, 96, 224)  # image sizes to try, where a model takes any size
 _SQUASHING = {"softmax": tf.nn.softmax, "sigmoid": tf.sigmoid}
 
@@ -297,3 +298,39 @@ def leaves(model: keras.Model) -> Iterator[keras.layers.Layer]:
     """Yields the layers of a model. An inner model is replaced by its layers."""
     for layer in model.layers:
         yield from leaves(layer) if isinstance(layer, keras.Model) else [layer]
+
+
+def check_freeze(what: str | None) -> None:
+    """Raises ValueError unless `freeze` accepts this value."""
+    if what not in FREEZE:
+        raise ValueError(f"freeze must be one of {FREEZE}. Received: {what!r}")
+
+
+def freeze(model: keras.Model, what: str | None) -> None:
+    """Sets which layers of a classifier are trained. Compile the model, or its `AdversarialModel`, anew after it.
+
+    Args:
+        model: the keras.Model.
+        what: None: all layers are trained, also those that were frozen before. "backbone": the layer that makes the
+            output is trained alone. "batch_norm": all layers except the batch norms are trained. A frozen batch norm
+            also keeps its statistics, and uses them in training.
+
+    Raises:
+        ValueError: for another value of `what`.
+    """
+    check_freeze(what)
+    _free(model)
+    if what == "backbone":
+        head = output_layer(model)
+        for layer in model.layers:
+            layer.trainable = layer is head
+    elif what == "batch_norm":
+        for layer in leaves(model):
+            layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
+
+
+def _free(layer):
+    """Makes a layer and all layers in it trainable. (Keras' own setter does not change the layers of a model.)"""
+    layer.trainable = True
+    for inner in getattr(layer, "layers", []):
+        _free(inner)

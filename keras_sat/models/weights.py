@@ -56,8 +56,7 @@ def resolve(
     """
     if weights is None:
         return None
-    is_tag = str(weights).startswith(("sat-", ROBUSTBENCH)) and not str(weights).endswith(".h5")
-    if not is_tag or os.path.isfile(files.expanded(weights)):
+    if not is_tag(weights):
         return _existing_file(files.expanded(weights), foreign.network_flags(architecture, activation, form))
     image_size = input_shape[0] if input_shape else None
     entry = find(architecture, activation, str(weights), image_size, form, normalization)
@@ -65,6 +64,13 @@ def resolve(
         kind = {1: "grey images (1 channel)", 3: "RGB images (3 channels)"}[entry["channels"]]
         raise ValueError(f"The weights {entry['id']} take {kind}. Received input shape: {input_shape}")
     return entry
+
+
+def is_tag(weights: Path) -> bool:
+    """Returns whether the argument `weights` is meant as a tag, which may not exist, and not as a path."""
+    text = str(weights)
+    looks = text.startswith(("sat-", ROBUSTBENCH)) and not text.endswith(".h5")
+    return looks and not os.path.isfile(files.expanded(weights))
 
 
 def shape_and_classes(entry: Entry) -> tuple[tuple[int, int, int], int]:
@@ -147,7 +153,7 @@ def tags() -> list[str]:
     return sorted({entry["tag"] for entry in entries()})
 
 
-def _shown_tags():
+def shown_tags() -> str:
     """Returns the tags as text, with one word for all of RobustBench's networks."""
     return ", ".join([*(tag for tag in tags() if not tag.startswith(ROBUSTBENCH)), f"{ROBUSTBENCH}NAME"])
 
@@ -182,7 +188,7 @@ def find(
         entry = _of_release(architecture, activation, tag, image_size)
     if not (
         entry["model"] == architecture
-        and _same_activation(entry["activation"], activation)
+        and same_activation(entry["activation"], activation)
         and form in (None, form_of(entry))
         and _same_normalization(entry, normalization)
     ):
@@ -240,12 +246,12 @@ def _of_release(architecture, activation, tag, image_size):
     """Returns the entry of the SAT release, or of the package's own weights, for a network."""
     released = [entry for entry in entries() if tag.startswith(entry["release"])]
     if not released:
-        raise ValueError(f"There are no weights {tag!r}; there are {_shown_tags()}.")
+        raise ValueError(f"There are no weights {tag!r}; there are {shown_tags()}.")
     of_network = [entry for entry in released if entry["model"] == architecture]
     if not of_network:
         known = sorted({entry["model"] for entry in released})
         raise ValueError(f"There are no weights {tag!r} for {architecture}; there are for {', '.join(known)}.")
-    fitting = [entry for entry in of_network if _same_activation(entry["activation"], activation)]
+    fitting = [entry for entry in of_network if same_activation(entry["activation"], activation)]
     if not fitting:
         known = sorted({entry["activation"] for entry in of_network})
         raise ValueError(
@@ -264,7 +270,8 @@ def _of_release(architecture, activation, tag, image_size):
     )
 
 
-def _same_activation(one, other):
+def same_activation(one: Any, other: Any) -> bool:
+    """Returns whether two values of the argument `activation` mean the same function."""
     layers = [activations.layer(spec, "site") for spec in (one, other)]
     return type(layers[0]) is type(layers[1]) and layers[0].get_config() == layers[1].get_config()
 
@@ -432,7 +439,7 @@ def _existing_file(path, flags=None):
     if path.endswith(".weights.h5"):
         raise ValueError(f"There is no weights file at {path}")
     raise ValueError(
-        f"weights must be None, one of {_shown_tags()}, or the path of a .weights.h5 file; there is no file {path!r}."
+        f"weights must be None, one of {shown_tags()}, or the path of a .weights.h5 file; there is no file {path!r}."
     )
 
 
@@ -455,7 +462,7 @@ def load_file(model: keras.Model, path: Path) -> None:
     except (ValueError, OSError, KeyError) as error:
         raise ValueError(
             f"{path} is damaged or does not fit {model.name}: was it saved with the same network, form, activation, "
-            f"classes and channels? ({_reason(error)})"
+            f"classes and channels? ({reason(error)})"
         ) from error
 
 
@@ -494,11 +501,12 @@ def _joined(names):
     return " and ".join(names) or "no activation"
 
 
-def _reason(error):
+def reason(error: Exception) -> str:
     """Returns the reason for which Keras did not load a file, in one line."""
     text = str(error).strip() or type(error).__name__
     _, found, details = text.partition("Example error message for object ")
-    return details.split("\n\n")[1] if found else text.splitlines()[0]
+    text = details.split("\n\n")[1] if found else text
+    return text.splitlines()[0].partition(" Target variable: ")[0]  # Keras shows the variable's values, too
 
 
 def _check_layers(model, path):

@@ -6,6 +6,7 @@
 from keras_sat.run.configuration import BALLS, OBJECTIVES, Run, fields
 from keras_sat.run.folder import changes, check_export, checkpoints, export, is_export, load, read_settings, with_data
 from keras_sat.run.predictor import Predictor, image_files, open_predictor
+from keras_sat.run.pretrained import Phase, Pretrained, find, phases, pretrained_network
 from keras_sat.run.recipes import RECIPES, Recipe
 from keras_sat.run.subject import Subject, open_export, open_run, open_weights
 from keras_sat.run.training import cost, train
@@ -13,7 +14,9 @@ from keras_sat.run.training import cost, train
 __all__ = [
     "BALLS",
     "OBJECTIVES",
+    "Phase",
     "Predictor",
+    "Pretrained",
     "RECIPES",
     "Recipe",
     "Run",
@@ -24,6 +27,7 @@ __all__ = [
     "cost",
     "export",
     "fields",
+    "find",
     "image_files",
     "is_export",
     "load",
@@ -31,6 +35,8 @@ __all__ = [
     "open_predictor",
     "open_run",
     "open_weights",
+    "phases",
+    "pretrained_network",
     "read_settings",
     "train",
     "with_data",

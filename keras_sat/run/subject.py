@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import re
 import warnings
 from typing import Any
 
@@ -13,6 +12,7 @@ from keras_sat.attacks import Attack
 from keras_sat.evaluation import stages
 from keras_sat.preprocessing import Preprocessing
 from keras_sat.run import folder as folder_lib
+from keras_sat.run.pretrained import letters
 from keras_sat.typing import Path
 
 
@@ -231,12 +231,12 @@ def _context(dataset, split, batch_size):
 
 def _source(name, names, number, data_dir, skip_damaged):
     """Returns the dataset for weights with `number` classes, whose names are `names` (None: the names are unknown)."""
-    own = {_letters(each): each for each in data.source(name, data_dir).classes}
+    own = {letters(each): each for each in data.source(name, data_dir).classes}
     numbers = [str(each) for each in range(number)]
     if set(own) <= set(numbers):
         classes = numbers
     elif names is not None:
-        classes = [own.get(_letters(each), each) for each in names]
+        classes = [own.get(letters(each), each) for each in names]
     elif len(own) == number:
         classes = None
     else:
@@ -245,11 +245,6 @@ def _source(name, names, number, data_dir, skip_damaged):
     if classes is None and isinstance(source, data.Folder):
         _warn_of_order("The weights do not name their classes", source)
     return source
-
-
-def _letters(name):
-    """Returns the letters and digits of a class name: "T-shirt/top" and the folder "T-shirt_top" are the same class."""
-    return re.sub(r"[\W_]", "", name.casefold()) or name
 
 
 def _warn_of_order(why, source):

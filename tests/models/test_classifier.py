@@ -156,3 +156,24 @@ def test_in_precision(tiny_model, images):
         classifier.in_precision(lambda x: x, "mixed_bfloat16")
     with pytest.raises(ValueError, match="mixed_bfloat16.*Received: 'bf16'"):
         classifier.in_precision(model, "bf16")
+
+
+def test_freeze_sets_what_is_trained_whatever_was_before():
+    model = models.ResNet8(input_shape=(8, 8, 1), classes=3)
+    inner = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
+    nested = keras.Sequential([keras.Input((8, 8, 1)), inner, keras.layers.Dense(3)])
+    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    number = len(model.trainable_weights)
+    classifier.freeze(model, "backbone")
+    assert [weight.path for weight in model.trainable_weights] == ["linear/kernel", "linear/bias"]
+    assert all(not layer.trainable for layer in norms)
+    classifier.freeze(model, "batch_norm")
+    assert len(model.trainable_weights) == number - 2 * len(norms)
+    classifier.freeze(model, None)
+    assert len(model.trainable_weights) == number
+    classifier.freeze(nested, "backbone")
+    assert len(nested.trainable_weights) == 2
+    classifier.freeze(nested, None)
+    assert len(nested.trainable_weights) == 4
+    with pytest.raises(ValueError, match=r"freeze must be one of \(None, 'backbone', 'batch_norm'\). Received: 'all'"):
+        classifier.freeze(model, "all")
