@@ -176,7 +176,7 @@ class _Auditor:
         # The other checks need logits, because attacks raise ValueError for probabilities.
         self.model = _as_logits(model, self.probabilities)
         self.has_gradient = True
-        self.attacked: dict[Attack, float] = {}
+        self.attacked: dict[tuple[Attack, float | None], float] = {}
 
     def softmax(self) -> tuple[str, str]:
         kind = self.probabilities
@@ -201,13 +201,13 @@ class _Auditor:
     def one_or_many(self) -> tuple[str, str]:
         if not self.has_gradient:
             return SKIP, "no gradient"
-        one, many = self._robust(FGSM(self.ball)), self._robust(self._pgd())
+        one, many = self._robust(FGSM(self.ball)), self._robust(self._pgd(), 1)
         return _outcome(many <= one + _SLACK), f"{_percent(one)} stand one step, {_percent(many)} {self.steps}"
 
     def larger_epsilon(self) -> tuple[str, str]:
         if not self.has_gradient:
             return SKIP, "no gradient"
-        shares = [self._robust(self._pgd(self.ball.radius * factor)) for factor in (1, 2, 4)]
+        shares = [self._robust(self._pgd(), factor) for factor in (1, 2, 4)]
         falls = all(after <= before + _SLACK for before, after in zip(shares, shares[1:]))
         moves = shares[0] - shares[-1] > _MUST_BREAK or shares[0] <= _SLACK
         text = ", ".join(map(_percent, shares))
@@ -225,7 +225,7 @@ class _Auditor:
 
     def black_box(self, queries: int) -> tuple[str, str]:
         searched = self._robust(Square(self.ball, queries))
-        white = self._robust(self._pgd()) if self.has_gradient else 1.0
+        white = self._robust(self._pgd(), 1) if self.has_gradient else 1.0
         text = f"{_percent(searched)} stand {queries} queries of Square, {_percent(white)} gradients"
         return _outcome(white <= searched + _SLACK), text
 
@@ -234,7 +234,7 @@ class _Auditor:
             return SKIP, "no surrogate was given"
         adversarial = self._pgd()(surrogate, self.images, self.labels, self.seed)
         moved = self._correct(adversarial)
-        white = self._robust(self._pgd()) if self.has_gradient else 1.0
+        white = self._robust(self._pgd(), 1) if self.has_gradient else 1.0
         text = f"{_percent(moved)} stand what was made for the surrogate, {_percent(white)} their own gradients"
         return _outcome(white <= moved + _SLACK), text
 
@@ -255,12 +255,16 @@ class _Auditor:
         steps = steps or self.steps
         return PGD(ball, steps, max(2.5 * ball.radius / steps, 1e-12), keep="first")
 
-    def _robust(self, attack):
-        """Returns the share of examples that stay correctly classified under an attack."""
-        if attack not in self.attacked:
-            adversarial = attack(self.model, self.images, self.labels, self.seed)
-            self.attacked[attack] = self._correct(adversarial)
-        return self.attacked[attack]
+    def _robust(self, attack, scale=None):
+        """Returns the share of examples that stay correctly classified under an attack.
+
+        `scale` multiplies epsilon and step size. An attack is compiled once for all scales.
+        """
+        if (attack, scale) not in self.attacked:
+            scales = {"epsilon_scale": scale, "step_size_scale": scale}
+            adversarial = attack(self.model, self.images, self.labels, self.seed, **scales)
+            self.attacked[attack, scale] = self._correct(adversarial)
+        return self.attacked[attack, scale]
 
     def _correct(self, images):
         return float(np.mean(judging.judge(self.model, images, self.labels).is_correct))

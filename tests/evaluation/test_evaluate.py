@@ -1,9 +1,7 @@
 import json
-import os
 import re
 import subprocess
 import sys
-import time
 import warnings
 
 import keras
@@ -325,42 +323,64 @@ def test_replicas_share_the_batches(whole):
     assert by_example(shared) == by_example(report)
 
 
-def test_goes_on_from_its_state_after_a_kill(tmp_path):
-    """A process is killed several times during its work; the last one runs to the end."""
-    state, numbers = tmp_path / "state.npz", tmp_path / "report.json"
-    code = f"""
-import numpy as np, keras, keras_sat
+# TensorFlow is imported once, and starts only in the children.
+KILLED = """
+import json, os, signal, sys, time
+import keras
+import numpy as np
 from keras_sat.attacks import PGD, LinfBall
-keras.utils.set_random_seed(0)
-model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Rescaling(2 / 255, -1.0), keras.layers.Conv2D(8, 3),
-                          keras.layers.Flatten(), keras.layers.Dense(4)])
-x = np.random.default_rng(7).integers(0, 256, (200, 8, 8, 3)).astype(np.uint8)
-y = np.argmax(model(x), -1)
-attacks = {{"a": PGD(LinfBall(3), steps=40, restarts=3, keep="first"), "b": PGD(LinfBall(2), steps=40, keep="first")}}
-report = keras_sat.evaluation.evaluate(model, (x, y), attacks, seed=1, batch_size=4, progress=False, state=STATE)
-report.to_json({str(numbers)!r})
+from keras_sat.evaluation import evaluate
+
+
+def child(state, report):
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        keras.utils.set_random_seed(0)
+        layers = [keras.Input((8, 8, 3)), keras.layers.Rescaling(2 / 255, -1.0), keras.layers.Conv2D(8, 3)]
+        model = keras.Sequential([*layers, keras.layers.Flatten(), keras.layers.Dense(4)])
+        x = np.random.default_rng(7).integers(0, 256, (120, 8, 8, 3)).astype(np.uint8)
+        y = np.argmax(model(x), -1)
+        long = {"steps": 40, "keep": "first"}
+        attacks = {"a": PGD(LinfBall(3), restarts=3, **long), "b": PGD(LinfBall(2), **long)}
+        evaluate(model, (x, y), attacks, seed=1, batch_size=4, progress=False, state=state).to_json(report)
+        os._exit(0)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        os._exit(1)
+
+
+def changed(path):
+    return os.stat(path).st_mtime_ns if os.path.exists(path) else 0
+
+
+state, report, undisturbed = sys.argv[1:]
+assert os.waitpid(child(None, undisturbed), 0)[1] == 0
+for _ in range(2):
+    written, pid = changed(state), child(state, report)
+    while changed(state) == written:
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0), "it ended before it was killed"
+        time.sleep(0.005)
+    time.sleep(0.15)
+    os.kill(pid, signal.SIGKILL)
+    assert os.WIFSIGNALED(os.waitpid(pid, 0)[1]), "it ended before it was killed"
+    with np.load(state) as arrays:  # never half a file
+        rows = json.loads(str(arrays["meta"]))["rows"]
+        print(json.dumps([len(rows), *(row["done"] for row in rows.values())]))
+assert not os.path.exists(report)
+assert os.waitpid(child(state, report), 0)[1] == 0
 """
-    undisturbed = subprocess.run([sys.executable, "-c", code.replace("STATE", "None")], capture_output=True, text=True)
-    assert undisturbed.returncode == 0, undisturbed.stderr
-    expected = by_example(from_json(numbers))
-    os.remove(numbers)
-    kills, sizes = 0, []
-    while not numbers.exists():
-        process = subprocess.Popen([sys.executable, "-c", code.replace("STATE", repr(str(state)))])
-        written = state.stat().st_mtime_ns if state.exists() else 0
-        while process.poll() is None:
-            if kills < 2 and state.exists() and state.stat().st_mtime_ns > written:
-                time.sleep(0.15)
-                process.kill()
-                process.wait()
-                kills += 1
-                with np.load(state) as arrays:  # never half a file
-                    meta = json.loads(str(arrays["meta"]))
-                    sizes.append((len(meta["rows"]), *(row["done"] for row in meta["rows"].values())))
-            time.sleep(0.005)
-    assert kills == 2
-    assert sizes[0] < sizes[1]
-    assert by_example(from_json(numbers)) == expected
+
+
+def test_goes_on_from_its_state_after_a_kill(tmp_path):
+    """A process is killed twice during its work; the last one runs to the end."""
+    paths = [tmp_path / name for name in ("state.npz", "report.json", "undisturbed.json")]
+    done = subprocess.run([sys.executable, "-c", KILLED, *map(str, paths)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    first, second = map(json.loads, done.stdout.splitlines())
+    assert first < second
+    assert by_example(from_json(paths[1])) == by_example(from_json(paths[2]))
 
 
 def test_the_state_of_another_evaluation_is_refused(whole, tmp_path):

@@ -14,7 +14,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from keras_sat import data, deployed, evaluation, models, provenance
 from keras_sat.attacks import FGSM, PGD, LinfBall
-from keras_sat.export import SIGNATURES, export_litert, export_saved_model, verify
+from keras_sat.export import SIGNATURES, export_litert, export_saved_model, reload, verify
 from keras_sat.preprocessing import CROPS, Preprocessing
 from keras_sat.training import AdversarialModel, Free
 
@@ -88,7 +88,7 @@ def averaged():
 def test_becomes_plain_float32(build, tmp_path):
     model = build()
     classifier = getattr(model, "classifier", model)
-    export_saved_model(model, tmp_path / "saved", image_size=28)
+    export_saved_model(model, tmp_path / "saved", image_size=28, signatures=["serving_uint8"])
     loaded = tf.saved_model.load(tmp_path / "saved")
     assert {variable.dtype for variable in loaded.variables} <= {tf.float32, tf.int64, tf.uint32}
     images = pixels(shape=(28, 28, classifier.inputs[0].shape[-1]))
@@ -98,13 +98,13 @@ def test_becomes_plain_float32(build, tmp_path):
         np.testing.assert_allclose(logits, plain(images), atol=1e-4 * np.ptp(plain(images)))
 
 
-def test_bfloat16(model, saved, tmp_path):
+def test_bfloat16(model, loaded, tmp_path):
     export_saved_model(model, tmp_path / "low", precision="bfloat16")
     assert set(verify(tmp_path / "low", model)) == set(SIGNATURES)
     images = tf.constant(pixels(), tf.float32)
     low, high = (
-        tf.saved_model.load(folder).signatures["serving_default"](images=images)["logits"]
-        for folder in (tmp_path / "low", saved)
+        each.signatures["serving_default"](images=images)["logits"]
+        for each in (tf.saved_model.load(tmp_path / "low"), loaded)
     )
     assert low.dtype == tf.float32
     assert 0 < np.max(np.abs(low - high)) < 0.1 * np.ptp(high)
@@ -119,36 +119,61 @@ def test_image_files_of_any_size_and_format(loaded, model):
     np.testing.assert_array_equal(outputs["classes"], np.argmax(outputs["logits"], -1))
 
 
-@pytest.mark.parametrize("crop", CROPS)
-@pytest.mark.parametrize("channels", [1, 3])
-def test_serving_bytes_makes_the_pixels_of_evaluation(crop, channels, image_files, tmp_path):
-    """A network that returns its first pixels as logits shows that the pixels are equal."""
-    inputs = keras.Input((12, 16, channels))
-    first = keras.layers.Flatten()(inputs)
-    how = Preprocessing(12, 16, channels, crop)
-    export_saved_model(keras.Model(inputs, first), tmp_path / "saved", preprocessing=how)
-    verify(tmp_path / "saved")
-    assert deployed.preprocessing_of(str(tmp_path / "saved")) == how
-    served = tf.saved_model.load(tmp_path / "saved").signatures["serving_bytes"]
+PREPROCESSINGS = {f"{channels}-{crop}": Preprocessing(12, 16, channels, crop) for channels in (1, 3) for crop in CROPS}
+RELOAD = f"""
+import runpy, sys
+main = runpy.run_path({reload.__file__!r})["main"]
+for arguments in zip(*[iter(sys.argv[1:])] * 3):
+    main(*arguments)
+"""
+
+
+@pytest.fixture(scope="module")
+def photos(image_files, tmp_path_factory):
+    """A folder of two classes with a picture in every kind of image file, as a source."""
+    folder = tmp_path_factory.mktemp("photos")
     for number, (name, file) in enumerate(image_files.items()):
         ending = name.split(" with")[0].split(" of")[0].split()[-1].lower()
-        path = tmp_path / "photos" / "test" / "ab"[number % 2] / f"{name}.{ending}"
+        path = folder / "test" / "ab"[number % 2] / f"{name}.{ending}"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(file)
-    source = data.source(tmp_path / "photos")
-    ((evaluated, _),) = data.load(source, "test", 99, preprocessing=how)
-    paths = [path for path, _ in source.examples("test")]
-    assert len(paths) == len(image_files)
-    seen = served(image_bytes=tf.stack([tf.io.read_file(path) for path in paths]))["logits"]
-    np.testing.assert_array_equal(seen, tf.reshape(evaluated, (len(paths), -1)))
+    source = data.source(folder)
+    assert len(source.examples("test")) == len(image_files)
+    return source
 
 
-def test_paths_with_brackets_spaces_and_the_home_folder(model, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def served(photos, tmp_path_factory):
+    """Exports a network for each preprocessing, which returns its pixels as logits.
+
+    Returns {name: (the export, logits of serving_bytes for the photos)}. One process without keras answers for all.
+    """
+    folder, arguments = tmp_path_factory.mktemp("served"), []
+    files = np.array([pathlib.Path(path).read_bytes() for path, _ in photos.examples("test")], object)
+    np.savez(folder / "files.npz", **{"serving_bytes/image_bytes": files})
+    for name, how in PREPROCESSINGS.items():
+        inputs = keras.Input(how.shape)
+        network = keras.Model(inputs, keras.layers.Flatten()(inputs))
+        export_saved_model(network, folder / name, preprocessing=how, signatures=["serving_bytes"])
+        arguments += [folder / name, folder / "files.npz", folder / f"{name}.npz"]
+    subprocess.run([sys.executable, "-c", RELOAD, *map(str, arguments)], check=True, capture_output=True)
+    return {name: (folder / name, np.load(folder / f"{name}.npz")["serving_bytes/logits"]) for name in PREPROCESSINGS}
+
+
+@pytest.mark.parametrize("name", PREPROCESSINGS)
+def test_serving_bytes_makes_the_pixels_of_evaluation(name, photos, served):
+    path, logits = served[name]
+    assert deployed.preprocessing_of(str(path)) == PREPROCESSINGS[name]
+    ((evaluated, _),) = data.load(photos, "test", 99, preprocessing=PREPROCESSINGS[name])
+    np.testing.assert_array_equal(logits, tf.reshape(evaluated, (len(evaluated), -1)))
+
+
+def test_paths_with_brackets_spaces_and_the_home_folder(tiny_model, images, tmp_path, monkeypatch):
     """TensorFlow's loader interprets brackets as a pattern."""
     monkeypatch.setenv("HOME", str(tmp_path))
+    model = tiny_model()
     export_saved_model(model, "~/my models [1]/net/")
     assert set(verify("~/my models [1]/net", model)) == set(SIGNATURES)
-    images = pixels()
     loaded = deployed.load(tmp_path / "my models [1]" / "net")
     np.testing.assert_allclose(loaded(images), model(images), atol=1e-5)
     export_litert("~/my models [1]/net", "~/my models [1]/net.tflite", images)
@@ -420,7 +445,8 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 import signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 from keras_sat import export, models
-export.export_saved_model(models.ResNet8(input_shape=(8, 8, 3), classes=4), {str(tmp_path / "saved")!r})
+model = models.ResNet8(input_shape=(8, 8, 3), classes=4)
+export.export_saved_model(model, {str(tmp_path / "saved")!r}, signatures=[])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode != 0

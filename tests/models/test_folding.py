@@ -7,11 +7,13 @@ import tensorflow as tf
 
 from keras_sat import activations, losses, models
 from keras_sat.attacks import value_and_gradient
-from keras_sat.models import folding
+from keras_sat.models import folding, resnet
 
+# ResNeXt50_32x4d with one block for each stage
+RESNEXT = resnet.network("ResNeXt14_32x4d", resnet.Spec(resnet._BLOCK_32X4D, (1, 1, 1, 1)), "sat")
 BUILDERS = {
     "resnet": lambda: models.ResNet20(activation="silu", classes=10),
-    "grouped": lambda: models.ResNeXt50_32x4d(activation="smooth_relu", input_shape=(32, 32, 3), classes=10),
+    "grouped": lambda: RESNEXT(activation="smooth_relu", input_shape=(32, 32, 3), classes=10),
     "depthwise, squeeze-excite": lambda: models.EfficientNetB0(activation="gelu", input_shape=(32, 32, 3), classes=10),
 }
 
