@@ -1,6 +1,7 @@
 """The command `keras-sat quickstart`."""
 
 import argparse
+import functools
 import os
 import shlex
 import time
@@ -28,8 +29,8 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"Training {run.model} ({run.activation}) on PGD-{run.steps} examples of {run.dataset}, epsilon {run.epsilon}."
     )
-    print("accuracy and loss are those on the adversarial images; val_... on up to 500 test images.\n", flush=True)
-    model, is_finished = run_lib.train(run, folder)
+    print("Loss and accuracy under attack are those of the training images.\n", flush=True)
+    model, is_finished = run_lib.train(run, folder, say=functools.partial(print, flush=True))
     if not is_finished:
         return messages.interrupted(folder)
     print("\nAttacking the whole test split with PGD-50.", flush=True)
@@ -53,9 +54,9 @@ def _evaluate(run, model, folder):
 
 _WHERE = """\
     report.txt, report.json   these figures, and all that is needed to repeat them
-    model.weights.h5          the weights
-    run.json, logs/           the configuration; the training's curves for TensorBoard
-    checkpoints/              what the training could be continued from
+    model.weights.h5          the weights of the best epoch; last.weights.h5: those of the last one
+    run.json, history.csv     the configuration; the metrics of all epochs
+    logs/, checkpoints/       curves for TensorBoard; what the training could be continued from
     saved_model/1             for TF Serving, or tf.saved_model.load
 
 What to do next:

@@ -18,7 +18,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=files.expanded, help="folder to write; holds no run yet, or this one, unfinished"
     )
-    parser.add_argument("--cost", action="store_true", help="print the time and memory that the training needs, and end")
+    parser.add_argument(
+        "--cost", action="store_true", help="print the time and memory that the training needs, and end"
+    )
     parser.add_argument(
         "--continue", dest="go_on", action="store_true", help="go on with a run that ended, for more --epochs"
     )

@@ -97,7 +97,9 @@ class Run:
         None,
         f"part of an image to use: {', '.join(CROPS)}; default: all of it, padded where images differ in size",
     )
-    channels: int | None = _flag(None, "1 (grey) or 3 (RGB); default: 1 where all images are grey; 3 if weights need it")
+    channels: int | None = _flag(
+        None, "1 (grey) or 3 (RGB); default: 1 where all images are grey; 3 if weights need it"
+    )
     skip_damaged: bool = _flag(False, "read all files of a folder first, and leave out those that cannot be read")
     augment: bool = _flag(False, "crop and flip images at random: for long trainings; costs accuracy in short ones")
     rand_augment: float | None = _flag(None, "factor 0..1 of RandAugment; default: none")
@@ -226,7 +228,7 @@ class Run:
             ValueError: if there are no such weights, or they are of another network than this run's.
         """
         given = {name: getattr(self, name) or None for name in ("model", "form", "activation", "normalization")}
-        return pretrained.find(self.weights, **given)
+        return pretrained.find(self.weights or "", **given)
 
     @functools.cached_property
     def extra(self) -> data.Extra | None:
@@ -251,8 +253,13 @@ class Run:
         if self.replays:
             step_size = (self.epsilon or None) if self.step_size is None else self.step_size
             return attacks.PGD(self.ball(), steps=1, step_size=step_size)
-        start = {"clean_start": self.clean_start, "start_std": self.start_std}
-        return attacks.PGD(self.ball(), steps=self.steps, step_size=self.step_size, **start)
+        return attacks.PGD(
+            self.ball(),
+            steps=self.steps,
+            step_size=self.step_size,
+            clean_start=self.clean_start,
+            start_std=self.start_std,
+        )
 
     def training_objective(self) -> Objective:
         """Returns the objective of training: `Free` with `replays`, otherwise the one with the name `objective`.
@@ -278,14 +285,15 @@ class Run:
         """Returns what is done about catastrophic overfitting: "stop", "roll_back" or "none"."""
         if self.guard is not None:
             return self.guard
-        return "stop" if self.attack().steps == 1 and self._validates else "none"
+        return "stop" if self.attack().steps == 1 and self.validates else "none"
 
     @property
     def _mixes(self):
         return self.mixup is not None or self.cutmix is not None
 
     @property
-    def _validates(self):
+    def validates(self) -> bool:
+        """Whether the run has images for validation."""
         return bool(self.validation or self.validation_split)
 
     @property
@@ -353,7 +361,7 @@ class Run:
         Returns:
             A tf.data.Dataset; None if the run has no validation.
         """
-        if not self._validates:
+        if not self.validates:
             return None
         if self.validation_split:
             dataset = self.load_data(self.validation_split, sample=sample)
@@ -408,7 +416,10 @@ class Run:
         """
         if not self.weights:
             return self.build(), []
-        return self.pretrained().build(self.description.preprocessing.shape, self.description.classes)
+        described = self.description
+        return self.pretrained().build(
+            described.preprocessing.shape, described.classes, self.source.size_and_channels[1]
+        )
 
     def network(self, model: keras.Model) -> dict[str, Any]:
         """Returns what says which network it is, for reports and cards; see `models.describe`."""
@@ -451,7 +462,7 @@ _CHOICES: dict[str, tuple] = {
     "objective": tuple(OBJECTIVES),
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
-    "weight_decay_on": weight_decay.SELECTIONS,
+    "weight_decay_on": weight_decay.KINDS,
     "keep": ("best", "last"),
     "guard": GUARDS,
     "precision": PRECISIONS,
@@ -499,7 +510,7 @@ def _check_decay_epochs(run):
 
 def _check_combinations(run):
     """Raises ValueError for options of which one makes no sense beside another."""
-    mixed, validates = run.objective != "adversarial", bool(run.validation or run.validation_split)
+    mixed, validates = run.objective != "adversarial", run.validates
     rules = {
         "objective": (run.replays and mixed, "adversarial with replays"),
         "attack_precision": (run.replays and run.attack_precision, "left out with replays"),

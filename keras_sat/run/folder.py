@@ -147,7 +147,9 @@ def read_settings(path: Path) -> dict[str, Any]:
     names = [field.name for field in fields()]
     unknown = [name for name in stored if name not in (*names, *RECORDED)]
     if unknown:
-        raise ValueError(f"{path} has {unknown[0]!r}, which is no setting. `keras-sat train --help` lists the settings.")
+        raise ValueError(
+            f"{path} has {unknown[0]!r}, which is no setting. `keras-sat train --help` lists the settings."
+        )
     return {name: stored[name] for name in names if name in stored}
 
 

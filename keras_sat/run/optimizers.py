@@ -1,12 +1,13 @@
 """The optimizer, the learning rate and the loss of a run."""
 
+from typing import TypeAlias
+
 import keras
 
 from keras_sat.run.configuration import Run
-from keras_sat.training import schedules, weight_decay
-from keras_sat.training.averaging import with_ema_warmup
+from keras_sat.training import OneCycle, StepDecay, Triangle, decay_weights, with_ema_warmup
 
-LearningRate = float | keras.optimizers.schedules.LearningRateSchedule
+LearningRate: TypeAlias = float | keras.optimizers.schedules.LearningRateSchedule
 
 
 def loss(run: Run) -> keras.losses.Loss:
@@ -32,7 +33,7 @@ def optimizer(run: Run, model: keras.Model, steps: int, rate: LearningRate) -> k
         made = keras.optimizers.AdamW(rate, beta_2=run.beta_2, **options)
     else:
         made = keras.optimizers.SGD(rate, momentum=0.9, nesterov=run.nesterov, **options)
-    weight_decay.decay_weights(model, made, run.weight_decay, run.weight_decay_on)
+    decay_weights(model, made, run.weight_decay, run.weight_decay_on)
     if run.ema and run.ema_warmup is not None:
         made = with_ema_warmup(made, int(run.ema_warmup * _iterations(run, steps)))
     return made
@@ -59,13 +60,13 @@ def learning_rate(run: Run, steps: int, epochs: int) -> LearningRate:
             warmup_steps=rise,
         )
     if run.schedule == "triangle":
-        return schedules.Triangle(run.learning_rate, total, rise)
+        return Triangle(run.learning_rate, total, rise)
     if run.schedule == "onecycle":
-        return schedules.OneCycle(run.learning_rate, total, rise)
+        return OneCycle(run.learning_rate, total, rise)
     if run.schedule == "onecycle_by_epoch":
-        return schedules.OneCycle(run.learning_rate, total, rise, steps_per_change=steps)
+        return OneCycle(run.learning_rate, total, rise, steps_per_change=steps)
     boundaries = [int(epoch) * steps for epoch in run.decay_epochs.split(",")]
-    return schedules.StepDecay(run.learning_rate, boundaries, warmup_steps=rise, warmup_from=run.warmup_from)
+    return StepDecay(run.learning_rate, boundaries, warmup_steps=rise, warmup_from=run.warmup_from)
 
 
 def _iterations(run, steps):

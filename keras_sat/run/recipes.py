@@ -113,7 +113,9 @@ _DEEPMIND = _GENERATED | {
     "ema_warmup": 0.0,
     "extra_label_smoothing": 0.1,
 }
-_NEEDS_GENERATED = {"extra_data": "generated images of CIFAR-10 (docs/training.md says where their authors publish them)"}
+_NEEDS_GENERATED = {
+    "extra_data": "generated images of CIFAR-10 (docs/training.md says where their authors publish them)"
+}
 _HALF = "float32 in place of half precision (--precision=mixed_float16)"
 _START = "the random start is not cut off at 0 and 255 before the first gradient"
 
@@ -231,7 +233,8 @@ _ALL = (
         name="wang2023",
         paper="Wang et al., Better Diffusion Models Further Improve Adversarial Training, arXiv:2302.04638",
         cost="8.7 plain steps; 400 epochs of CIFAR-10",
-        differs=f"batch norms start at mean 0 and variance 1, where the authors take those of the first batch; {_START}",
+        differs="batch norms start at mean 0 and variance 1, where the authors take those of the first batch; "
+        f"{_START}",
         settings=_GENERATED
         | {
             "beta": 5.0,

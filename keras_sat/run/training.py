@@ -144,19 +144,20 @@ def _write(training, is_finished, folder, continued):
     The weights of the best epoch and the last weights are both written: those that are kept as model.weights.h5, the
     others as last.weights.h5 or best.weights.h5. The network has the weights that are kept.
     """
-    run, trainer, checkpoint, best = training.run, training.trainer, training.checkpoint, training.best
-    keeps_best = run.keep == "best" and best.best is not None
+    run, trainer, checkpoint = training.run, training.trainer, training.checkpoint
+    best = training.best.best if training.best else None
+    keeps_best = run.keep == "best" and best is not None
     last = folder_lib.weights(folder, None if not keeps_best else "last")
     with files.atomic_write(last) as temporary:
         models.weights.save_file(trainer.classifier, temporary)
-    if best.best is not None:
+    if best is not None:
         with files.atomic_write(folder_lib.weights(folder, None if keeps_best else "best")) as temporary:
-            shutil.copyfile(best.path, temporary)
+            shutil.copyfile(training.best.path, temporary)
     if keeps_best:
         models.weights.load_file(trainer.classifier, folder_lib.weights(folder))
     record = folder_lib.record(run) | {"finished": is_finished, "history": _curves(checkpoint.history)}
     record |= {"iterations": checkpoint.done * max(1, run.replays)}
-    record |= {"kept": "best" if keeps_best else "last", "best": best.best, "last": _last(checkpoint.history)}
+    record |= {"kept": "best" if keeps_best else "last", "best": best, "last": _last(checkpoint.history)}
     record |= {"ended": training.ended()} if training.ended() else {}
     record |= {"continued": continued} if continued else {}
     files.write_json(folder_lib.run_json(folder), record | {"versions": provenance.versions()})
@@ -249,20 +250,21 @@ class _Training:
 
     def __init__(self, run: Run, model: keras.Model, steps: int, folder: str, is_chief: bool) -> None:
         self.run, self.model, self.steps = run, model, steps
-        self.best = BestWeights(folder_lib.best_weights(folder), models.weights.save_file, patience=run.patience)
+        self.best = _best_weights(run, folder)
         self.guard = _guard(run, steps)
-        self.logs = folder_lib.logs(folder)
-        stateful = [self.best, *([self.guard] if self.guard else [])]
+        self.stateful = [callback for callback in (self.guard, self.best) if callback]
         self.checkpoint = Checkpoint(
-            folder_lib.checkpoints(folder), steps, run.checkpoint_every, is_chief=is_chief, callbacks=stateful
+            folder_lib.checkpoints(folder), steps, run.checkpoint_every, is_chief=is_chief, callbacks=self.stateful
         )
         self.history_file = HistoryFile(folder_lib.history(folder), self.checkpoint)
+        self.logs = folder_lib.logs(folder)
         self.averaged = AveragedWeights()
+        self.progress: Progress | None = None
         self.trainer: Any = None
 
     def fit(self, strategy: tf.distribute.Strategy) -> bool:
         """Trains from the last checkpoint on. Returns whether the training ran to its end."""
-        newest = self.checkpoint.newest_step(strategy)
+        newest = self.checkpoint.newest_step(strategy)  # a checkpoint is restored in its own phase
         phases = [phase for phase in _phases(self.run) if newest <= phase.last * self.steps]
         for phase in phases:
             with dtype_policy(self.run.precision), strategy.scope():
@@ -283,31 +285,30 @@ class _Training:
 
     def ended(self) -> str | None:
         """Returns why the training ended before its last epoch; None if it did not."""
-        if self.guard and self.guard.has_stopped:
+        if self.guard and self.guard.action == "stop" and self.guard.collapses:
             return f"catastrophic overfitting at step {self.guard.collapses[-1]}"
-        if self.best.stopped_epoch:
+        if self.best and self.best.stopped_epoch:
             return f"no larger robust validation accuracy for {self.run.patience} epochs"
         return None
 
     def _fit_phase(self, phase):
         """Trains up to the end of a phase. Returns whether it was reached."""
         run, checkpoint, trainer = self.run, self.checkpoint, self.trainer
-        strategy, done = trainer.distribute_strategy, checkpoint.done
-        validation = run.validation_data()
-        callbacks = self._callbacks(phase)
-        batches = functools.partial(run.training_data, done)
-        has_replicas = strategy.num_replicas_in_sync > 1  # with several replicas, each worker reads its share of the files
+        strategy = trainer.distribute_strategy
+        batches = functools.partial(run.training_data, checkpoint.done)
+        has_replicas = (
+            strategy.num_replicas_in_sync > 1
+        )  # with several replicas, each worker reads its share of the files
         try:
-            checkpoint.finish_epoch(trainer, validation, callbacks)
-            if done < phase.last * self.steps and not trainer.stop_training:
+            if checkpoint.epoch < phase.last:
                 trainer.fit(
                     strategy.distribute_datasets_from_function(batches) if has_replicas else batches(),
-                    validation_data=validation,
+                    validation_data=run.validation_data(),
                     epochs=phase.last,
                     steps_per_epoch=self.steps,
-                    initial_epoch=done // self.steps,
+                    initial_epoch=checkpoint.epoch,
                     shuffle=False,  # the dataset shuffles
-                    callbacks=callbacks,
+                    callbacks=self._callbacks(),
                     verbose=0,
                 )
         except KeyboardInterrupt:
@@ -316,20 +317,27 @@ class _Training:
             self.averaged.on_test_end()
             trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
             return False
+        finally:
+            if self.progress:
+                self.progress.close()
         trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
         return True
 
-    def _callbacks(self, phase):
-        run, is_chief = self.run, self.checkpoint.is_chief
-        guard = [self.guard] if self.guard and phase.last == run.epochs else []  # its copies are of one optimizer
-        chief = []
-        if is_chief:
-            chief = [
-                self.history_file,
-                keras.callbacks.TensorBoard(self.logs, write_graph=False),
-                Progress(run.epochs, self.steps, run.batch_size, done=self.checkpoint.done),
-            ]
-        return [*([self.averaged] if run.ema else []), *guard, self.best, self.checkpoint, *chief]
+    def _callbacks(self):
+        """Returns the callbacks of `fit`: those with a state come before the checkpoint."""
+        averaged = [self.averaged] if self.run.ema else []
+        if not self.checkpoint.is_chief:
+            return [*averaged, *self.stateful, self.checkpoint]
+        board = keras.callbacks.TensorBoard(self.logs, write_graph=False)
+        self.progress = Progress(self.run.epochs, self.steps, self.run.batch_size, done=self.checkpoint.done)
+        return [*averaged, *self.stateful, self.checkpoint, self.history_file, board, self.progress]
+
+
+def _best_weights(run, folder):
+    """Returns the callback that writes the weights of the best epoch; None for a run without validation."""
+    if not run.validates:
+        return None
+    return BestWeights(folder_lib.best_weights(folder), models.weights.save_file, patience=run.patience)
 
 
 def _guard(run, steps):
@@ -340,7 +348,7 @@ def _guard(run, steps):
         run.probed_data(),
         attacks.from_name(run.probe, run.ball()),
         every=max(1, steps // PROBES_PER_EPOCH),
-        action=run.guard_action().replace("_", " "),
+        action=run.guard_action(),
     )
 
 

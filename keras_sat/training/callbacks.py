@@ -123,8 +123,10 @@ class CatastrophicOverfittingGuard(keras.callbacks.Callback):
         self.collapses, self._good = list(state["collapses"]), state["good"]
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Begins to count."""
+        """Begins to count. If the last good state is of another optimizer, the present state takes its place."""
         self._last, self._restored = self._restored, _NOWHERE
+        if self._good and len(self._good) != len(now := checkpoint.values(self.model)):
+            self._good = now
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Notes the epoch."""

@@ -15,6 +15,7 @@ from typing import Any
 import filelock
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_sat import files, internals
 from keras_sat.models import classifier
@@ -172,7 +173,9 @@ class Checkpoint(keras.callbacks.Callback):
         if not trainer.optimizer.built:
             with trainer.distribute_strategy.scope():
                 trainer.optimizer.build(trainer.trainable_variables)
-        record, arrays = self._newest(trainer) if self.is_chief else ({}, {})
+        record, arrays = self._newest() if self.is_chief else ({}, {})
+        if arrays:
+            _check_shapes(trainer, arrays, self._path(record["step"], "npz"))
         if distribution.has_several_workers(strategy := trainer.distribute_strategy):
             record, arrays = distribution.state_from_chief(strategy, record, arrays or values(trainer))
         if arrays:
@@ -180,7 +183,18 @@ class Checkpoint(keras.callbacks.Callback):
         self._set_state(record, arrays)
         return self._done
 
-    def _newest(self, trainer):
+    def newest_step(self, strategy: tf.distribute.Strategy) -> int:
+        """Returns the number of steps that `restore` would return. All workers must call it.
+
+        A training in phases, each with its own optimizer, needs it to make the trainer of the right phase.
+
+        Args:
+            strategy: the strategy of the training.
+        """
+        step = self._newest()[0].get("step", 0) if self.is_chief else 0
+        return int(distribution.number_from_chief(strategy, step))
+
+    def _newest(self):
         """Returns the record and the arrays of the newest undamaged checkpoint; nothing if there is none."""
         damaged = []
         for step in sorted(self._steps(), reverse=True):
@@ -190,7 +204,6 @@ class Checkpoint(keras.callbacks.Callback):
                 damaged.append(step)
                 warnings.warn(f"{self._path(step, 'npz')} is damaged ({error}): the one before is used.", stacklevel=3)
                 continue
-            _check_shapes(trainer, arrays, self._path(step, "npz"))
             return record, arrays
         if damaged:
             raise ValueError(f"No checkpoint in {self.folder} is whole: remove the folder to begin anew.")

@@ -77,7 +77,14 @@ def test_a_finished_run_can_be_continued(quick, run_on_photos, tmp_path):
 
 
 TINY = Run(
-    train_split="train[:90]", image_size=8, batch_size=20, validation=10, steps=1, epochs=2, strategy="none", guard="none"
+    train_split="train[:90]",
+    image_size=8,
+    batch_size=20,
+    validation=10,
+    steps=1,
+    epochs=2,
+    strategy="none",
+    guard="none",
 )
 
 
@@ -112,7 +119,8 @@ def test_the_best_epoch_is_kept_beside_the_last(tmp_path):
         assert robust_accuracy(network, run.validation_data(), PGD(run.ball(), steps=10)) == pytest.approx(
             robust[best], abs=0.11
         )
-    assert any((value != arrays(tmp_path / "last.weights.h5")[name]).any() for name, value in arrays(tmp_path / "model.weights.h5").items())
+    best_weights, last_weights = arrays(tmp_path / "model.weights.h5"), arrays(tmp_path / "last.weights.h5")
+    assert any((value != last_weights[name]).any() for name, value in best_weights.items())
     with open(tmp_path / "history.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [float(row["val_robust_accuracy"]) for row in rows] == pytest.approx(robust)
@@ -142,7 +150,7 @@ class Snapshots(Progress):
 
 
 def test_a_killed_run_from_weights_ends_as_if_it_was_not_killed(tmp_path, monkeypatch):
-    """Killed at the last step of the epoch of the head, before its validation; and in the middle of the second phase."""
+    """Killed at the last step of the epoch of the head, before its validation; and within the second phase."""
     run = dataclasses.replace(
         TINY, weights="sat-fashion-mnist", head_epochs=1, ema=0.5, checkpoint_every=1, freeze="batch_norm", patience=3
     )
