@@ -20,8 +20,8 @@ class GradAlign:
     attack alone. The network runs in training mode and updates no moving statistics. Images at which a gradient is 0
     are left out of the mean.
 
-    The weights get the derivative of both gradients. The authors' code takes g(x) as a constant, which they found to
-    make no substantial difference. A step costs two to three times as much as a step of FGSM without the regularizer.
+    The weights get the derivative of both gradients, so that a step costs about twice as much as one of FGSM alone. The
+    authors' code takes g(x) as a constant, which they found to make no substantial difference.
 
     Args:
         weight: weight of the regularizer, > 0. Default: 0.2, the authors' for CIFAR-10 at an epsilon of 8.

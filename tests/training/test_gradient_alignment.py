@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import keras_sat
 from keras_sat.attacks import FGSM, PGD, L2Ball, LinfBall
 from keras_sat.training import AWP, MART, TRADES, AdversarialModel, Free, GradAlign, distribution
 
@@ -129,6 +130,32 @@ def test_the_points_are_random_in_the_ball_and_not_those_of_the_attack(tiny_mode
     assert np.all(np.abs(near) <= 4 + 1e-5)
     assert np.std(near[0]) == pytest.approx(4 / np.sqrt(3), rel=0.1)
     assert abs(np.corrcoef(np.ravel(near[0]), np.ravel(near[1]))[0, 1]) < 0.1
+
+
+@pytest.mark.slow
+def test_it_prevents_catastrophic_overfitting():
+    """One step of 128 at an epsilon of 64: without it, training becomes robust to this attack alone."""
+    train = keras_sat.data.load(
+        "fashion_mnist_mini", "train[:6000]", 50, image_size=14, training=True, augment=False, epochs=3
+    )
+    test = keras_sat.data.load("fashion_mnist_mini", "test[:500]", 500, image_size=14)
+    trained, robust = {}, {}
+    for alignment in (None, GradAlign(1.0)):
+        keras.utils.set_random_seed(0)
+        layers = [keras.Input((14, 14, 1)), keras.layers.Rescaling(2 / 255, -1.0)]
+        layers += [keras.layers.Conv2D(width, 3, 2, "same", activation="relu") for width in (32, 64)]
+        layers += [keras.layers.Flatten(), keras.layers.Dense(128, "relu"), keras.layers.Dense(10)]
+        model = keras.Sequential(layers)
+        attack = PGD(LinfBall(64), steps=1, step_size=128.0)
+        trainer = AdversarialModel(model, attack, PGD(LinfBall(64)), gradient_alignment=alignment)
+        trainer.compile(keras.optimizers.Adam(0.003), CROSS_ENTROPY, metrics=["accuracy"])
+        history = trainer.fit(train, steps_per_epoch=120, epochs=3, shuffle=False, verbose=0).history
+        trained[alignment] = history["accuracy"][-1]
+        robust[alignment] = trainer.evaluate(test, verbose=0, return_dict=True)["robust_accuracy"]
+    assert trained[None] > 0.45
+    assert robust[None] < 0.2
+    assert robust[GradAlign(1.0)] > robust[None] + 0.1
+    assert robust[GradAlign(1.0)] > 0.25
 
 
 def test_refusals(tiny_model):

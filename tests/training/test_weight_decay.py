@@ -5,7 +5,7 @@ import tensorflow as tf
 
 import keras_sat
 from keras_sat.attacks import PGD, LinfBall
-from keras_sat.training import AdversarialModel, decay_weights
+from keras_sat.training import AdversarialModel, decay_weights, distribution
 
 RATE, MOMENTUM, DECAY = 0.2, 0.9, 0.05
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -47,15 +47,19 @@ def test_sgd_decays_as_torch(on, nesterov, tiny_model, images, labels):
             np.testing.assert_allclose(values(model)[place], w - RATE * step, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("on", DECAYING)
-def test_adamw_decays_the_weights_themselves(on, tiny_model):
+@pytest.mark.parametrize(("on", "strategy"), [*((on, "none") for on in DECAYING), ("kernels", "mirrored")])
+def test_adamw_decays_the_weights_themselves(on, strategy, tiny_model):
     """torch.optim.AdamW: w -= rate weight_decay w, then Adam's step, which is 0 for a gradient of 0."""
-    model, optimizer = tiny_model(), keras.optimizers.AdamW(RATE)
-    decay_weights(model, optimizer, DECAY, on=on)
+    strategy = distribution.strategy(strategy)
+    with strategy.scope():
+        model, optimizer = tiny_model(), keras.optimizers.AdamW(RATE)
+        decay_weights(model, optimizer, DECAY, on=on)
+        optimizer.build(model.trainable_variables)
     for variable in model.trainable_variables:
         variable.assign_add(0.3 * tf.ones(variable.shape))
     before = values(model)
-    optimizer.apply([tf.zeros(v.shape) for v in model.trainable_variables], model.trainable_variables)
+    zeros = [tf.zeros(variable.shape) for variable in model.trainable_variables]
+    strategy.run(tf.function(lambda: optimizer.apply(zeros, model.trainable_variables)))
     for after, w, decays in zip(values(model), before, DECAYING[on]):
         np.testing.assert_allclose(after, w * (1 - RATE * DECAY * decays), rtol=1e-6)
 
