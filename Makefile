@@ -42,6 +42,7 @@ bench: $(VENV)/installed-bench
 	$(VENV)/bin/python benchmarks/serving.py
 	$(VENV)/bin/python benchmarks/input_pipeline.py
 	$(VENV)/bin/python benchmarks/activations.py
+	$(VENV)/bin/python benchmarks/training_run.py
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -1,3 +1,5 @@
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from keras_sat.training import (
     AdversarialModel,
     AveragedWeights,
     CatastrophicOverfittingGuard,
+    Checkpoint,
     PerturbationImages,
     RobustAccuracy,
     callbacks,
@@ -137,11 +140,62 @@ def test_the_guard_stops_a_run_that_collapses(collapsing, collapsed, held_out):
 
 def test_the_guard_rolls_back_and_goes_on_with_a_smaller_step(collapsing, collapsed, held_out):
     with pytest.warns(UserWarning, match="Catastrophic overfitting at step.*the step size is multiplied by 0.25"):
-        trainer, guard, history = collapsing(action="roll back", factor=0.25)
+        trainer, guard, history = collapsing(action="roll_back", factor=0.25)
     assert len(history["loss"]) == 4
     assert len(guard.probes) == 9
     assert float(trainer.step_size_factor.numpy()) == 0.25 ** len(guard.collapses)
     assert callbacks.robust_accuracy(trainer.classifier, held_out, STRONG) > 2 * collapsed[0][-1]
+
+
+class Spoiling(keras.callbacks.Callback):
+    """Makes a network right for its images after the first step, and wrong after the third. Then it may be killed."""
+
+    def __init__(self, images, labels, is_killed):
+        super().__init__()
+        self.images, self.labels, self.is_killed = images, labels, is_killed
+
+    def on_train_batch_end(self, batch, logs=None):
+        classifier = self.model.classifier
+        head = classifier.layers[-1]
+        if batch == 0:
+            features = keras.Model(classifier.inputs, head.input)(self.images).numpy()
+            head.kernel.assign(np.linalg.lstsq(features, 50 * np.eye(4)[self.labels], rcond=None)[0])
+            head.bias.assign(np.zeros(4))
+        if batch == 2:
+            head.kernel.assign(np.zeros(head.kernel.shape))
+
+    def on_test_end(self, logs=None):
+        if self.is_killed:
+            raise InterruptedError
+
+
+def guarded(trainer, images, labels, folder, is_killed):
+    """Trains with a guard from the last checkpoint. Returns what a resumed run must not change, and the history."""
+    guard = CatastrophicOverfittingGuard((images, labels), PGD(LinfBall(1), steps=1), every=1)
+    with Checkpoint(folder, 4, callbacks=[guard]) as checkpoint:
+        done = checkpoint.restore(trainer)
+        spoiling = [] if done else [Spoiling(images, labels, is_killed)]
+        options = {"epochs": 3, "initial_epoch": checkpoint.epoch, "batch_size": 2, "shuffle": False, "verbose": 0}
+        options |= {"validation_data": (images, labels), "callbacks": [*spoiling, guard, checkpoint]}
+        with contextlib.suppress(InterruptedError):
+            trainer.fit(images, labels, **options)
+    weights = [weight.tobytes() for weight in trainer.classifier.get_weights()]
+    return (checkpoint.done, list(guard.probes.items()), guard.collapses, weights), sorted(checkpoint.history)
+
+
+def test_a_run_that_the_guard_stopped_stays_stopped(tiny_model, images, labels, tmp_path):
+    """It is killed in the validation of the epoch that the guard cut short, and started again twice."""
+    trainer = trainer_of(tiny_model(), PGD(LinfBall(2), steps=1))
+    restore = restorer(trainer)
+    with pytest.warns(UserWarning, match="Catastrophic overfitting at step 3"):
+        stopped, history = guarded(trainer, images, labels, tmp_path, is_killed=True)
+    assert history == []
+    assert (stopped[0], [step for step, _ in stopped[1]], stopped[2]) == (3, [1, 2, 3], [3])
+    for _ in range(2):
+        restore()
+        again, history = guarded(trainer, images, labels, tmp_path, is_killed=False)
+        assert again == stopped
+        assert history == [0]
 
 
 def test_held_out_data_in_every_form_that_evaluate_takes(tiny_model, images, labels):
@@ -176,9 +230,11 @@ def test_logits_that_are_not_finite_are_not_robust(tiny_model, images, labels):
 
 def test_refusals(tiny_model, images, labels):
     attack = PGD(LinfBall(8))
-    with pytest.raises(ValueError, match='"stop" or "roll back"'):
+    with pytest.raises(ValueError, match='"stop" or "roll_back"'):
         CatastrophicOverfittingGuard([], attack, action="panic")
     with pytest.raises(ValueError, match="between 0 and 1"):
         CatastrophicOverfittingGuard([], attack, collapse=2)
+    with pytest.raises(ValueError, match="every must be an integer >= 1"):
+        CatastrophicOverfittingGuard([], attack, every=0)
     with pytest.raises(ValueError, match="no images"):
         callbacks.robust_accuracy(tiny_model(), [], attack)

@@ -60,7 +60,11 @@ def test_two_workers_of_which_one_is_killed_equal_one_device(free_ports, tmp_pat
         assert worker["evaluated"]["robust_accuracy"] == pytest.approx(alone["evaluated"]["robust_accuracy"])
         assert worker["evaluated"]["accuracy"] == pytest.approx(alone["evaluated"]["accuracy"])
     assert workers[0]["weights"] == workers[1]["weights"]
-    assert {path.name for path in (tmp_path / "checkpoints").glob("*.npz")} == {"step-8.npz", "step-10.npz"}
+    for worker in workers:
+        assert worker["probes"] == [3, 6, 9]
+        assert worker["best"] == workers[0]["best"]
+    assert {path.name for path in (tmp_path / "checkpoints").glob("*.npz")} == {"step-9.npz", "step-10.npz"}
+    assert (tmp_path / "checkpoints.weights.h5").exists()
 
 
 @pytest.fixture(scope="module")

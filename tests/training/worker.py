@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from keras_sat.attacks import PGD, LinfBall
-from keras_sat.training import AdversarialModel, Checkpoint, distribution
+from keras_sat.training import AdversarialModel, BestWeights, CatastrophicOverfittingGuard, Checkpoint, distribution
 
 STEPS, EPOCHS = 5, 2
 
@@ -53,20 +53,24 @@ def main(folder, task, last, *ports):
     callbacks = [Death(int(last))] if task == "1" else []
     name = "alone" if task == "alone" else "checkpoints"
     is_chief = distribution.is_chief(strategy)
-    with Checkpoint(os.path.join(folder, name), STEPS, every=2, is_chief=is_chief) as checkpoint:
+    guard = CatastrophicOverfittingGuard((images[:8], labels[:8]), PGD(LinfBall(4), steps=1), every=3, collapse=1e-9)
+    best = BestWeights(os.path.join(folder, f"{name}.weights.h5"), keras.Model.save_weights, monitor="accuracy")
+    stateful = [guard, best]
+    with Checkpoint(os.path.join(folder, name), STEPS, 2, is_chief=is_chief, callbacks=stateful) as checkpoint:
         done = checkpoint.restore(trainer)
         with distribution.report_lost_workers(strategy):
             history = trainer.fit(
                 batches(*(np.concatenate([x] * EPOCHS)[8 * done :] for x in (images, labels))),
                 steps_per_epoch=STEPS,
                 epochs=EPOCHS,
-                initial_epoch=done // STEPS,
+                initial_epoch=checkpoint.epoch,
                 shuffle=False,
                 verbose=0,
-                callbacks=[checkpoint, *callbacks],
+                callbacks=[*callbacks, *stateful, checkpoint],
             ).history
     evaluated = trainer.evaluate(batches(images[:17], labels[:17]), verbose=0, return_dict=True)
     record = {"replicas": strategy.num_replicas_in_sync, "history": history, "evaluated": evaluated}
+    record |= {"probes": list(guard.probes), "best": best.best}
     record["weights"] = [weight.tolist() for weight in model.get_weights()]
     with open(os.path.join(folder, f"{task}.json"), "w", encoding="utf-8") as file:
         json.dump(record, file)
