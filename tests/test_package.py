@@ -62,9 +62,9 @@ INNER_LAYERS = {
         {"conversion"},
     ],
     "run": [
-        {"pretrained"},
+        {"pretrained", "ranges"},
         {"configuration", "recipes"},
-        {"folder"},
+        {"folder", "optimizers"},
         {"training", "subject"},
         {"predictor"},
     ],

@@ -5,16 +5,16 @@
 
 from keras_sat.run.configuration import BALLS, OBJECTIVES, Run, fields
 from keras_sat.run.folder import changes, check_export, checkpoints, export, is_export, load, read_settings, with_data
-from keras_sat.run.predictor import Predictor, image_files, open_predictor
-from keras_sat.run.pretrained import Phase, Pretrained, find, phases, pretrained_network
+from keras_sat.run.predictor import Attacked, Predictor, image_files, open_predictor, write_png, written_files
+from keras_sat.run.pretrained import Pretrained, find, pretrained_network
 from keras_sat.run.recipes import RECIPES, Recipe
-from keras_sat.run.subject import Subject, open_export, open_run, open_weights
+from keras_sat.run.subject import Subject, check_attacks, open_export, open_run, open_weights
 from keras_sat.run.training import cost, train
 
 __all__ = [
+    "Attacked",
     "BALLS",
     "OBJECTIVES",
-    "Phase",
     "Predictor",
     "Pretrained",
     "RECIPES",
@@ -22,6 +22,7 @@ __all__ = [
     "Run",
     "Subject",
     "changes",
+    "check_attacks",
     "check_export",
     "checkpoints",
     "cost",
@@ -35,9 +36,10 @@ __all__ = [
     "open_predictor",
     "open_run",
     "open_weights",
-    "phases",
     "pretrained_network",
     "read_settings",
     "train",
     "with_data",
+    "write_png",
+    "written_files",
 ]

@@ -1,18 +1,39 @@
-"""Classifies image files with the network of a run or an export."""
+"""Classifies image files with the network of a run or an export, clean and under attack."""
 
 import dataclasses
+import json
 import os
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from keras_sat import deployed, files
+from keras_sat.attacks import Attack
 from keras_sat.data import reading
-from keras_sat.export import signatures
+from keras_sat.export import saved_model, signatures
 from keras_sat.preprocessing import Preprocessing
 from keras_sat.run import folder as folder_lib
 from keras_sat.run import subject
 from keras_sat.typing import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Attacked:
+    """What an attack makes of an image. `Predictor.attacked` returns it.
+
+    Attributes:
+        image: the attacked image, float32 [height, width, channels], pixels 0..255.
+        classes: {name of a class: probability} of this image, the most probable class first.
+        levels: the image with whole levels, uint8, as an image file holds it. A pixel may thus be up to half a level
+            outside the attack's ball.
+        classes_of_levels: {name of a class: probability} of `levels`.
+    """
+
+    image: np.ndarray
+    classes: dict[str, float]
+    levels: np.ndarray
+    classes_of_levels: dict[str, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,11 +44,15 @@ class Predictor:
         model: a function from images to logits.
         preprocessing: the conversion of an image file to pixels.
         classes: names of the classes, in the order of the logits; None if the export does not name them.
+        norm: norm of the threat model that the network was trained for, a key of `BALLS`; "linf" if it is unknown.
+        epsilon: radius of this threat model in pixels 0..255; None if it is unknown.
     """
 
     model: Any
     preprocessing: Preprocessing
     classes: list[str] | None
+    norm: str = "linf"
+    epsilon: float | None = None
 
     def __call__(self, path: Path) -> dict[str, float]:
         """Returns {name of a class: probability} for an image file, the most probable class first.
@@ -38,13 +63,45 @@ class Predictor:
         Raises:
             ValueError: if the file cannot be read as an image.
         """
-        pixels = self._pixels(os.fspath(path))
-        probabilities = signatures.classified(self.model(pixels[None]))["probabilities"].numpy()[0]
+        return self._named(self.pixels(path)[None])
+
+    def attacked(self, path: Path, attack: Attack, seed: int = 0) -> Attacked:
+        """Returns what an attack makes of an image file.
+
+        The attack is untargeted. It leads away from the class that the network names: the true class is unknown.
+
+            predict = open_predictor("runs/photos")
+            predict.attacked("cat.jpg", PGD(LinfBall(predict.epsilon), steps=50)).classes
+
+        Args:
+            path: path of the image file.
+            attack: the attack, such as `PGD(LinfBall(4), steps=50)`.
+            seed: seed of the attack. Default: 0.
+
+        Raises:
+            ValueError: if the file cannot be read as an image, or the attack needs gradients that the network lacks.
+        """
+        subject.check_attacks(self.model, {str(attack): attack})
+        images = tf.cast(self.pixels(path)[None], tf.float32)
+        labels = signatures.classified(self.model(images))["classes"]
+        adversarial = attack(self.model, images, labels, seed)
+        levels = tf.cast(tf.round(tf.clip_by_value(adversarial, 0.0, 255.0)), tf.uint8)
+        return Attacked(adversarial[0].numpy(), self._named(adversarial), levels[0].numpy(), self._named(levels))
+
+    def _named(self, images):
+        """Returns {name of a class: probability} of the only image of a batch, the most probable class first."""
+        probabilities = signatures.classified(self.model(images))["probabilities"].numpy()[0]
         names = self.classes or [str(number) for number in range(len(probabilities))]
         order = probabilities.argsort(kind="stable")[::-1]
         return {names[number]: float(probabilities[number]) for number in order}
 
-    def _pixels(self, path):
+    def pixels(self, path: Path) -> tf.Tensor:
+        """Returns the pixels of an image file, as the network takes them: uint8 [height, width, channels].
+
+        Raises:
+            ValueError: if the file cannot be read as an image.
+        """
+        path = os.fspath(path)
         try:
             return self.preprocessing(tf.io.read_file(path))
         except tf.errors.OpError as error:
@@ -63,7 +120,7 @@ def open_predictor(path: Path) -> Predictor:
     path = files.expanded(path)
     if not folder_lib.is_export(path):
         run, model = folder_lib.load(path)
-        return Predictor(model, run.description.preprocessing, run.description.classes)
+        return Predictor(model, run.description.preprocessing, run.description.classes, run.norm, run.epsilon)
     model = deployed.load(path)
     preprocessing = model.preprocessing
     if preprocessing is None:
@@ -71,7 +128,55 @@ def open_predictor(path: Path) -> Predictor:
             raise ValueError(f"{path} does not say how its images are made (assets/preprocessing.json).")
         preprocessing = Preprocessing(model.image_size, model.image_size, model.channels)
         subject.warn_of_preprocessing(path, preprocessing)
-    return Predictor(model, preprocessing, model.classes)
+    return Predictor(model, preprocessing, model.classes, *_threat(path))
+
+
+def _threat(path):
+    """Returns norm and epsilon of an export's training, as its robustness card says them; epsilon may be None."""
+    file = os.path.join(path, saved_model.CARD)
+    if not os.path.isfile(file):
+        return "linf", None
+    with open(file, encoding="utf-8") as text:
+        training = json.load(text).get("training") or {}
+    return training.get("norm", "linf"), training.get("epsilon")
+
+
+def written_files(images: list[str], attacks: list[str], folder: Path) -> dict[str, list[str]]:
+    """Returns the paths of the PNG files of images and of what attacks make of them. It writes nothing.
+
+    The files of "cat.jpg" are cat.png and cat.adversarial.png; with several attacks, cat.pgd-50.adversarial.png, ...
+    Images of several folders get subfolders.
+
+    Args:
+        images: paths of the image files.
+        attacks: names of the attacks.
+        folder: the folder to write to.
+
+    Returns:
+        {path of an image: [path of the clean image, a path for each attack]}.
+
+    Raises:
+        ValueError: if one of these files exists, or two images would be written to one file.
+    """
+    base = os.path.commonpath([os.path.dirname(os.path.abspath(image)) for image in images])
+    paths: dict[str, list[str]] = {}
+    makers: dict[str, str] = {}
+    for image in images:
+        stem = os.path.splitext(os.path.join(folder, os.path.relpath(os.path.abspath(image), base)))[0]
+        parts = [f".{name.lower()}" if len(attacks) > 1 else "" for name in attacks]
+        paths[image] = [f"{stem}.png", *(f"{stem}{part}.adversarial.png" for part in parts)]
+        for path in paths[image]:
+            if os.path.exists(path):
+                raise ValueError(f"{path} exists: choose another folder for --output.")
+            if makers.setdefault(path, image) != image:
+                raise ValueError(f"{makers[path]} and {image} would both be written to {path}: predict them apart.")
+    return paths
+
+
+def write_png(path: Path, pixels: np.ndarray | tf.Tensor) -> None:
+    """Writes uint8 pixels [height, width, 1 or 3] to a PNG file. See `files.atomic_write`."""
+    with files.atomic_write(path) as temporary:
+        tf.io.write_file(temporary, tf.io.encode_png(pixels))
 
 
 def image_files(paths: list[str]) -> list[str]:

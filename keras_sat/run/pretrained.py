@@ -221,45 +221,6 @@ def letters(name: str) -> str:
     return re.sub(r"[\W_]", "", name.casefold()) or name
 
 
-@dataclasses.dataclass(frozen=True)
-class Phase:
-    """A part of a training in which the same layers are frozen. It needs a trainer, an optimizer and checkpoints anew.
-
-    Attributes:
-        name: "head" or "all".
-        epochs: number of its epochs.
-        freeze: what `models.classifier.freeze` freezes.
-    """
-
-    name: str
-    epochs: int
-    freeze: str | None
-
-
-def phases(epochs: int, head_epochs: int = 0, freeze: str | None = None) -> list[Phase]:
-    """Returns the phases of a training from trained weights: the last layer alone first, then all that is not frozen.
-
-    Call `models.classifier.freeze(model, phase.freeze)` before the trainer of a phase is made and compiled. Each phase
-    needs a folder of checkpoints of its own, because the optimizer has other variables. A run that is taken up restores
-    the phases one after the other; a finished one gives the next one its weights.
-
-    Args:
-        epochs: number of epochs in all, >= 1.
-        head_epochs: number of these in which the last layer alone is trained, >= 0 and < `epochs`.
-        freeze: what is frozen in the others; see `models.classifier.freeze`.
-
-    Raises:
-        ValueError: for invalid numbers, or `head_epochs` with freeze="backbone", which trains nothing else anyway.
-    """
-    classifier.check_freeze(freeze)
-    if not 0 <= head_epochs < epochs:
-        raise ValueError(f"head_epochs must be >= 0 and below epochs ({epochs}). Received: {head_epochs!r}")
-    if head_epochs and freeze == "backbone":
-        raise ValueError("freeze='backbone' trains the last layer alone in all epochs: leave out head_epochs.")
-    head = [Phase("head", head_epochs, "backbone")] if head_epochs else []
-    return [*head, Phase("all", epochs - head_epochs, freeze)]
-
-
 def _of_tag(tag, given):
     known = [entry for entry in weights_lib.entries() if tag in (entry["tag"], entry["id"])]
     model = given["model"] or _only({entry["model"] for entry in known}, MODEL)

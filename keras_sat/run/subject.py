@@ -39,9 +39,14 @@ class Subject:
 
     def check_attacks(self, attacks: dict[str, Attack]) -> None:
         """Raises ValueError if the network has no gradients, and one of the attacks, {name: attack}, needs them."""
-        for name, attack in attacks.items():
-            if not stages.can_attack(attack, self.model):
-                raise ValueError(f"{self.model.name} has no gradients, which {name} needs: take --attack=square.")
+        check_attacks(self.model, attacks)
+
+
+def check_attacks(model: Any, attacks: dict[str, Attack]) -> None:
+    """Raises ValueError if a model has no gradients, and one of the attacks, {name: attack}, needs them."""
+    for name, attack in attacks.items():
+        if not stages.can_attack(attack, model):
+            raise ValueError(f"{model.name} has no gradients, which {name} needs: take --attack=square.")
 
 
 def open_run(

@@ -7,7 +7,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
+from keras_sat import export
 from keras_sat import run as run_lib
 
 
@@ -59,3 +61,65 @@ def test_predict_names_what_cannot_be_read(inside, photos, of_photos, tmp_path, 
     for path, message in ((tmp_path / "page.jpg", "a web page"), (tmp_path / "none.png", "no such file")):
         with pytest.raises(ValueError, match=f"{path} cannot be read: {message}"):
             inside("predict", of_photos, path)
+
+
+def test_attack_shows_what_it_makes_of_each_image(inside, photos, of_photos, exported, tmp_path, capsys):
+    """A run and its export say the same, and the files that are written are what the network is said to see in them."""
+    paths = [str(photos / "test" / name / "0.png") for name in ("bright", "dark")]
+    flags = ("--attack=fgsm,pgd-5", "--epsilon=120", "--json", "--top=2")
+    assert inside("predict", of_photos, *paths, *flags, f"--output={tmp_path / 'out'}") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert inside("predict", exported[0], *paths, *flags) == 0
+    of_export = json.loads(capsys.readouterr().out)
+    for row, other, name in zip(rows, of_export, ("bright", "dark")):
+        own = next(iter(row["classes"]))
+        for attack, attacked in row["attacked"].items():
+            assert (attacked["norm"], attacked["epsilon"]) == ("linf", 120)
+            assert next(iter(attacked["classes"])) != own
+            assert attacked["file"] == str(tmp_path / "out" / name / f"0.{attack.lower()}.adversarial.png")
+            clean, written = (
+                np.asarray(Image.open(path), int) for path in (tmp_path / "out" / name / "0.png", attacked["file"])
+            )
+            assert 0 < np.abs(written - clean).max() <= 120
+            assert inside("predict", of_photos, attacked["file"], "--json", "--top=2") == 0
+            assert json.loads(capsys.readouterr().out)[0]["classes"] == pytest.approx(attacked["classes_of_file"])
+            assert other["attacked"][attack]["classes"] == pytest.approx(attacked["classes"], abs=0.02)
+
+
+def test_the_table_of_an_attack_and_the_epsilon_of_the_training(inside, photos, of_photos, exported, capsys):
+    for path in (of_photos, exported[0]):
+        assert inside("predict", path, photos / "test" / "dark" / "0.png", "--attack=pgd-5") == 0
+        head, row, _, note = capsys.readouterr().out.splitlines()
+        assert re.fullmatch(r"image +clean +under PGD-5", head)
+        assert re.fullmatch(r".*0.png +(dark|bright) \d+.\d% +(dark|bright) \d+.\d%", row)
+        assert note == "Each attack is untargeted, away from the class in the column clean, linf epsilon 4 of 255."
+
+
+def test_what_an_attack_needs_and_what_would_be_overwritten_is_refused(inside, photos, of_photos, exported, tmp_path):
+    image = photos / "test" / "dark" / "0.png"
+    (tmp_path / "0.adversarial.png").write_text("mine")
+    (tmp_path / "twice").mkdir()
+    for name in ("a.png", "a.bmp"):
+        Image.open(image).save(tmp_path / "twice" / name)
+    model = keras.Sequential([keras.Input((16, 18, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
+    export.export_saved_model(model, tmp_path / "unnamed", signatures=[])
+    for arguments, message in (
+        (
+            (exported[1], image, "--attack=pgd-5", "--epsilon=4"),
+            "has no gradients, which PGD-5 needs: take --attack=square",
+        ),
+        ((of_photos, image, "--attack=pgd"), "attack must be one of"),
+        ((of_photos, image, f"--output={tmp_path}"), "--output goes with --attack"),
+        ((of_photos, image, "--epsilon=4"), "--epsilon goes with --attack"),
+        ((tmp_path / "unnamed", image, "--attack=fgsm"), "does not say an epsilon: say --epsilon"),
+        (
+            (of_photos, image, "--attack=fgsm", f"--output={tmp_path}"),
+            "0.adversarial.png exists: choose another folder",
+        ),
+        ((of_photos, tmp_path / "twice", "--attack=fgsm", f"--output={tmp_path / 'out'}"), "would both be written to"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            inside("predict", *arguments)
+    assert (tmp_path / "0.adversarial.png").read_text() == "mine"
+    assert not (tmp_path / "0.png").exists()
+    assert not (tmp_path / "out").exists()
