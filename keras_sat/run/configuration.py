@@ -40,7 +40,7 @@ NORMALIZATION_HELP = (
     f"published (that of the form), none (pixels / 255), {', '.join(normalization.NAMED)}, or mean and std of images "
     "in 0..1 in JSON: [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]"
 )
-PROBED_IMAGES = 200
+PROBED_IMAGES, LEAST_PROBED_IMAGES = 200, 50
 CALIBRATION_IMAGES = 200
 
 
@@ -282,10 +282,21 @@ class Run:
         return GradAlign(self.grad_align) if self.grad_align else None
 
     def guard_action(self) -> str:
-        """Returns what is done about catastrophic overfitting: "stop", "roll_back" or "none"."""
-        if self.guard is not None:
-            return self.guard
-        return "stop" if self.attack().steps == 1 and self.validates else "none"
+        """Returns what is done about catastrophic overfitting: "stop", "roll_back" or "none".
+
+        Raises:
+            ValueError: if `guard` asks for an action, and there are too few images for validation to tell.
+        """
+        enough = self.validates and self.number_for_validation() >= LEAST_PROBED_IMAGES
+        if self.guard in ("stop", "roll_back") and not enough:
+            raise ranges.error("guard", self.guard, f"none with fewer than {LEAST_PROBED_IMAGES} images for validation")
+        return self.guard or ("stop" if self.attack().steps == 1 and enough else "none")
+
+    def number_for_validation(self) -> int:
+        """Returns the number of images for validation."""
+        if self.validation_split:
+            return self.source.number_of_images(self.validation_split)
+        return data.number_held_out(self.source, self.train_split, self.validation) if self.validation else 0
 
     @property
     def _mixes(self):
@@ -526,10 +537,7 @@ def _check_combinations(run):
             "above 0 with extra_data, such as 0.7, and 0 without",
         ),
         "patience": (run.patience and not validates, "left out without validation images (validation=0)"),
-        "guard": (
-            run.guard in ("stop", "roll_back") and not validates,
-            "none without validation images (validation=0)",
-        ),
+        "guard": (run.guard in GUARDS[1:] and not validates, "none without validation images (validation=0)"),
         "ema_warmup": (run.ema_warmup is not None and not run.ema, "left out without ema"),
     }
     for name, (is_wrong, expected) in rules.items():

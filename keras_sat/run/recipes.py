@@ -165,7 +165,8 @@ _ALL = (
         name="grad_align",
         paper="Andriushchenko and Flammarion, Understanding and Improving Fast Adversarial Training, arXiv:2007.02617",
         cost="about 5 plain steps; 30 epochs of CIFAR-10",
-        differs=f"{_HALF}; the attack does not move the statistics of batch norms",
+        differs=f"{_HALF}; the attack does not move the statistics of batch norms; both gradients of the cosine are "
+        "differentiated, as in the paper, where the authors' code takes one as a constant",
         settings=_FAST
         | {
             "normalization": None,

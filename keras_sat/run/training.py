@@ -118,8 +118,7 @@ def _about_validation(run):
         return lines
     if not run.validation:
         return ["No images are held out for validation: the last epoch's weights are kept."]
-    number = data.number_held_out(run.source, run.train_split, run.validation)
-    return [f"{number} images of {run.train_split} are held out for validation."]
+    return [f"{run.number_for_validation()} images of {run.train_split} are held out for validation."]
 
 
 @contextlib.contextmanager
@@ -349,6 +348,7 @@ def _guard(run, steps):
         attacks.from_name(run.probe, run.ball()),
         every=max(1, steps // PROBES_PER_EPOCH),
         action=run.guard_action(),
+        patience=2,
     )
 
 

@@ -72,6 +72,8 @@ class CatastrophicOverfittingGuard(keras.callbacks.Callback):
             smaller step size of the attack (`trainer.step_size_factor`).
         collapse: share of the best robust accuracy so far, in (0, 1), below which training has collapsed.
         factor: factor in (0, 1) by which "roll_back" multiplies the step size.
+        patience: number of such probes in a row after which the guard acts, >= 1. Default: 1. A training that has
+            collapsed stays so; a training with a large learning rate may falter, and recover.
 
     Attributes:
         probes: {step: robust accuracy}.
@@ -89,12 +91,14 @@ class CatastrophicOverfittingGuard(keras.callbacks.Callback):
         action: str = "stop",
         collapse: float = 0.5,
         factor: float = 0.5,
+        patience: int = 1,
     ) -> None:
         super().__init__()
         if action not in ("stop", "roll_back"):
             raise ValueError(f'action must be "stop" or "roll_back". Received: {action!r}')
-        if not (isinstance(every, int) and every >= 1):
-            raise ValueError(f"every must be an integer >= 1. Received: {every!r}")
+        for name, value in (("every", every), ("patience", patience)):
+            if not (isinstance(value, int) and value >= 1):
+                raise ValueError(f"{name} must be an integer >= 1. Received: {value!r}")
         if not (0 < collapse < 1 and 0 < factor < 1):
             raise ValueError(f"collapse and factor must lie between 0 and 1. Received: {collapse!r}, {factor!r}")
         check_held_out(dataset, attack)
@@ -104,21 +108,23 @@ class CatastrophicOverfittingGuard(keras.callbacks.Callback):
         self.action = action
         self.collapse = collapse
         self.factor = factor
+        self.patience = patience
         self.probes: dict[int, float] = {}
         self.collapses: list[int] = []
         self._steps = 0
+        self._low = 0  # low probes in a row
         self._good: dict[str, Any] = {}
         self._epoch = 0
         self._last = self._restored = _NOWHERE  # epoch and batch of the last step, and of the last one before a restart
 
     def get_state(self) -> dict[str, Any]:
         """Returns the state for a `Checkpoint`: the probes, and the state of the training at the last good one."""
-        counts = {"steps": self._steps, "last": list(self._last), "probes": list(self.probes.items())}
+        counts = {"steps": self._steps, "low": self._low, "last": list(self._last), "probes": list(self.probes.items())}
         return counts | {"collapses": list(self.collapses), "good": self._good}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Takes back a state that `get_state` returned."""
-        self._steps, self._restored = state["steps"], tuple(state["last"])
+        self._steps, self._low, self._restored = state["steps"], state["low"], tuple(state["last"])
         self.probes = dict(state["probes"])
         self.collapses, self._good = list(state["collapses"]), state["good"]
 
@@ -148,8 +154,12 @@ class CatastrophicOverfittingGuard(keras.callbacks.Callback):
         best = max(self.probes.values(), default=0.0)
         self.probes[self._steps] = accuracy
         if accuracy >= self.collapse * best:
-            self._good = checkpoint.values(self.model)
+            self._low, self._good = 0, checkpoint.values(self.model)
             return
+        self._low += 1
+        if self._low < self.patience:
+            return
+        self._low = 0
         self.collapses.append(self._steps)
         factor = float(self.model.step_size_factor.numpy())
         checkpoint.assign(self.model, self._good)

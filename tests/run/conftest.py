@@ -7,7 +7,7 @@ import pytest
 from keras_sat import run as run_lib
 from keras_sat.run import Run
 
-SHORT = Run(epochs=1, batch_size=500, steps=1, image_size=14, strategy="mirrored", ema=0.5)
+SHORT = Run(epochs=1, batch_size=500, steps=1, image_size=14, strategy="mirrored", ema=0.5, guard="none")
 
 
 @pytest.fixture(scope="session")
