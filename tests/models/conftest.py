@@ -17,7 +17,8 @@ def without_weights():
     def scope():
         with keras.StatelessScope(initialize_variables=False):
             yield
-        keras.backend.clear_session()  # else Keras would give it weights after all, with the next network's
+        # Else Keras would give it weights after all, with the next network's. (Python's own collection is in time.)
+        keras.backend.clear_session(free_memory=False)
 
     return scope
 
@@ -55,7 +56,7 @@ class Release:
         return arrays
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def release():
     return Release
 

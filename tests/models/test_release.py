@@ -1,5 +1,6 @@
 """Parity with the authors' own code: fixtures that it computed, on checkpoints with known random weights."""
 
+import functools
 import pathlib
 
 import numpy as np
@@ -24,10 +25,35 @@ def build(name):
     return builder(input_shape=ANY_SIZE, activation=activation)
 
 
+@pytest.fixture(scope="module")
+def written(release, write_checkpoint, tmp_path_factory):
+    """Returns a function that returns the variables of a fixture and the prefix of their checkpoint."""
+    folder = tmp_path_factory.mktemp("release")
+
+    @functools.cache
+    def write(name):
+        variables = release(name).variables()
+        return variables, write_checkpoint(folder / name, variables)
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def loaded(written):
+    """Returns a function that returns the model into which the checkpoint of a fixture was loaded; not to change."""
+
+    @functools.cache
+    def load(name):
+        model = build(name)
+        release_lib.load(model, written(name)[1])
+        return model
+
+    return load
+
+
 @pytest.mark.parametrize("name", NETWORKS)
-def test_logits_are_those_of_the_authors_code(name, release, checkpoint):
-    fixture, model = release(name), build(name)
-    release_lib.load(model, checkpoint(fixture.variables()))
+def test_logits_are_those_of_the_authors_code(name, release, loaded):
+    fixture, model = release(name), loaded(name)
     error = np.abs(model.predict(fixture.images, verbose=0) - fixture.logits).max()
     assert error < 1e-4 * np.ptp(fixture.logits)
 
@@ -90,10 +116,8 @@ def efficientnet_b0(variables, images, activation):
 
 @pytest.mark.parametrize("size", [(64, 64), (63, 97), (90, 51), (33, 33)])
 @pytest.mark.parametrize(("name", "reference"), [("Res50-silu", resnet50), ("efficientnet-b0", efficientnet_b0)])
-def test_any_image_size_odd_ones_included(name, reference, size, release, checkpoint):
-    fixture, model = release(name), build(name)
-    variables = fixture.variables()
-    release_lib.load(model, checkpoint(variables))
+def test_any_image_size_odd_ones_included(name, reference, size, release, written, loaded):
+    fixture, model, variables = release(name), loaded(name), written(name)[0]
     images = tf.image.resize(fixture.images[:2], size)
     expected = reference(variables, images, tf.nn.silu)
     if size == (64, 64):  # the operations above are those of the authors
@@ -101,9 +125,8 @@ def test_any_image_size_odd_ones_included(name, reference, size, release, checkp
     np.testing.assert_allclose(model(images), expected, atol=1e-4 * np.ptp(expected) + 1e-4)
 
 
-def test_pgd_is_that_of_the_authors_code(release, checkpoint):
-    model = build("Res50-silu")
-    release_lib.load(model, checkpoint(release("Res50-silu").variables()))
+def test_pgd_is_that_of_the_authors_code(loaded):
+    model = loaded("Res50-silu")
     expected = np.load(pathlib.Path(__file__).parent / "release" / "pgd_Res50-silu.npz")
     attack = PGD(LinfBall(4), steps=3, random_start=False)
     adversarial = attack(model, expected["images"], expected["labels"])
@@ -113,10 +136,18 @@ def test_pgd_is_that_of_the_authors_code(release, checkpoint):
     np.testing.assert_allclose(adversarial.numpy()[sure], expected["adversarial_pixels"][sure], atol=1e-3)
 
 
+@pytest.fixture(scope="module")
+def untrained():
+    model = build("efficientnet-b0")
+    return model, model.get_weights()
+
+
 @pytest.fixture
-def small(release):
-    """The variables of the smallest fixture, and a model for them."""
-    return release("efficientnet-b0").variables(), build("efficientnet-b0")
+def small(written, untrained):
+    """The variables of the smallest fixture, and a model for them, with other weights."""
+    model, weights = untrained
+    model.set_weights(weights)
+    return dict(written("efficientnet-b0")[0]), model
 
 
 def test_training_checkpoints_and_other_builds_of_the_same_code(small, checkpoint, release):
@@ -171,14 +202,17 @@ def test_what_does_not_fit_is_named_and_changes_nothing(what, small, checkpoint)
         np.testing.assert_array_equal(old, weight.numpy())
 
 
-def test_another_activation_or_network_is_refused(release, checkpoint):
-    prefix = checkpoint(release("Res50-smoothrelu").variables())
-    with pytest.raises(ValueError, match=r"49 left over \(conv0/smoothrelu_beta, .*, \.\.\.\)"):
-        release_lib.load(models.ResNet50(input_shape=ANY_SIZE), prefix)
-    with pytest.raises(ValueError, match="306 missing"):
-        release_lib.load(models.ResNet101(input_shape=ANY_SIZE, activation="smooth_relu"), prefix)
-    with pytest.raises(ValueError, match="missing"):
-        release_lib.load(models.EfficientNetB0(input_shape=ANY_SIZE, activation="smooth_relu"), prefix)
+def test_another_activation_or_network_is_refused(written, without_weights):
+    _, prefix = written("Res50-smoothrelu")
+    for network, activation, message in (
+        (models.ResNet50, "silu", r"49 left over \(conv0/smoothrelu_beta, .*, \.\.\.\)"),
+        (models.ResNet101, "smooth_relu", "306 missing"),
+        (models.EfficientNetB0, "smooth_relu", "missing"),
+    ):
+        with without_weights():
+            model = network(input_shape=ANY_SIZE, activation=activation)
+        with pytest.raises(ValueError, match=message):
+            release_lib.load(model, prefix)
 
 
 def test_unreadable_checkpoints(small, checkpoint, tmp_path):
