@@ -154,7 +154,8 @@ def _write(training, is_finished, folder, continued):
             shutil.copyfile(training.best.path, temporary)
     if keeps_best:
         models.weights.load_file(trainer.classifier, folder_lib.weights(folder))
-    record = folder_lib.record(run) | {"finished": is_finished, "history": _curves(checkpoint.history)}
+    record = folder_lib.record(run) | {"attack_batch_norm": trainer.attack_batch_norm, "finished": is_finished}
+    record |= {"history": _curves(checkpoint.history)}
     record |= {"iterations": checkpoint.done * max(1, run.replays)}
     record |= {"kept": "best" if keeps_best else "last", "best": best, "last": _last(checkpoint.history)}
     record |= {"ended": training.ended()} if training.ended() else {}

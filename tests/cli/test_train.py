@@ -27,12 +27,13 @@ def test_two_workers_are_given_the_same_command(train_flags, free_ports, tmp_pat
     (output, error), (silent, _) = (process.communicate(timeout=240) for process in processes)
     assert [process.returncode for process in processes] == [0, 0], error
     assert f"keras-sat evaluate {path}" in output
-    assert "val_robust_accuracy" in output
-    assert "val_robust_accuracy" not in silent
-    assert set(os.listdir(path)) == {"model.weights.h5", "run.json", "logs", "checkpoints"}
+    assert "robust validation accuracy" in output
+    assert "accuracy" not in silent
+    kept = {"model.weights.h5", "last.weights.h5", "run.json", "history.csv"}
+    assert set(os.listdir(path)) == {*kept, "logs", "checkpoints"}
     assert len(list((path / "logs" / "train").iterdir())) == 1
     record = json.loads((path / "run.json").read_text())
-    assert (record["iterations"], record["finished"]) == (20, True)
+    assert (record["iterations"], record["finished"]) == (19, True)
 
 
 # A shell that starts the tests in the background has them, and all that they start, ignore Ctrl-C.
@@ -63,25 +64,25 @@ def interrupted(arguments, when, patience=0.0):
 def test_ctrl_c_leaves_what_was_trained_and_the_run_goes_on(inside, tmp_path):
     path = tmp_path / "run"
     command = [f"--output={path}", "--epochs=4", "--image_size=14", "--batch_size=500", "--ema=0.9", "--steps=1"]
-    status, error = interrupted(command, "val_loss", patience=0.1)  # the first epoch is done
+    status, error = interrupted(command, "epoch 1 of 4: ", patience=0.1)  # the first epoch is done
     assert status == 130
     assert error.strip().endswith(f"the same command goes on; what was trained so far lies in {path}")
     assert "Traceback" not in error
     record = json.loads((path / "run.json").read_text())
     assert record["finished"] is False
-    assert 20 <= record["iterations"] < 80
+    assert 19 <= record["iterations"] < 76
     assert (path / "checkpoints" / f"step-{record['iterations']}.npz").exists()
     with pytest.warns(UserWarning, match=r"was interrupted at step \d+"):
         assert inside("evaluate", path, "--attack=fgsm", "--split=test[:100]") == 0
     assert inside("train", *command) == 0
     record = json.loads((path / "run.json").read_text())
-    assert (record["finished"], record["iterations"]) == (True, 80)
+    assert (record["finished"], record["iterations"]) == (True, 76)
     assert [len(values) for values in record["history"].values()] == [4] * len(record["history"])
     assert (path / "report.json").exists()
 
 
 def test_ctrl_c_before_the_first_step_leaves_nothing(tmp_path):
-    status, error = interrupted([f"--output={tmp_path / 'run'}", "--steps=10"], "10 classes", patience=1.0)
+    status, error = interrupted([f"--output={tmp_path / 'run'}", "--steps=10"], "held out", patience=1.0)
     assert (status, error.strip()) == (130, "keras-sat: interrupted")
     assert os.listdir(tmp_path) == []
 
