@@ -15,11 +15,16 @@ from keras_sat.cli import flags, messages
 def add_flags(parser: argparse.ArgumentParser) -> None:
     from keras_sat import run as run_lib
 
-    parser.add_argument(
-        "--output", type=files.expanded, help="folder to write; holds no run yet, or this one, unfinished"
+    output = parser.add_argument(
+        "--output", required=True, type=files.expanded, help="folder to write; holds no run yet, or this, unfinished"
     )
     parser.add_argument(
-        "--cost", action="store_true", help="print the time and memory that the training needs, and end"
+        "--cost",
+        action=_WithoutOutput,
+        nargs=0,
+        default=False,
+        output=output,
+        help="print the time and memory that the training needs, and end; --output is not needed",
     )
     parser.add_argument(
         "--continue", dest="go_on", action="store_true", help="go on with a run that ended, for more --epochs"
@@ -34,6 +39,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         if field.default not in (None, ""):
             text += f" (default: {field.default})"
         parser.add_argument(f"--{field.name}", default=argparse.SUPPRESS, help=text, **_kind(field))
+
+
+class _WithoutOutput(argparse.Action):
+    """A flag beside which --output may be left out."""
+
+    def __init__(self, *args: Any, output: argparse.Action, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.output = output
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, *_: Any) -> None:
+        setattr(namespace, self.dest, True)
+        self.output.required = False
 
 
 _TYPES = {"activation": flags.activation, "normalization": flags.normalization, "epsilon": flags.pixels}
@@ -56,8 +73,6 @@ def run(args: argparse.Namespace) -> int:
     """
     from keras_sat import run as run_lib
 
-    if not (args.output or args.cost):
-        raise ValueError("--output is missing: the folder to write, such as --output=runs/mine.")
     config = _config(args)
     if args.cost:
         print(run_lib.cost(config))

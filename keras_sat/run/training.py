@@ -154,8 +154,7 @@ def _write(training, is_finished, folder, continued):
             shutil.copyfile(training.best.path, temporary)
     if keeps_best:
         models.weights.load_file(trainer.classifier, folder_lib.weights(folder))
-    record = folder_lib.record(run) | {"attack_batch_norm": trainer.attack_batch_norm, "finished": is_finished}
-    record |= {"history": _curves(checkpoint.history)}
+    record = folder_lib.record(run) | {"finished": is_finished, "history": _curves(checkpoint.history)}
     record |= {"iterations": checkpoint.done * max(1, run.replays)}
     record |= {"kept": "best" if keeps_best else "last", "best": best, "last": _last(checkpoint.history)}
     record |= {"ended": training.ended()} if training.ended() else {}
@@ -200,6 +199,11 @@ def _check_goes_on(run, folder, go_on):
 
 def _check_unfinished(run, folder, go_on):
     before = folder_lib.read_record(folder)
+    if "ended" in before:
+        raise ValueError(
+            f"{folder} holds a run that ended early ({before['ended']}): choose another output folder; "
+            f"--weights={folder} begins with its weights."
+        )
     if before.get("finished", True) and not (go_on and run.epochs > before["epochs"]):
         raise ValueError(
             f"{folder} holds a finished run already: choose another output folder, or go on with it for more epochs, "

@@ -67,7 +67,7 @@ def photos(tmp_path_factory, shades):
 @pytest.fixture(scope="session")
 def of_photos(inside, photos, tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "photos"
-    flags = ["--epochs=2", "--batch-size=10", "--steps=1", "--epsilon=4", "--learning-rate=0.01"]
+    flags = ["--epochs=2", "--batch-size=10", "--steps=1", "--epsilon=4", "--learning-rate=0.01", "--validation=0"]
     assert inside("train", f"--dataset={photos}", f"--output={path}", *flags) == 0
     return path
 
