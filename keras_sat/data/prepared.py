@@ -196,11 +196,12 @@ class Prepared:
         listed = np.delete(np.arange(total), places) if is_inverted else places
         with tf.init_scope():
             hashes = np.sort(_hash(self._ids(split, listed)).numpy())
+        hashes = np.append(hashes, np.iinfo(np.int64).max)  # larger than any: there is a next one to compare with
 
         def is_at(example):
-            hashed = _hash(example["tfds_id"])[None]
-            begin, end = (tf.searchsorted(hashes, hashed, side)[0] for side in ("left", "right"))
-            return tf.equal(begin, end) if is_inverted else tf.less(begin, end)
+            hashed = _hash(example["tfds_id"])
+            is_listed = tf.equal(tf.gather(hashes, tf.searchsorted(hashes, hashed[None])[0]), hashed)
+            return tf.not_equal(is_listed, is_inverted)
 
         return is_at
 
