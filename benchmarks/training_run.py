@@ -5,8 +5,9 @@
 A ResNet-50 is trained by PGD-1, SGD with momentum, and averaged weights. Then its training is resumed from the last
 checkpoint. All figures are of one process, and each is printed beside a training step:
 
-- a checkpoint: the time that a step with a save takes beyond one without, medians, and its share of 500 steps, which is
-  the default of `training.Checkpoint`;
+- a checkpoint: the time that a step with a save and the step after it take beyond two steps of the resumed run, which
+  saves nothing there (the disk is still at work in the step after), medians, and its share of 500 steps, which is the
+  default of `training.Checkpoint`;
 - a resumed run: `restore`, and the first step, which is compiled, beside the first step of a new run;
 - validation: the time for 500 images under the PGD-10 of `keras-sat train`, and its share of an epoch, by the
   number of images in the epoch.
@@ -68,7 +69,7 @@ def batches(number, image_size, batch_size):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (number * batch_size, image_size, image_size, 3)).astype(np.uint8)
     dataset = tf.data.Dataset.from_tensor_slices((images, rng.integers(0, 1000, len(images)))).batch(batch_size)
-    return dataset.cache().prefetch(1)
+    return dataset.prefetch(1)
 
 
 def train(folder, steps, args, epochs, every, is_validated=False):
@@ -95,18 +96,18 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         fresh, _ = train(folder, 2 * args.steps + 1, args, epochs=1, every=2)  # every other step is saved
         saved, bare = fresh.steps[1::2], fresh.steps[2::2]  # the first step is compiled
-        step = statistics.median(bare)
-        save = statistics.median(saved) - step
         resumed, restoring = train(folder, 2 * args.steps + 1, args, epochs=2, every=EVERY, is_validated=True)
+    steady = resumed.steps[1:-1]  # the first step is compiled, after the last one there is a save
+    step = statistics.median(steady)
+    save = statistics.median(map(sum, zip(saved, bare))) - 2 * step
     validation = statistics.median(resumed.validated[1:]) * VALIDATED / args.batch_size
     first, again = fresh.steps[0], restoring + resumed.steps[0]
-    print(f"a step: {step:.2f} s ({min(bare):.2f}..{max(bare):.2f})")
+    print(f"a step: {step:.2f} s ({min(steady):.2f}..{max(steady):.2f})")
     print(f"a save: {save:.2f} s, {save / step:.2f} of a step, {100 * save / (EVERY * step):.2f} % of {EVERY} steps")
     print(f"a new run's first step: {first:.1f} s, {first / step:.0f} steady steps")
     print(
         f"a resumed run's: {resumed.steps[0]:.1f} s, and {restoring:.1f} s to restore; both: {again / first:.2f} of it"
     )
-    print(f"a steady step of the resumed run / of the new one: {statistics.median(resumed.steps[1:]) / step:.2f}")
     print(f"validation of {VALIDATED} images: {validation:.1f} s, {validation / step:.0f} steps")
     for images in EPOCHS:
         epoch = images / args.batch_size * step

@@ -158,11 +158,12 @@ class Spoiling(keras.callbacks.Callback):
         classifier = self.model.classifier
         head = classifier.layers[-1]
         if batch == 0:
-            features = keras.Model(classifier.inputs, head.input)(self.images).numpy()
-            head.kernel.assign(np.linalg.lstsq(features, 50 * np.eye(4)[self.labels], rcond=None)[0])
+            features = keras.Model(classifier.inputs[0], head.input)(self.images).numpy()
+            head.kernel.assign(np.linalg.lstsq(features, 100 * np.eye(4)[self.labels] - 30, rcond=None)[0])
             head.bias.assign(np.zeros(4))
         if batch == 2:
             head.kernel.assign(np.zeros(head.kernel.shape))
+            head.bias.assign([0.0, 1.0, -1.0, 0.0])
 
     def on_test_end(self, logs=None):
         if self.is_killed:
