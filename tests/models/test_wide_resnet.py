@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from keras_sat import activations, models
-from keras_sat.models import blocks, resnet
+from keras_sat.models import blocks, resnet, wide_resnet
 
 # Trainable parameters with 10 classes: published, or counted in RobustBench's own classes.
 PARAMETERS = {
@@ -16,8 +16,10 @@ PARAMETERS = {
 }
 
 
-# The three forms of ResNet50, with fewer blocks.
+# ResNet50, ResNet18 and PreActResNet18 in their forms, with fewer blocks and filters.
 SMALLER = resnet.network("ResNet6", resnet.Spec(blocks.bottleneck, (1, 1), (8, 16)), "sat", "small", "torchvision")
+SMALLER18 = resnet.network("ResNet5", resnet.Spec(blocks.basic, (1, 1), (8, 16)), "small", "torchvision")
+PREACT = wide_resnet.network("PreActResNet6", wide_resnet.PREACT, (1, 1), 8, (8, 16))
 
 
 @pytest.mark.parametrize(("name", "form"), PARAMETERS)
@@ -90,8 +92,8 @@ def test_names_of_builders():
     ("build", "forms"),
     [
         (models.builder("WideResNet10_1"), ("trades", "dm")),
-        (models.PreActResNet18, ("plain", "batch_norm")),
-        (models.ResNet18, ("small", "torchvision")),
+        (PREACT, ("plain", "batch_norm")),
+        (SMALLER18, ("small", "torchvision")),
         (SMALLER, ("sat", "torchvision", "small")),
     ],
 )
