@@ -387,6 +387,7 @@ def _places(opened, split, hold_out, held_out, sample, seed):
         return None
     places, labels = np.arange(total), opened.labels(split)
     if number:
+        slices.check_apart(opened.name, split, opened.splits)
         held = slices.stratified(labels, number, np.random.default_rng(seed), leave=True)
         places = held if held_out else np.delete(places, held)
     if sample is not None and sample < len(places):

@@ -35,6 +35,17 @@ def absolute(name: str, split: str, sizes: dict[str, int]) -> list[tuple[str, in
     return ranges
 
 
+def check_apart(name: str, split: str, sizes: dict[str, int]) -> None:
+    """Raises ValueError if a split names an image twice, such as "train+train[:10]". See `absolute` for the arguments.
+
+    A held-out image could be among the others too.
+    """
+    ranges = sorted(absolute(name, split, sizes))
+    for (before, _, end), (after, begin, _) in zip(ranges, ranges[1:]):
+        if before == after and begin < end:
+            raise ValueError(f"The split {split!r} of {name} has images twice: hold out of parts that do not overlap.")
+
+
 def number_held_out(name: str, split: str, total: int, hold_out: float) -> int:
     """Returns the number of images that `hold_out` holds out of a split; 0 for hold_out=0.
 
