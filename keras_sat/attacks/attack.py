@@ -54,7 +54,8 @@ class Attack(abc.ABC):
 
         Args:
             logits_fn: a Keras model or a function, from images to logits [batch, classes]. Pass the same object for
-                every batch, not a new lambda or bound method: the attack is compiled once for each object.
+                every batch, not a new lambda or bound method: the attack is compiled once for each object. AutoGraph
+                does not convert it: control flow that depends on a tensor needs tf.cond or tf.while_loop.
             images: [batch, height, width, channels], uint8 or float, within the bounds of the ball.
             labels: int [batch], in 0..classes-1: the true classes, or the target classes of a targeted attack.
             seed: an int or an int tensor [2]: the same seed returns the same images. A tensor [batch, 2] gives each
@@ -87,7 +88,9 @@ class Attack(abc.ABC):
         if tf.inside_function():
             with tf.control_dependencies([validation.assert_in_bounds(images, self.bounds)]):
                 tensors = (tf.identity(images), *tensors[1:])
-            return self.perturb(logits_fn, *tensors, static_shapes=static_shapes, **scales)
+            # As in eager mode. AutoGraph would convert all of the attack and of the network, which takes seconds.
+            perturb = tf.autograph.experimental.do_not_convert(self.perturb)
+            return perturb(logits_fn, *tensors, static_shapes=static_shapes, **scales)
         validation.check_values(images, self.bounds, are_levels)
         if self.ball is not None:
             validation.check_logits(logits_fn, images, labels)
