@@ -1,5 +1,6 @@
 import fnmatch
 import io
+import os
 import socket
 import subprocess
 
@@ -8,6 +9,9 @@ import pytest
 from PIL import Image
 
 import keras_sat_command
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one process for each core: more threads, also in children, would only wait
+    os.environ["TF_NUM_INTRAOP_THREADS"] = "1"
 
 with keras_sat_command.quiet():  # TensorFlow's start-up notes would come after pytest's last line
     import keras
