@@ -194,6 +194,22 @@ def changes(run: Run, split: str) -> list[str]:
     return run.record.differences(dataclasses.replace(run.record, splits=now))
 
 
+def overlap(source: data.Folder | data.Prepared, one: str, other: str) -> int:
+    """Returns the number of images that two splits or parts of a dataset have in common.
+
+    Args:
+        source: the dataset.
+        one, other: splits or parts, such as "train" and "train[90%:]".
+    """
+    parts = [data.slices.absolute(source.name, split, source.splits) for split in (one, other)]
+    common = 0
+    for name, begin, end in parts[0]:
+        for other_name, other_begin, other_end in parts[1]:
+            if name == other_name:
+                common += max(0, min(end, other_end) - max(begin, other_begin))
+    return common
+
+
 def export(run: Run, model: keras.Model, folder: Path, path: Path, precision: str = "float32") -> None:
     """Writes the trained network of a run as a SavedModel, with its class names and its measured robustness.
 

@@ -146,7 +146,8 @@ class Pretrained:
             now = " x ".join(map(str, input_shape[:2]))
             lines.append(f"The weights were trained on images of {size} x {size} pixels; these are {now}.")
         if images_channels not in (None, self.channels):
-            lines.append("The weights take RGB images: the grey images get three equal channels.")
+            what = "RGB: grey images get three equal channels" if self.channels == 3 else "grey: RGB images become grey"
+            lines.append(f"The weights take images in {what}.")
         return lines
 
 

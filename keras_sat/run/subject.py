@@ -77,9 +77,21 @@ def open_run(
     split = split or run.evaluation_split()
     for line in folder_lib.changes(run, split):
         warnings.warn(f"The images changed since {folder} was trained. {line}.", stacklevel=2)
+    if run.record and run.dataset == run.record.dataset:
+        _warn_of_trained_on(run, split)
     context = _context(run.dataset, split, batch_size) | {"run": os.path.abspath(folder), "network": run.network(model)}
     batches = run.load_data(split, batch_size)
     return Subject(model, batches, context, run.norm, run.epsilon, folder)
+
+
+def _warn_of_trained_on(run, split):
+    for which, kind in ((run.train_split, "trained"), (run.validation_split, "validated")):
+        number = folder_lib.overlap(run.source, split, which) if which else 0
+        if number:
+            warnings.warn(
+                f"{number} images of {split} are of {which}, on which the network was {kind}: the figures flatter.",
+                stacklevel=3,
+            )
 
 
 def open_export(

@@ -75,18 +75,29 @@ def train(
     with dtype_policy(run.precision), strategy.scope():
         model, lines = run.build_to_train()
     if is_chief:
-        for line in [*_about_validation(run), *lines]:
+        for line in [*_about_splits(run), *lines]:
             say(line)
+    began = _began_with(run, folder) if is_chief else {}
     training = _Training(run, model, steps, folder, is_chief)
     with _nothing_without_a_step(folder) if is_chief else contextlib.nullcontext(), training.checkpoint:
         if is_chief:
-            record = folder_lib.record(run) | {"continued": continued}
+            record = folder_lib.record(run) | {"continued": continued} | began
             files.write_json(folder_lib.run_json(training.checkpoint.folder), record)
         with distribution.report_lost_workers(strategy):
             is_finished = training.fit(strategy)
         if is_chief:
-            _write(training, is_finished, folder, continued)
+            _write(training, is_finished, folder, {"continued": continued} | began if continued else began)
     return model, is_finished
+
+
+def _began_with(run, folder):
+    """Returns what run.json says of the weights that the training began with."""
+    if not run.weights:
+        return {}
+    if folder_lib.has_checkpoint(folder):
+        before = folder_lib.read_record(folder_lib.checkpoints(folder))
+        return {"began_with": before.get("began_with")}
+    return {"began_with": {"weights": run.weights, "sha256": run.pretrained().sha256}}
 
 
 def cost(run: Run) -> str:
@@ -109,16 +120,22 @@ def cost(run: Run) -> str:
     return f"{measured}; {hours:.1f} hours for {run.epochs} epochs of {steps} steps, without validation"
 
 
-def _about_validation(run):
-    """Returns the lines about the images for validation."""
+def _about_splits(run):
+    """Returns the lines about the images for validation and for the evaluation."""
     if run.validation_split:
         lines = [f"Validation: {run.validation_split}."]
-        if run.validation_split.partition("[")[0] == run.source.default_evaluation_split:
-            lines.append("`keras-sat evaluate` uses this split too: its figures will flatter the best epoch.")
-        return lines
-    if not run.validation:
-        return ["No images are held out for validation: the last epoch's weights are kept."]
-    return [f"{run.number_for_validation()} images of {run.train_split} are held out for validation."]
+    elif run.validation:
+        lines = [f"{run.number_for_validation()} images of {run.train_split} are held out for validation."]
+    else:
+        lines = ["No images are held out for validation: the last weights are kept."]
+    try:
+        split = run.evaluation_split()
+    except ValueError as error:  # it says how to cut one
+        cut = run.train_split not in run.source.splits
+        return lines if cut else [*lines, str(error)]
+    if run.validation_split and folder_lib.overlap(run.source, run.validation_split, split):
+        lines.append(f"`keras-sat evaluate` takes {split} too: its figures flatter the epoch that was kept.")
+    return lines
 
 
 @contextlib.contextmanager
@@ -137,7 +154,7 @@ def _nothing_without_a_step(folder):
         raise
 
 
-def _write(training, is_finished, folder, continued):
+def _write(training, is_finished, folder, more):
     """Writes the weights, then run.json. If run.json exists, the weights exist too.
 
     The weights of the best epoch and the last weights are both written: those that are kept as model.weights.h5, the
@@ -158,7 +175,7 @@ def _write(training, is_finished, folder, continued):
     record |= {"iterations": checkpoint.done * max(1, run.replays)}
     record |= {"kept": "best" if keeps_best else "last", "best": best, "last": _last(checkpoint.history)}
     record |= {"ended": training.ended()} if training.ended() else {}
-    record |= {"continued": continued} if continued else {}
+    record |= more
     files.write_json(folder_lib.run_json(folder), record | {"versions": provenance.versions()})
     checkpoint.keep_last()
 

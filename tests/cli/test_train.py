@@ -11,6 +11,7 @@ import time
 import pytest
 
 from keras_sat import cli
+from keras_sat.cli import train
 
 COMMAND = os.path.join(os.path.dirname(sys.executable), "keras-sat")
 
@@ -119,3 +120,19 @@ def test_a_damaged_file_ends_the_training_with_its_name(photos, tmp_path, monkey
         assert left.value.code == status, error
         assert any(line.startswith(said) for line in error.splitlines()), error
         assert (tmp_path / "run").exists() == (status == 0)
+
+
+def test_cost_and_config(inside, of_photos, tmp_path, capsys):
+    """--cost ends before anything is written. --config takes the settings of a run, which further flags change."""
+    flags = ["--epochs=6", "--step_size=1", "--cost"]
+    assert inside("train", f"--config={of_photos / 'run.json'}", *flags) == 0
+    output = capsys.readouterr().out
+    assert "images/s" in output and "for 6 epochs of 4 steps" in output
+    args = cli.parse(["keras-sat", "train", f"--config={of_photos}", *flags])
+    config, record = train._config(args).settings(), json.loads((of_photos / "run.json").read_text())
+    assert {name: value for name, value in config.items() if value != record[name]} == {"epochs": 6, "step_size": 1.0}
+    (tmp_path / "bad.json").write_text('{"epoch": 3}')
+    for path, message in ((tmp_path / "bad.json", "has 'epoch', which is no setting"), (tmp_path / "none", "no file")):
+        with pytest.raises(ValueError, match=message):
+            inside("train", f"--config={path}", f"--output={tmp_path / 'run'}")
+    assert not (tmp_path / "run").exists()

@@ -95,7 +95,7 @@ def test_channels(forms):
     with pytest.raises(ValueError, match="take RGB images, 3 channels: load grey images with --channels=3"):
         of_rgb.build((12, 12, 1), ["bright", "dark"])
     _, lines = of_rgb.build((12, 12, 3), ["a", "b", "c"], images_channels=1)
-    assert lines[-1] == "The weights take RGB images: the grey images get three equal channels."
+    assert lines[-1] == "The weights take images in RGB: grey images get three equal channels."
 
 
 def test_an_old_run_says_less(forms, tmp_path):
