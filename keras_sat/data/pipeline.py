@@ -359,6 +359,18 @@ def number_held_out(
     return slices.number_held_out(opened.name, split, opened.number_of_images(split), hold_out)
 
 
+def overlap(name: Path | Source, one: str, other: str, data_dir: Path | None = None) -> int:
+    """Returns the number of images that two splits or parts of a dataset have in common.
+
+    Args:
+        name: see `source`.
+        one, other: splits or parts, such as "train" and "train[90%:]".
+        data_dir: see `source`.
+    """
+    opened = source(name, data_dir)
+    return slices.overlap(*(slices.absolute(opened.name, split, opened.splits) for split in (one, other)))
+
+
 def shape_and_classes(
     name: Path | Source, image_size: int | None = None, data_dir: Path | None = None
 ) -> tuple[tuple[int | None, int | None, int], int]:

@@ -67,8 +67,8 @@ def number_held_out(name: str, split: str, total: int, hold_out: float) -> int:
     number = round(hold_out * total) if hold_out < 1 else int(hold_out)
     if hold_out and not 0 < number < total:
         raise ValueError(
-            f"hold_out={hold_out:g} would hold out {number} of the {total} images of {name} {split}: hold out at least "
-            "one, and fewer than all."
+            f"{number} of the {total} images of {name} {split} cannot be held out (asked for: {hold_out:g}): hold out "
+            "at least one, and fewer than all (--validation=N on the command line; 0 for none)."
         )
     return number
 
@@ -94,3 +94,13 @@ def stratified(labels: np.ndarray, number: int, random: np.random.Generator, lea
         if leave:
             shares[places[-1]] = 1  # the largest: it is drawn last
     return np.sort(np.argsort(shares, kind="stable")[:number])
+
+
+def overlap(one: list[tuple[str, int, int]], other: list[tuple[str, int, int]]) -> int:
+    """Returns the number of images that two parts have in common.
+
+    Args:
+        one, other: ranges, as `absolute` returns them.
+    """
+    pairs = [(a, b) for a in one for b in other if a[0] == b[0]]
+    return sum(max(0, min(a[2], b[2]) - max(a[1], b[1])) for a, b in pairs)

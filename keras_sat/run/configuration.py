@@ -65,7 +65,9 @@ class Run:
         f"{WITHOUT_WEIGHTS} or left out: random weights",
     )
     freeze: str | None = _flag(None, "what the training leaves as it is: backbone (all but the head) or batch_norm")
-    head_epochs: int = _flag(0, "first epochs in which only the head is trained, at the constant learning_rate")
+    head_epochs: int = _flag(
+        0, "first epochs in which only the head is trained, at the constant learning_rate; schedules begin after them"
+    )
     model: str = _flag("", "network: see `keras-sat list`; default: that of the weights, or ResNet8")
     form: str | None = _flag(
         None,
@@ -175,12 +177,12 @@ class Run:
             self._set("weights", None)
         if isinstance(self.normalization, (list, tuple)):  # as JSON gives it back, so that settings can be compared
             self._set("normalization", json.loads(json.dumps(self.normalization)))
-        if self.weights and not (self.model and self.activation):
+        if self.weights and self.record is None:  # checks what is given, and takes over what is not
             found = self.pretrained()
             for name in ("model", "form", "activation", "normalization"):
                 self._set(name, getattr(found, name))
-        self._set("model", self.model or "ResNet8")
-        self._set("activation", self.activation or "silu")
+        self._set("model", self.model or pretrained.MODEL)
+        self._set("activation", self.activation or pretrained.ACTIVATION)
         models.check_variant(self.model, self.form, self.normalization, self.channels)
         ranges.check(self, _CHOICES, _RANGES, _OPTIONAL)
         _check_decay_epochs(self)
@@ -360,7 +362,16 @@ class Run:
         return self._labelled(dataset)
 
     def steps_per_epoch(self) -> int:
-        """Returns the number of training steps in an epoch."""
+        """Returns the number of training steps in an epoch.
+
+        Raises:
+            ValueError: if images of `validation_split` are among those of `train_split`.
+        """
+        if self.validation_split:
+            common = data.overlap(self.source, self.train_split, self.validation_split)
+            if common:
+                expected = f"apart from train_split, {self.train_split}: {common} images are in both"
+                raise ranges.error("validation_split", self.validation_split, expected)
         return int(self.load_data(self.train_split, training=True, hold_out=self.hold_out).cardinality())
 
     def validation_data(self, sample: int | None = None) -> tf.data.Dataset | None:
@@ -458,11 +469,13 @@ def _absolute(name, value):
     if not value or "://" in value:
         return value
     path = os.path.abspath(os.path.expanduser(value))
+    if name == "weights":
+        return value if models.weights.is_tag(value) or not os.path.exists(path) else path
     if name == "dataset":
         return path if data.is_folder(value) else value
     if name == "extra_data":
         return path if value.endswith(".npz") or data.is_folder(value) else value
-    return path if name == "data_dir" or os.path.exists(path) else value
+    return path
 
 
 _CHOICES: dict[str, tuple] = {
@@ -525,6 +538,9 @@ def _check_combinations(run):
     rules = {
         "objective": (run.replays and mixed, "adversarial with replays"),
         "attack_precision": (run.replays and run.attack_precision, "left out with replays"),
+        "start_std": (run.replays and run.start_std is not None, "left out with replays"),
+        "clean_statistics": (not run.clean_statistics and run.objective != "trades", "True unless objective is trades"),
+        "extra_label_smoothing": (run.extra_label_smoothing and not run.extra_data, "0 without extra_data"),
         "grad_align": (run.replays and run.grad_align, "0 with replays"),
         "beta": (run.beta is not None and not mixed, "left out unless the objective is trades or mart"),
         "head_epochs": (

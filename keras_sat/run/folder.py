@@ -14,6 +14,8 @@ from keras_sat.evaluation import report
 from keras_sat.run.configuration import Run, dtype_policy, fields
 from keras_sat.typing import Path
 
+# The settings of runs whose run.json is older than these settings.
+FORMER = {"validation": 0.0, "keep": "last", "guard": "none"}
 # What run.json holds beside the settings.
 RECORDED = (
     "began_with",
@@ -144,6 +146,8 @@ def read_settings(path: Path) -> dict[str, Any]:
         stored = _read_json(path)
     except FileNotFoundError:
         raise ValueError(f"There is no file {path}: a run.json, or the folder of a run, was expected.") from None
+    if not isinstance(stored, dict):
+        raise ValueError(f"{path} holds a {type(stored).__name__}: a dict of settings was expected, as in run.json.")
     names = [field.name for field in fields()]
     unknown = [name for name in stored if name not in (*names, *RECORDED)]
     if unknown:
@@ -156,6 +160,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 def _of_record(stored):
     described = data.Description.of(stored["data"]) if "data" in stored else None
     # An older run.json lacks fields that were added later: these keep their defaults.
+    stored = FORMER | stored
     settings = {field.name: stored[field.name] for field in fields() if field.name in stored}
     return Run(**settings, record=described)
 
@@ -192,22 +197,6 @@ def changes(run: Run, split: str) -> list[str]:
     names = {part.partition("[")[0] for part in split.split("+")} & set(run.source.splits)
     now = run.record.splits | {name: run.source.fingerprint(name) for name in names}
     return run.record.differences(dataclasses.replace(run.record, splits=now))
-
-
-def overlap(source: data.Folder | data.Prepared, one: str, other: str) -> int:
-    """Returns the number of images that two splits or parts of a dataset have in common.
-
-    Args:
-        source: the dataset.
-        one, other: splits or parts, such as "train" and "train[90%:]".
-    """
-    parts = [data.slices.absolute(source.name, split, source.splits) for split in (one, other)]
-    common = 0
-    for name, begin, end in parts[0]:
-        for other_name, other_begin, other_end in parts[1]:
-            if name == other_name:
-                common += max(0, min(end, other_end) - max(begin, other_begin))
-    return common
 
 
 def export(run: Run, model: keras.Model, folder: Path, path: Path, precision: str = "float32") -> None:

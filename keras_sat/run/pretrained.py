@@ -128,7 +128,7 @@ class Pretrained:
         return [own.index(name) for name in wanted] if sorted(own) == sorted(wanted) else None
 
     def _lines(self, input_shape, classes, order, images_channels):
-        network = f"{self.model} ({self.form}, {_text(self.activation)})"
+        network = f"{self.model} ({self.form}, {activation_name(self.activation)})"
         lines = [f"Training begins with the weights {self.source}: {network}."]
         if order is None:
             own = f"{self.number} classes ({_some(self.classes)})" if self.classes else f"{self.number} classes"
@@ -262,7 +262,7 @@ def _of_run(path, given):
         raise ValueError(f"{file} is damaged: {type(error).__name__}: {error}") from error
     if not os.path.isfile(_weights_of_run(path)):
         raise ValueError(f"{path} holds a run without weights yet: {_weights_of_run(path)} is missing.")
-    channels, number = _channels_and_classes(_weights_of_run(path), own)
+    channels, number = channels_and_classes(_weights_of_run(path), own)
     _check_given(path, own, given, channels)
     return Pretrained(
         **own,
@@ -306,7 +306,7 @@ def _of_export(path, given):
 
 def _of_file(path, given):
     own = _of_file_or_default(given)
-    channels, number = _channels_and_classes(path, own)
+    channels, number = channels_and_classes(path, own)
     return Pretrained(
         **own, channels=channels, image_size=None, classes=None, number=number, source=path, kind=foreign.WEIGHTS
     )
@@ -347,7 +347,16 @@ def _of_file_or_default(given):
     }
 
 
-def _channels_and_classes(path, own):
+def channels_and_classes(path: str, own: dict[str, Any]) -> tuple[int, int]:
+    """Returns the number of channels and of classes of the network in a `.weights.h5` file.
+
+    Args:
+        path: the file.
+        own: the network: a dict of "model" and "form".
+
+    Raises:
+        ValueError: if the file does not show them: it is damaged, or of another network.
+    """
     head = models.builder(own["model"]).forms[own["form"]].head
     channels, number = weights_lib.channels_and_classes(path, head)
     if channels is None or number is None:
@@ -507,5 +516,6 @@ def _some(names):
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
-def _text(activation):
+def activation_name(activation: str | dict) -> str:
+    """Returns the name of an activation that is a name, or a dict with a name."""
     return activation["name"] if isinstance(activation, dict) else activation

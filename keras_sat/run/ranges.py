@@ -29,8 +29,15 @@ def check(
             raise error(name, value, f"one of {', '.join(str(each) for each in valid if each is not None)}")
     for name, (is_valid, expected) in ranges.items():
         value = getattr(settings, name)
-        if not (value is None and name in optional) and not is_valid(value):
+        if not (value is None and name in optional) and not _holds(is_valid, value):
             raise error(name, value, f"{expected}, or left out" if name in optional else expected)
+
+
+def _holds(is_valid, value):
+    try:
+        return is_valid(value)
+    except TypeError:  # a text in place of a number
+        return False
 
 
 def error(name: str, value: Any, expected: str) -> ValueError:

@@ -164,7 +164,7 @@ _ALL = (
     Recipe(
         name="grad_align",
         paper="Andriushchenko and Flammarion, Understanding and Improving Fast Adversarial Training, arXiv:2007.02617",
-        cost="about 5 plain steps; 30 epochs of CIFAR-10",
+        cost="about 3 plain steps; 30 epochs of CIFAR-10",
         differs=f"{_HALF}; the attack does not move the statistics of batch norms; both gradients of the cosine are "
         "differentiated, as in the paper, where the authors' code takes one as a constant",
         settings=_FAST
@@ -199,7 +199,7 @@ _ALL = (
         name="trades",
         paper="Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, arXiv:1901.08573",
         cost="8.7 plain steps; 76 epochs of CIFAR-10",
-        differs="nothing",
+        differs="nothing but the images that are held out for validation",
         settings=_WIDE
         | {
             "objective": "trades",

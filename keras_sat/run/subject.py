@@ -12,7 +12,7 @@ from keras_sat.attacks import Attack
 from keras_sat.evaluation import stages
 from keras_sat.preprocessing import Preprocessing
 from keras_sat.run import folder as folder_lib
-from keras_sat.run.pretrained import letters
+from keras_sat.run.pretrained import activation_name, channels_and_classes, letters
 from keras_sat.typing import Path
 
 
@@ -86,7 +86,7 @@ def open_run(
 
 def _warn_of_trained_on(run, split):
     for which, kind in ((run.train_split, "trained"), (run.validation_split, "validated")):
-        number = folder_lib.overlap(run.source, split, which) if which else 0
+        number = data.overlap(run.source, split, which) if which else 0
         if number:
             warnings.warn(
                 f"{number} images of {split} are of {which}, on which the network was {kind}: the figures flatter.",
@@ -208,20 +208,14 @@ def open_weights(
         "network": models.describe(model, network, form, options["activation"]),
         "preprocessing": preprocessing.settings(),
     }
-    output = "-".join((network, _text(options["activation"]), _stem(weights)))
+    output = "-".join((network, activation_name(options["activation"]), _stem(weights)))
     return Subject(model, batches, context, published["norm"] or "linf", published["epsilon"], output)
 
 
 def _entry_of_file(path, network, form):
     """Returns what is known of the weights in a file, in the way of the registry's entries."""
-    build = models.builder(network)
-    form, forms = form or build.form, build.forms
-    channels, classes = models.weights.channels_and_classes(path, forms[form].head)
-    if channels is None or classes is None:
-        raise ValueError(
-            f"{path} is damaged or not of {network} in the form {form}: it has no first convolution of images or no "
-            f"last dense layer {forms[form].head}."
-        )
+    form = form or models.builder(network).form
+    channels, classes = channels_and_classes(path, {"model": network, "form": form})
     evaluation = {"dataset": None, "norm": None, "epsilon": None}
     return {
         "id": os.path.abspath(path),
@@ -230,10 +224,6 @@ def _entry_of_file(path, network, form):
         "classes": classes,
         "form": form,
     }
-
-
-def _text(activation):
-    return activation["name"] if isinstance(activation, dict) else activation
 
 
 def _stem(weights):

@@ -51,7 +51,8 @@ def train(
             Default: a function that does nothing.
 
     Returns:
-        The trained keras.Model, and whether the training ran to its end.
+        The trained keras.Model, and whether the training ran to its end. The chief's model has the weights that are
+        kept, those of other workers the last ones.
 
     Raises:
         ValueError: if the folder contains a finished run, a run with other settings or other data, or a run that
@@ -74,7 +75,7 @@ def train(
     steps = run.steps_per_epoch()
     with dtype_policy(run.precision), strategy.scope():
         model, lines = run.build_to_train()
-    if is_chief:
+    if is_chief and not folder_lib.has_checkpoint(folder):
         for line in [*_about_splits(run), *lines]:
             say(line)
     began = _began_with(run, folder) if is_chief else {}
@@ -110,12 +111,16 @@ def cost(run: Run) -> str:
         ValueError: see `train`.
     """
     strategy = distribution.strategy(run.strategy)
+    if distribution.has_several_workers(strategy):
+        raise ValueError("The cost is measured on one machine: leave out TF_CONFIG, or say --strategy=none.")
     steps = run.steps_per_epoch()
     with dtype_policy(run.precision), strategy.scope():
         model, _ = run.build_to_train()
+        classifier.freeze(model, run.freeze)
         trainer = _trainer(run, model, steps, run.epochs)
     images, labels = next(iter(run.training_data()))
-    measured = cost_lib.of_trainer(trainer, images, labels, steps)
+    share = len(images) // strategy.num_replicas_in_sync  # each replica gets what `train_on_batch` is given
+    measured = cost_lib.of_trainer(trainer, images[:share], labels[:share], steps)
     hours = (measured.seconds_per_epoch or 0.0) * run.epochs / 3600
     return f"{measured}; {hours:.1f} hours for {run.epochs} epochs of {steps} steps, without validation"
 
@@ -128,12 +133,13 @@ def _about_splits(run):
         lines = [f"{run.number_for_validation()} images of {run.train_split} are held out for validation."]
     else:
         lines = ["No images are held out for validation: the last weights are kept."]
+    lines += [run.extra.line()] if run.extra else []
     try:
         split = run.evaluation_split()
     except ValueError as error:  # it says how to cut one
         cut = run.train_split not in run.source.splits
         return lines if cut else [*lines, str(error)]
-    if run.validation_split and folder_lib.overlap(run.source, run.validation_split, split):
+    if run.validation_split and data.overlap(run.source, run.validation_split, split):
         lines.append(f"`keras-sat evaluate` takes {split} too: its figures flatter the epoch that was kept.")
     return lines
 
@@ -174,7 +180,8 @@ def _write(training, is_finished, folder, more):
     record = folder_lib.record(run) | {"finished": is_finished, "history": _curves(checkpoint.history)}
     record |= {"iterations": checkpoint.done * max(1, run.replays)}
     record |= {"kept": "best" if keeps_best else "last", "best": best, "last": _last(checkpoint.history)}
-    record |= {"ended": training.ended()} if training.ended() else {}
+    if is_finished and training.ended() and len(checkpoint.history) < run.epochs:
+        record["ended"] = training.ended()
     record |= more
     files.write_json(folder_lib.run_json(folder), record | {"versions": provenance.versions()})
     checkpoint.keep_last()
@@ -229,7 +236,8 @@ def _check_unfinished(run, folder, go_on):
 
 
 def _check_settings(run, before, folder, go_on):
-    ignored = {"dataset", "data_dir"}  # _check_data compares the data themselves
+    before = folder_lib.FORMER | before
+    ignored = {"dataset", "data_dir", "extra_data"}  # _check_data compares the data themselves
     if go_on and run.epochs > before["epochs"]:
         ignored.add("epochs")
     settings = run.settings()
@@ -244,6 +252,8 @@ def _check_settings(run, before, folder, go_on):
 
 def _check_data(run, before, folder):
     changed = data.Description.of(before["data"]).differences(run.description) if "data" in before else []
+    if before.get("data", {}).get("extra") != (run.extra.fingerprint() if run.extra else None):
+        changed.append("other extra images")
     if changed:
         raise ValueError(
             f"The data of the run in {folder} changed: {'; '.join(changed)}. Restore them, or choose another output "
@@ -291,8 +301,12 @@ class _Training:
             with dtype_policy(self.run.precision), strategy.scope():
                 classifier.freeze(self.model, phase.freeze)
                 self.trainer = self._trainer(phase)
+            if self.best:
+                self.best.patience = self.run.patience if phase.last == self.run.epochs else None
             if phase is phases[0]:
                 self.checkpoint.restore(self.trainer)
+            elif self.best:
+                self.best.reset_patience()
             if not self._fit_phase(phase):
                 return False
             if self.ended():

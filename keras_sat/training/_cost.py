@@ -84,7 +84,7 @@ def of_trainer(
 
     Args:
         trainer: a compiled `AdversarialModel`.
-        images, labels: a batch of the training.
+        images, labels: a batch of the training; with several replicas, the part of one replica.
         steps_per_epoch: number of steps in an epoch. None: it is unknown.
         steps: see `cost`.
     """
@@ -94,7 +94,8 @@ def of_trainer(
         trainer.train_on_batch(images, labels)
         seconds.append(time.perf_counter() - start)
     step = statistics.median(seconds[1:])
-    return Cost(len(images) / step, steps_per_epoch and steps_per_epoch * step, _peak_memory())
+    images_of_step = len(images) * trainer.distribute_strategy.num_replicas_in_sync  # each replica took the batch
+    return Cost(images_of_step / step, steps_per_epoch and steps_per_epoch * step, _peak_memory())
 
 
 def _peak_memory():

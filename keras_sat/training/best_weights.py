@@ -75,6 +75,10 @@ class BestWeights(keras.callbacks.Callback):
         self.best, self.stopped_epoch = state["best"], state["stopped_epoch"]
         self._waited, self._sha256 = state["waited"], state["sha256"]
 
+    def reset_patience(self) -> None:
+        """Counts the epochs of `patience` from now on."""
+        self._waited = 0
+
     def set_model(self, model: keras.Model) -> None:
         """Gets the trainer from `fit`."""
         super().set_model(model)

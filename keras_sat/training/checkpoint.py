@@ -129,6 +129,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._metrics: dict[str, np.ndarray] = {}  # of the steps before `restore`, for the first step after it
         self._record: dict[str, Any] | None = None  # of the last checkpoint that this process saved
         self._sums: dict[str, int] = {}  # checksums of the state in this checkpoint
+        self._found: tuple[dict[str, Any], dict[str, np.ndarray]] | None = None  # by `newest_step`, for `restore`
         self._is_entered = False
         self._is_fitting = False
         self._signal: int | None = None  # a signal that arrived during `fit`, to be handled after the step
@@ -173,7 +174,8 @@ class Checkpoint(keras.callbacks.Callback):
         if not trainer.optimizer.built:
             with trainer.distribute_strategy.scope():
                 trainer.optimizer.build(trainer.trainable_variables)
-        record, arrays = self._newest() if self.is_chief else ({}, {})
+        found, self._found = self._found, None
+        record, arrays = found or (self._newest() if self.is_chief else ({}, {}))
         if arrays:
             _check_shapes(trainer, arrays, self._path(record["step"], "npz"))
         if distribution.has_several_workers(strategy := trainer.distribute_strategy):
@@ -191,7 +193,8 @@ class Checkpoint(keras.callbacks.Callback):
         Args:
             strategy: the strategy of the training.
         """
-        step = self._newest()[0].get("step", 0) if self.is_chief else 0
+        self._found = self._newest() if self.is_chief else ({}, {})
+        step = self._found[0].get("step", 0)
         return int(distribution.number_from_chief(strategy, step))
 
     def _newest(self):

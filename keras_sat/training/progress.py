@@ -29,8 +29,9 @@ class Progress(keras.callbacks.Callback):
     seconds. At the end of each epoch there is a line in both. Validation is shown too. The lines are written between
     two batches, and before the first one, which takes longer: its step is compiled.
 
-    Images per second are those of the training steps that were taken, without the first one, validation, and the steps
-    that a resumed run skips. The time left includes the validations that are to come, once one was measured.
+    Images per second are those of the training steps that were taken, with what callbacks do between them. The first
+    step, validation, and the steps that a resumed run skips do not count. The time left includes the validations that
+    are to come, once one was measured.
 
     Args:
         epochs: as in `fit`.

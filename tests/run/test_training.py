@@ -175,7 +175,7 @@ def test_a_killed_run_from_weights_ends_as_if_it_was_not_killed(tmp_path, monkey
             assert_same_weights(tmp_path / "whole" / f"{name}.weights.h5", killed / f"{name}.weights.h5")
 
 
-def test_the_head_alone_is_trained_first(tmp_path, monkeypatch):
+def test_the_head_is_trained_first_on_demand():
     run = dataclasses.replace(TINY, weights="sat-fashion-mnist", head_epochs=1)
     phases = training._phases(run)
     assert [(phase.freeze, phase.first, phase.last) for phase in phases] == [("backbone", 0, 1), (None, 1, 2)]
@@ -183,6 +183,66 @@ def test_the_head_alone_is_trained_first(tmp_path, monkeypatch):
         dataclasses.replace(run, head_epochs=2)
     with pytest.raises(ValueError, match="freeze must be left out without weights"):
         dataclasses.replace(TINY, freeze="backbone")
+
+
+def test_a_named_split_for_validation(tmp_path):
+    """It must not overlap with the training split; a line says that the evaluation uses it too."""
+    run = dataclasses.replace(TINY, validation_split="test[:20]", epochs=1)
+    lines = []
+    model, _ = run_lib.train(run, tmp_path, say=lines.append)
+    assert lines[1:3] == [
+        "Validation: test[:20].",
+        "`keras-sat evaluate` takes test too: its figures flatter the epoch that was kept.",
+    ]
+    kept = json.loads((tmp_path / "run.json").read_text())["best"]["val_robust_accuracy"]
+    assert robust_accuracy(model, run.validation_data(), PGD(run.ball(), steps=10)) == pytest.approx(kept, abs=0.06)
+    with pytest.warns(UserWarning, match=r"20 images of test are of test\[:20\], on which the network was validated"):
+        run_lib.open_run(tmp_path)
+    with pytest.raises(ValueError, match="apart from train_split, train.:90.: 10 images are in both"):
+        dataclasses.replace(run, validation_split="train[80:200]").steps_per_epoch()
+
+
+def test_what_the_weights_are_is_recorded_whatever_was_given(tmp_path):
+    """A run that is told its network, but not its normalization, has that of the weights, and so it is loaded."""
+    run = dataclasses.replace(TINY, epochs=1, normalization="none", validation=0)
+    run_lib.train(run, tmp_path / "first")
+    given = {"model": "ResNet8", "activation": "silu", "normalization": None, "weights": str(tmp_path / "first")}
+    second = dataclasses.replace(run, **given)
+    assert second.normalization == "none"
+    model, _ = run_lib.train(second, tmp_path / "second")
+    _, loaded = run_lib.load(tmp_path / "second")
+    images = next(iter(run.load_data("test[:4]")))[0]
+    np.testing.assert_array_equal(loaded(images), model(images))
+    began = json.loads((tmp_path / "second" / "run.json").read_text())["began_with"]
+    assert began["weights"] == str(tmp_path / "first") and len(began["sha256"]) == 64
+    with pytest.raises(ValueError, match="leave out"):
+        dataclasses.replace(run, weights=str(tmp_path / "first"), normalization="cifar10")
+
+
+def test_a_run_of_an_older_version_goes_on_as_it_was(short, trained, tmp_path):
+    """It held nothing out: with 5 % held out now, it would be validated on images that it has seen."""
+    shutil.copytree(trained[0], tmp_path / "old")
+    for path in (tmp_path / "old").rglob("run.json"):
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps({name: value for name, value in record.items() if name != "validation"}))
+    with pytest.raises(ValueError, match=r"other settings \(validation=0.0\)"):
+        run_lib.train(dataclasses.replace(short, epochs=2), tmp_path / "old", go_on=True)
+    assert run_lib.load(tmp_path / "old")[0].validation == 0
+
+
+def test_extra_images_that_changed_are_noticed_when_a_run_goes_on(tmp_path):
+    path = tmp_path / "extra.npz"
+    for seed in range(2):
+        images = np.random.default_rng(seed).integers(0, 256, (40, 8, 8, 1), np.uint8)
+        np.savez(path, image=images, label=np.arange(40) % 10)
+        run = dataclasses.replace(TINY, extra_data=str(path), extra_share=0.5, epochs=1 + seed, validation=0)
+        if seed == 0:
+            lines = []
+            run_lib.train(run, tmp_path / "run", say=lines.append)
+            assert any(line.startswith("Extra images: 40 of") for line in lines)
+            continue
+        with pytest.raises(ValueError, match="The data of the run in .* changed: other extra images"):
+            run_lib.train(run, tmp_path / "run", go_on=True)
 
 
 def test_the_guard_is_on_for_one_step():
