@@ -1,9 +1,13 @@
-"""Trains a small network in children of this process, and kills them: survivor.py FOLDER DEVICES SIGNAL EVENT EVENT ...
+"""Trains a small network in children of this process, and kills them.
+
+Each line of standard input is a run: FOLDER DEVICES SIGNAL EVENT EVENT ..., separated by tabs. The answer is the exit
+status of each child, after what it printed, and the line "end". TensorFlow is imported once, and starts only in the
+children.
 
 Each child continues from the checkpoints in FOLDER/checkpoints. It gets SIGNAL after the given event: a number of
 steps, or "v" and a number of batches of validation, or "e" and a number of epochs whose results were seen by all
 callbacks before the Checkpoint. The last child trains to the end and writes FOLDER/weights.npz, and what its callbacks
-know: FOLDER/seen.json. TensorFlow is imported once, and starts only in the children.
+know: FOLDER/seen.json.
 """
 
 import json
@@ -131,7 +135,7 @@ def child(folder, devices, number=None, after=None):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def main(folder, devices, name, *events):
+def run(folder, devices, name, *events):
     number = name if name == "full" else getattr(signal, name)
     for event in events:
         print(child(folder, int(devices), number, event), flush=True)
@@ -139,4 +143,6 @@ def main(folder, devices, name, *events):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    while line := sys.stdin.readline():
+        run(*line.rstrip("\n").split("\t"))
+        print("end", flush=True)

@@ -6,6 +6,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 
 import h5py
 import keras
@@ -19,13 +20,34 @@ from keras_sat.training import AdversarialModel, Checkpoint
 SURVIVOR = pathlib.Path(__file__).with_name("survivor.py")
 
 
-def survivor(folder, devices, *arguments):
-    """Runs trainings that are killed and resumed. Returns the printed lines, one or more for each child."""
-    folder.mkdir()
-    command = [sys.executable, str(SURVIVOR), str(folder), str(devices), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split("\n")[:-1]
+@pytest.fixture(scope="module")
+def survivor(tmp_path_factory):
+    """Returns a function that runs trainings which are killed and resumed. One process imports TensorFlow for all.
+
+    It returns the printed lines, one or more for each child.
+    """
+    errors = tmp_path_factory.mktemp("survivor") / "errors.txt"
+    with errors.open("w") as file:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": file, "text": True}
+        process = subprocess.Popen([sys.executable, str(SURVIVOR)], **pipes)
+
+    def run(folder, devices, *arguments):
+        folder.mkdir()
+        lines, too_long = [], threading.Timer(300, process.kill)
+        too_long.start()
+        try:
+            process.stdin.write("\t".join(map(str, (folder, devices, *arguments))) + "\n")
+            process.stdin.flush()
+            while (line := process.stdout.readline()) != "end\n":
+                assert line, errors.read_text()
+                lines.append(line.rstrip("\n"))
+        finally:
+            too_long.cancel()
+        return lines
+
+    yield run
+    process.communicate(timeout=60)
+    assert process.returncode == 0, errors.read_text()
 
 
 def results(folder):
@@ -42,7 +64,7 @@ def results(folder):
 
 
 @pytest.fixture(scope="module")
-def calm(tmp_path_factory):
+def calm(survivor, tmp_path_factory):
     """Returns the results of an uninterrupted run, on one device and on two."""
     by_devices = {}
     for devices in (1, 2):
@@ -58,13 +80,13 @@ def calm(tmp_path_factory):
     return by_devices
 
 
-def test_a_run_that_is_killed_at_any_place_ends_with_the_same_results(calm, tmp_path):
+def test_a_run_that_is_killed_at_any_place_ends_with_the_same_results(calm, survivor, tmp_path):
     # Before the first checkpoint, amid the first epoch, in its validation, after it and across the end of the second.
     assert survivor(tmp_path / "killed", 1, "SIGKILL", 3, 9, "v1", "e1", 16) == [*["-9"] * 5, "0"]
     assert results(tmp_path / "killed") == calm[1]
 
 
-def test_a_run_on_two_devices_that_is_killed_ends_with_the_same_results(calm, tmp_path):
+def test_a_run_on_two_devices_that_is_killed_ends_with_the_same_results(calm, survivor, tmp_path):
     assert survivor(tmp_path / "killed", 2, "SIGKILL", "v2", 5) == ["-9", "-9", "0"]
     *ours, history = results(tmp_path / "killed")
     *theirs, calm_history = calm[2]
@@ -74,17 +96,17 @@ def test_a_run_on_two_devices_that_is_killed_ends_with_the_same_results(calm, tm
             assert float(row[name]) == pytest.approx(float(calm_row[name]), rel=1e-6)
 
 
-def test_sigterm_saves_before_it_ends(calm, tmp_path):
+def test_sigterm_saves_before_it_ends(calm, survivor, tmp_path):
     assert survivor(tmp_path / "term", 1, "SIGTERM", "v4", 2) == ["143", "143", "0"]
     assert results(tmp_path / "term") == calm[1]
 
 
-def test_ctrl_c_saves_before_it_ends(calm, tmp_path):
+def test_ctrl_c_saves_before_it_ends(calm, survivor, tmp_path):
     assert survivor(tmp_path / "int", 1, "SIGINT", 3, "v4") == ["130", "130", "0"]
     assert results(tmp_path / "int") == calm[1]
 
 
-def test_on_a_full_disk_the_checkpoint_before_is_still_there(tmp_path):
+def test_on_a_full_disk_the_checkpoint_before_is_still_there(survivor, tmp_path):
     first, *rest = survivor(tmp_path / "full", 1, "full", 7)
     assert "No checkpoint could be written at step 10" in first
     assert "Last good checkpoint" in first

@@ -3,6 +3,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import threading
 
 import keras
 import numpy as np
@@ -31,24 +32,34 @@ def test_strategies(monkeypatch):
         distribution.strategy("auto")
 
 
-def run_workers(folder, *tasks):
-    """Runs workers in parallel; returns the exit status and standard error of each."""
-    commands = [[sys.executable, str(WORKER), str(folder), *map(str, task)] for task in tasks]
-    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
-    errors = [process.communicate(timeout=240)[1] for process in processes]
-    return [(process.returncode, error) for process, error in zip(processes, errors)]
+@pytest.fixture
+def run_workers(tmp_path):
+    """Returns a function that runs workers in parallel, and returns the exit status and standard error of each."""
+    process = subprocess.Popen([sys.executable, str(WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    too_long = threading.Timer(300, process.kill)
+    too_long.start()
+
+    def run(*tasks):
+        process.stdin.write("\t".join([str(tmp_path), *(",".join(map(str, task)) for task in tasks)]) + "\n")
+        process.stdin.flush()
+        statuses = json.loads(process.stdout.readline())
+        return [(status, (tmp_path / f"{task}.txt").read_text()) for status, (task, *_) in zip(statuses, tasks)]
+
+    yield run
+    process.communicate(timeout=60)
+    too_long.cancel()
 
 
-def test_two_workers_of_which_one_is_killed_equal_one_device(free_ports, tmp_path):
+def test_two_workers_of_which_one_is_killed_equal_one_device(free_ports, run_workers, tmp_path):
     """Two processes on loopback give the loss, metrics and weights of one device, with the same global batch size."""
     ports = free_ports(2)
-    (status, error), (killed, _) = run_workers(tmp_path, (0, 3, *ports), (1, 3, *ports))
+    (status, error), (killed, _) = run_workers((0, 3, *ports), (1, 3, *ports))
     assert (status, killed) == (1, -9)
     assert "ConnectionError: Another worker is gone" in error
     assert {path.name for path in (tmp_path / "checkpoints").glob("*.npz")} == {"step-2.npz"}
 
     ports = free_ports(2)
-    for status, error in run_workers(tmp_path, ("alone", 0), (0, 0, *ports), (1, 0, *ports)):
+    for status, error in run_workers(("alone", 0), (0, 0, *ports), (1, 0, *ports)):
         assert status == 0, error
     alone, *workers = (json.loads((tmp_path / f"{task}.json").read_text()) for task in ("alone", 0, 1))
     assert [record["replicas"] for record in (alone, *workers)] == [1, 2, 2]

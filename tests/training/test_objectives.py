@@ -233,7 +233,7 @@ def test_mixed_precision_and_batch_statistics_in_the_attack(options, tiny_model,
 def small_network():
     keras.utils.set_random_seed(0)
     layers = [keras.Input((14, 14, 1)), keras.layers.Rescaling(2 / 255, -1.0)]
-    for width in (16, 32):
+    for width in (8, 16):
         layers += [keras.layers.Conv2D(width, 5, strides=2, padding="same", use_bias=False)]
         layers += [keras.layers.BatchNormalization(momentum=0.9), keras.layers.Activation("silu")]
     return keras.Sequential([*layers, keras.layers.Flatten(), keras.layers.Dense(10)])
@@ -242,13 +242,13 @@ def small_network():
 @pytest.fixture(scope="module")
 def robust_accuracy():
     """Returns a function: robust accuracy after a short training on real images."""
-    train = keras_sat.data.load("fashion_mnist_mini", "train[:5000]", 100, image_size=14, training=True, augment=False)
-    test = keras_sat.data.load("fashion_mnist_mini", "test[:500]", 500, image_size=14)
+    train = keras_sat.data.load("fashion_mnist_mini", "train[:1500]", 50, image_size=14, training=True, augment=False)
+    test = keras_sat.data.load("fashion_mnist_mini", "test[:250]", 250, image_size=14)
 
     def train_and_attack(attack, epochs=2, **options):
         model = small_network()
         trainer = AdversarialModel(model, attack, **options)
-        trainer.compile(keras.optimizers.AdamW(0.004), CROSS_ENTROPY)
+        trainer.compile(keras.optimizers.AdamW(0.008), CROSS_ENTROPY)
         trainer.fit(train, epochs=epochs, shuffle=False, verbose=0)
         return keras_sat.evaluation.evaluate(model, test, PGD(LinfBall(25.5), steps=10), progress=False)[
             "PGD-10"

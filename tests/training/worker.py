@@ -1,5 +1,7 @@
-"""One of several workers: worker.py FOLDER TASK LAST PORT PORT trains, evaluates, and writes FOLDER/TASK.json.
+"""Trains with several workers, which are children of this process: it imports TensorFlow once.
 
+Each line of standard input is FOLDER TASK,LAST,PORT,PORT TASK,LAST,PORT,PORT ..., separated by tabs. Each worker
+trains, evaluates, and writes FOLDER/TASK.json, and errors to FOLDER/TASK.txt. The answer lists their exit statuses.
 Training continues from FOLDER/checkpoints. After step LAST, if LAST is not 0, the second worker kills itself.
 """
 
@@ -7,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 
 import keras
 import numpy as np
@@ -76,5 +79,21 @@ def main(folder, task, last, *ports):
         json.dump(record, file)
 
 
+def child(folder, task, *arguments):
+    """Starts one worker. Returns its process id."""
+    if pid := os.fork():
+        return pid
+    os.dup2(os.open(os.path.join(folder, f"{task}.txt"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), sys.stderr.fileno())
+    try:
+        main(folder, task, *arguments)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    for line in sys.stdin:
+        folder, *tasks = line.rstrip("\n").split("\t")
+        children = [child(folder, *task.split(",")) for task in tasks]
+        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]), flush=True)
