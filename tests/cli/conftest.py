@@ -10,7 +10,8 @@ from keras_sat import cli
 
 COMMAND = os.path.join(os.path.dirname(sys.executable), "keras-sat")
 TRAIN = ["train", '--activation={"name": "gelu", "approximate": false}', "--epsilon=10", "--epochs=1", "--steps=1"]
-TRAIN += ["--batch_size=500", "--image_size=14", "--attack_precision=mixed_bfloat16", "--ema=0.5", "--guard=none"]
+TRAIN += ["--train_split=train[:500]", "--validation=100", "--batch_size=100", "--image_size=14"]
+TRAIN += ["--attack_precision=mixed_bfloat16", "--ema=0.5", "--guard=none"]
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 """The command `keras-sat compare`."""
 
+import shutil
+
 import pytest
 
 from keras_sat import export
@@ -9,17 +11,19 @@ from keras_sat.preprocessing import Preprocessing
 
 def test_compare_warns_of_another_preprocessing(inside, of_photos, tmp_path):
     run, model = run_lib.load(of_photos)
-    how = Preprocessing(16, 18, 1, "padded")
-    export.export_saved_model(model, tmp_path / "other", labels=run.description.classes, preprocessing=how)
-    with pytest.warns(UserWarning, match="makes images otherwise than the run: .*padded"):
-        assert inside("compare", of_photos, tmp_path / "other", "--attack=fgsm") == 0
-    export.export_saved_model(model, tmp_path / "unnamed", preprocessing=run.description.preprocessing)
-    with pytest.warns(UserWarning, match="does not name its classes"):
-        assert inside("compare", of_photos, tmp_path / "unnamed", "--attack=fgsm") == 0
+    how, classes = Preprocessing(16, 18, 1, "padded"), run.description.classes
+    export.export_saved_model(model, tmp_path / "other", labels=classes, preprocessing=how, signatures=[])
+    own = run.description.preprocessing
+    export.export_saved_model(model, tmp_path / "unnamed", preprocessing=own, signatures=[])
+    with (
+        pytest.warns(UserWarning, match="other makes images otherwise than the run: .*padded"),
+        pytest.warns(UserWarning, match="unnamed does not name its classes"),
+    ):
+        assert inside("compare", of_photos, tmp_path / "other", tmp_path / "unnamed", "--attack=fgsm") == 0
 
 
-def test_an_export_is_checked_against_its_labels(inside, photos, of_photos, tmp_path):
-    assert inside("export", of_photos, f"--to={tmp_path / 'saved'}") == 0
+def test_an_export_is_checked_against_its_labels(inside, photos, of_photos, exported, tmp_path):
+    shutil.copytree(exported[0], tmp_path / "saved")
     (tmp_path / "saved" / "assets" / "labels.txt").write_text("dark\nbright\n")
     with pytest.raises(ValueError, match="other classes than the run: 'dark' in its labels.txt, 'bright' in run.json"):
         inside("compare", of_photos, tmp_path / "saved", "--attack=fgsm")

@@ -76,7 +76,7 @@ def test_bad_flags_of_evaluate(inside, folder, tmp_path):
 
 
 def test_a_killed_evaluation_goes_on(run, folder, tmp_path):
-    command = [COMMAND, "evaluate", str(folder), "--attack=pgd-300", "--split=test[:300]", "--batch_size=20"]
+    command = [COMMAND, "evaluate", str(folder), "--attack=pgd-100", "--split=test[:100]", "--batch_size=20"]
     process = subprocess.Popen([*command, f"--output={tmp_path}"], stdout=subprocess.DEVNULL)
     while not list(tmp_path.glob(".evaluation*.npz")):
         assert process.poll() is None

@@ -7,12 +7,35 @@ import pytest
 from keras_sat import run as run_lib
 from keras_sat.run import Run
 
-SHORT = Run(epochs=1, batch_size=500, steps=1, image_size=14, strategy="mirrored", ema=0.5, guard="none")
+SHORT = Run(
+    train_split="train[:500]",
+    validation=100,
+    epochs=1,
+    batch_size=100,
+    steps=1,
+    image_size=14,
+    strategy="mirrored",
+    ema=0.5,
+    guard="none",
+)
 
 
 @pytest.fixture(scope="session")
 def short():
     return SHORT
+
+
+@pytest.fixture(scope="session")
+def built():
+    """Returns a function that builds a trainer's optimizer and metrics: a step that builds them is traced twice."""
+
+    def build(trainer, images, labels):
+        trainer.optimizer.build(trainer.trainable_variables)
+        trainer.compute_metrics(images, labels, trainer.classifier(images))
+        trainer.reset_metrics()
+        return trainer
+
+    return build
 
 
 @pytest.fixture(scope="session")

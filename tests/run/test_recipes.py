@@ -67,7 +67,7 @@ def generated(tmp_path):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_recipe_trains(name, generated):
+def test_a_recipe_trains(name, generated, built):
     """Some steps of the recipe on a few small images, with a small network."""
     needed = {"extra_data": generated} if "extra_data" in RECIPES[name].needs else {}
     run = Run(**RECIPES[name].settings | TINY | SMALL[name] | needed)
@@ -75,7 +75,7 @@ def test_a_recipe_trains(name, generated):
     assert steps == 2
     model, _ = run.build_to_train()
     before = [weight.numpy() for weight in model.trainable_weights]
-    trainer = training._trainer(run, model, steps, run.epochs)
+    trainer = built(training._trainer(run, model, steps, run.epochs), *next(iter(run.training_data())))
     history = trainer.fit(run.training_data(), steps_per_epoch=steps, epochs=2, shuffle=False, verbose=0).history
     assert all(map(math.isfinite, history["loss"]))
     assert trainer.optimizer.iterations == 4

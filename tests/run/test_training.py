@@ -103,6 +103,24 @@ def assert_same_weights(one, other):
         np.testing.assert_array_equal(value, other[name], name)
 
 
+@pytest.fixture(scope="module")
+def validated(tmp_path_factory):
+    """A run of one epoch that keeps the last one, with a named split for validation: (run, folder, network, lines)."""
+    run, lines = dataclasses.replace(TINY, validation_split="test[:20]", epochs=1, keep="last"), []
+    folder = tmp_path_factory.mktemp("validated")
+    model, _ = run_lib.train(run, folder, say=lines.append)
+    return run, folder, model, lines
+
+
+@pytest.fixture(scope="module")
+def unvalidated(tmp_path_factory):
+    """A run of one epoch without validation: (run, folder)."""
+    run = dataclasses.replace(TINY, epochs=1, normalization="none", validation=0)
+    folder = tmp_path_factory.mktemp("unvalidated")
+    run_lib.train(run, folder)
+    return run, folder
+
+
 def test_the_best_epoch_is_kept_beside_the_last(tmp_path):
     """Patience of one epoch ends the training right after the best epoch, or after a tie."""
     run = dataclasses.replace(TINY, epochs=30, patience=1, ema=0.5, learning_rate=0.02)
@@ -115,10 +133,10 @@ def test_the_best_epoch_is_kept_beside_the_last(tmp_path):
     assert (record["kept"], record["best"]["epoch"], record["last"]["epoch"]) == ("best", best + 1, best + 2)
     assert record["best"]["val_robust_accuracy"] == robust[best]
     _, loaded = run_lib.load(tmp_path)
-    for network in (model, loaded):  # the weights that were kept have the figure that was recorded
-        assert robust_accuracy(network, run.validation_data(), PGD(run.ball(), steps=10)) == pytest.approx(
-            robust[best], abs=0.11
-        )
+    for own, theirs in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(own, theirs)
+    again = robust_accuracy(loaded, run.validation_data(), PGD(run.ball(), steps=10))
+    assert again == pytest.approx(robust[best], abs=0.11)  # the weights that were kept have the figure of the record
     best_weights, last_weights = arrays(tmp_path / "model.weights.h5"), arrays(tmp_path / "last.weights.h5")
     assert any((value != last_weights[name]).any() for name, value in best_weights.items())
     with open(tmp_path / "history.csv", newline="") as file:
@@ -126,15 +144,15 @@ def test_the_best_epoch_is_kept_beside_the_last(tmp_path):
     assert [float(row["val_robust_accuracy"]) for row in rows] == pytest.approx(robust)
 
 
-def test_the_last_epoch_is_kept_on_demand_and_without_validation(tmp_path):
-    run = dataclasses.replace(TINY, keep="last", epochs=1)
-    run_lib.train(run, tmp_path / "last")
-    assert json.loads((tmp_path / "last" / "run.json").read_text())["kept"] == "last"
-    assert_same_weights(tmp_path / "last" / "model.weights.h5", tmp_path / "last" / "best.weights.h5")  # one epoch
-    run_lib.train(dataclasses.replace(run, keep="best", validation=0), tmp_path / "all")
-    record = json.loads((tmp_path / "all" / "run.json").read_text())
+def test_the_last_epoch_is_kept_on_demand_and_without_validation(validated, unvalidated):
+    _, folder, _, _ = validated
+    assert json.loads((folder / "run.json").read_text())["kept"] == "last"
+    assert_same_weights(folder / "model.weights.h5", folder / "best.weights.h5")  # one epoch
+    run, folder = unvalidated
+    record = json.loads((folder / "run.json").read_text())
+    assert run.keep == "best"
     assert (record["kept"], record["best"], "val_accuracy" in record["history"]) == ("last", None, False)
-    assert not (tmp_path / "all" / "best.weights.h5").exists()
+    assert not (folder / "best.weights.h5").exists()
 
 
 class Snapshots(Progress):
@@ -185,28 +203,25 @@ def test_the_head_is_trained_first_on_demand():
         dataclasses.replace(TINY, freeze="backbone")
 
 
-def test_a_named_split_for_validation(tmp_path):
+def test_a_named_split_for_validation(validated):
     """It must not overlap with the training split; a line says that the evaluation uses it too."""
-    run = dataclasses.replace(TINY, validation_split="test[:20]", epochs=1)
-    lines = []
-    model, _ = run_lib.train(run, tmp_path, say=lines.append)
+    run, folder, model, lines = validated
     assert lines[1:3] == [
         "Validation: test[:20].",
         "`keras-sat evaluate` takes test too: its figures flatter the epoch that was kept.",
     ]
-    kept = json.loads((tmp_path / "run.json").read_text())["best"]["val_robust_accuracy"]
+    kept = json.loads((folder / "run.json").read_text())["best"]["val_robust_accuracy"]
     assert robust_accuracy(model, run.validation_data(), PGD(run.ball(), steps=10)) == pytest.approx(kept, abs=0.06)
     with pytest.warns(UserWarning, match=r"20 images of test are of test\[:20\], on which the network was validated"):
-        run_lib.open_run(tmp_path)
+        run_lib.open_run(folder)
     with pytest.raises(ValueError, match="apart from train_split, train.:90.: 10 images are in both"):
         dataclasses.replace(run, validation_split="train[80:200]").steps_per_epoch()
 
 
-def test_what_the_weights_are_is_recorded_whatever_was_given(tmp_path):
+def test_what_the_weights_are_is_recorded_whatever_was_given(unvalidated, tmp_path):
     """A run that is told its network, but not its normalization, has that of the weights, and so it is loaded."""
-    run = dataclasses.replace(TINY, epochs=1, normalization="none", validation=0)
-    run_lib.train(run, tmp_path / "first")
-    given = {"model": "ResNet8", "activation": "silu", "normalization": None, "weights": str(tmp_path / "first")}
+    run, first = unvalidated
+    given = {"model": "ResNet8", "activation": "silu", "normalization": None, "weights": str(first)}
     second = dataclasses.replace(run, **given)
     assert second.normalization == "none"
     model, _ = run_lib.train(second, tmp_path / "second")
@@ -214,9 +229,9 @@ def test_what_the_weights_are_is_recorded_whatever_was_given(tmp_path):
     images = next(iter(run.load_data("test[:4]")))[0]
     np.testing.assert_array_equal(loaded(images), model(images))
     began = json.loads((tmp_path / "second" / "run.json").read_text())["began_with"]
-    assert began["weights"] == str(tmp_path / "first") and len(began["sha256"]) == 64
+    assert began["weights"] == str(first) and len(began["sha256"]) == 64
     with pytest.raises(ValueError, match="leave out"):
-        dataclasses.replace(run, weights=str(tmp_path / "first"), normalization="cifar10")
+        dataclasses.replace(run, weights=str(first), normalization="cifar10")
 
 
 def test_a_run_of_an_older_version_goes_on_as_it_was(short, trained, tmp_path):
