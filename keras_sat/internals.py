@@ -88,9 +88,13 @@ class FirstBatch:
     `see_first_batch` is called once for each dataset of `fit` and `evaluate`, and for each `train_on_batch` and
     `test_on_batch`.
 
+    It also makes the variables of metrics and optimizer before the first step. Without a strategy, Keras makes them while
+    it traces the step, and so it traces the step twice.
+
     Private: `Model._maybe_symbolic_build`, the only method that Keras calls with the data before the first step. With
     several workers, Keras' own method would average the batch over the workers, which fails. Private as well:
-    `_first_batches` and `_dataset` of the iterator's `data_adapter`. Seen in Keras 3.12 to 3.15.
+    `Model._symbolic_build`, which makes the variables, and `_first_batches` and `_dataset` of the iterator's
+    `data_adapter`. Seen in Keras 3.12 to 3.15.
     Replaced by: a public method or callback that receives the first batch.
     """
 
@@ -116,7 +120,8 @@ class FirstBatch:
         if data_batch is None:  # no batch is left, after a run that was killed behind its last step
             return
         self.see_first_batch(data_batch)
-        super()._maybe_symbolic_build(data_batch=data_batch)  # type: ignore[misc]
+        with self.distribute_strategy.scope():  # type: ignore[attr-defined]
+            self._symbolic_build(data_batch=data_batch)  # type: ignore[attr-defined]
 
 
 _seen: weakref.WeakSet = weakref.WeakSet()  # Keras' iterators whose first batch was seen
