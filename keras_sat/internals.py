@@ -88,8 +88,8 @@ class FirstBatch:
     `see_first_batch` is called once for each dataset of `fit` and `evaluate`, and for each `train_on_batch` and
     `test_on_batch`.
 
-    It also makes the variables of metrics and optimizer before the first step. Without a strategy, Keras makes them while
-    it traces the step, and so it traces the step twice.
+    It also makes the variables of metrics and optimizer before the first step. Without a strategy, Keras makes them
+    while it traces the step, and so it traces the step twice.
 
     Private: `Model._maybe_symbolic_build`, the only method that Keras calls with the data before the first step. With
     several workers, Keras' own method would average the batch over the workers, which fails. Private as well:
