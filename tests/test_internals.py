@@ -199,6 +199,21 @@ def test_first_batch():
     assert int(model.optimizer.iterations) == 2 * 4 + 2 * 4 + 4 + 2 * 4 + 1  # those of the generator too
 
 
+def test_the_first_step_is_traced_once():
+    class Counting(Seeing):
+        traces = 0
+
+        def train_step(self, data):
+            self.traces += 1
+            return super().train_step(data)
+
+    model = Counting()
+    model.compile("adam", "mse", metrics=["mae"])
+    model.fit(dataset(), shuffle=False, verbose=0)
+    message = f"internals.FirstBatch: the step was traced {model.traces} times: Keras made its variables in the first"
+    assert model.traces == 1, message
+
+
 def test_first_batch_of_replicas():
     with distribution.strategy("mirrored").scope():  # a second one in a process would disturb the first
         model = Seeing()

@@ -331,9 +331,8 @@ class _Training:
         run, checkpoint, trainer = self.run, self.checkpoint, self.trainer
         strategy = trainer.distribute_strategy
         batches = functools.partial(run.training_data, checkpoint.done)
-        has_replicas = (
-            strategy.num_replicas_in_sync > 1
-        )  # with several replicas, each worker reads its share of the files
+        # With several replicas, each worker reads its share of the files.
+        has_replicas = strategy.num_replicas_in_sync > 1
         try:
             if checkpoint.epoch < phase.last:
                 trainer.fit(
