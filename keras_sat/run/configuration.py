@@ -178,7 +178,7 @@ class Run:
         if isinstance(self.normalization, (list, tuple)):  # as JSON gives it back, so that settings can be compared
             self._set("normalization", json.loads(json.dumps(self.normalization)))
         if self.weights and self.record is None:  # checks what is given, and takes over what is not
-            found = self.pretrained()
+            found = self.start
             for name in ("model", "form", "activation", "normalization"):
                 self._set(name, getattr(found, name))
         self._set("model", self.model or pretrained.MODEL)
@@ -220,11 +220,12 @@ class Run:
             return self.record
         channels = self.channels
         if self.weights and channels is None:
-            channels = self.pretrained().channels_for(self.source.size_and_channels[1])
+            channels = self.start.channels_for(self.source.size_and_channels[1])
         return data.describe(self.source, self.image_size, crop=self.crop, channels=channels)
 
-    def pretrained(self) -> pretrained.Pretrained:
-        """Returns the weights that the training begins with.
+    @functools.cached_property
+    def start(self) -> pretrained.Pretrained:
+        """What is known of the weights that the training begins with. It is looked up once: a file may be large.
 
         Raises:
             ValueError: if there are no such weights, or they are of another network than this run's.
@@ -439,9 +440,7 @@ class Run:
         if not self.weights:
             return self.build(), []
         described = self.description
-        return self.pretrained().build(
-            described.preprocessing.shape, described.classes, self.source.size_and_channels[1]
-        )
+        return self.start.build(described.preprocessing.shape, described.classes, self.source.size_and_channels[1])
 
     def network(self, model: keras.Model) -> dict[str, Any]:
         """Returns what says which network it is, for reports and cards; see `models.describe`."""

@@ -87,7 +87,7 @@ def train(
         with distribution.report_lost_workers(strategy):
             is_finished = training.fit(strategy)
         if is_chief:
-            _write(training, is_finished, folder, {"continued": continued} | began if continued else began)
+            _write(training, is_finished, folder, ({"continued": continued} if continued else {}) | began)
     return model, is_finished
 
 
@@ -98,7 +98,7 @@ def _began_with(run, folder):
     if folder_lib.has_checkpoint(folder):
         before = folder_lib.read_record(folder_lib.checkpoints(folder))
         return {"began_with": before.get("began_with")}
-    return {"began_with": {"weights": run.weights, "sha256": run.pretrained().sha256}}
+    return {"began_with": {"weights": run.weights, "sha256": run.start.sha256}}
 
 
 def cost(run: Run) -> str:
@@ -314,7 +314,7 @@ class _Training:
         return True
 
     def _trainer(self, phase):
-        is_head = phase.freeze == "backbone" and self.run.head_epochs and phase.first == 0
+        is_head = phase.last < self.run.epochs  # the first of two phases
         constant = self.run.learning_rate if is_head else None
         return _trainer(self.run, self.model, self.steps, phase.last - phase.first, constant)
 
