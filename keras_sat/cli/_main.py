@@ -20,6 +20,7 @@ from typing import NoReturn
 from absl import app, logging
 from absl.flags import argparse_flags
 
+from keras_sat import interrupts
 from keras_sat.cli import check, compare, convert, evaluate, export, messages, predict, quickstart, serve, train
 from keras_sat.cli import list as list_command
 from keras_sat.data import folder
@@ -42,7 +43,7 @@ TRACEBACK = "KERAS_SAT_TRACEBACK"
 
 def main() -> None:
     """Runs the command line. The exit status is 0, 1 for bad input, 2 for bad flags, 130 for Ctrl-C."""
-    with _short_warnings(), _ctrl_c_in_destructors():
+    with _short_warnings(), _safe_ctrl_c():
         try:
             app.run(_run, flags_parser=parse)
         except KeyboardInterrupt:  # while flags are parsed, which may take seconds: the flags of `train` import Keras
@@ -139,24 +140,28 @@ def _first_line(text):
 
 
 @contextlib.contextmanager
-def _ctrl_c_in_destructors() -> Iterator[None]:
-    """A context that repeats a Ctrl-C that comes while a destructor runs. Python ignores exceptions in destructors.
+def _safe_ctrl_c() -> Iterator[None]:
+    """A context in which Ctrl-C neither crashes TensorFlow (see `interrupts.handler`) nor is lost in a destructor.
 
-    TensorFlow's functions have destructors, so a Ctrl-C while a network is traced could be lost.
+    Python ignores exceptions in destructors, and TensorFlow's functions have some. Such a Ctrl-C is repeated.
     """
-    before = sys.unraisablehook
+    hook, is_default = sys.unraisablehook, signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
     def repeat(unraisable):
         if issubclass(unraisable.exc_type, KeyboardInterrupt):
             threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()  # when the destructor has ended
         else:
-            before(unraisable)
+            hook(unraisable)
 
     sys.unraisablehook = repeat
+    if is_default:
+        signal.signal(signal.SIGINT, interrupts.handler)
     try:
         yield
     finally:
-        sys.unraisablehook = before
+        sys.unraisablehook = hook
+        if is_default:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_sat import files, internals
+from keras_sat import files, internals, interrupts
 from keras_sat.models import classifier
 from keras_sat.training import distribution
 from keras_sat.typing import Path
@@ -328,7 +328,8 @@ class Checkpoint(keras.callbacks.Callback):
         if threading.current_thread() is not threading.main_thread():
             return  # Python allows no handlers there
         numbers = [signal.SIGTERM] if signal.getsignal(signal.SIGTERM) is not None else []  # None: not set by Python
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, or the user handles it
+        if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, interrupts.handler):
+            # else it is ignored, or the user handles it
             numbers.append(signal.SIGINT)
         self._handlers = {number: signal.signal(number, self._on_signal) for number in numbers}
 

@@ -51,7 +51,8 @@ from keras_sat.cli import list as command
 
 class Rubbish:
     def __del__(self):
-        signal.raise_signal(signal.SIGINT)  # Python ignores the exception here
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # raised at once; Python ignores the exception here
 
 def run(args):
     \'\'\'Lists nothing.\'\'\'
