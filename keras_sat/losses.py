@@ -178,6 +178,24 @@ def cross_entropy(labels: Array, logits: Array) -> tf.Tensor:
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
 
 
+def log_cross_entropy(labels: Array, logits: Array) -> tf.Tensor:
+    """Returns the logarithm of the cross entropy, [batch]: what attacks ascend by default.
+
+        u = log sum_{k != label} exp(logits_k) - logits_label,    log(softplus(u)), and u itself for u < -15
+
+    For each example, its gradient is the gradient of the cross entropy, divided by the cross entropy. So an attack that
+    uses the sign or the direction of the gradient makes the same steps. But where the label's logit leads by some tens,
+    the gradient of the cross entropy rounds to 0, in float32 and sooner in float16, and the attack stands still. This
+    gradient does not vanish.
+    """
+    u = tf.reduce_logsumexp(without_label(labels, logits), axis=-1) - tf.gather(logits, labels, axis=-1, batch_dims=1)
+    # log(softplus(u)) = u - exp(u) / 2 + ...; at -15, the difference is below the rounding error of u.
+    return tf.where(u < _LINEAR, u, tf.math.log(tf.math.softplus(tf.maximum(u, _LINEAR))))
+
+
+_LINEAR = -15.0
+
+
 def soft_cross_entropy(rows: Array, logits: Array) -> tf.Tensor:
     """Returns the cross entropy -sum_k rows_k log softmax(logits)_k, [batch].
 

@@ -83,6 +83,31 @@ def test_cross_entropy():
     np.testing.assert_allclose(losses.cross_entropy(LABELS, LOGITS), expected, rtol=1e-6)
 
 
+def test_log_cross_entropy_and_its_gradient_in_float64():
+    """With logits [0, -u], u runs over what float32 cross entropy can and cannot tell from 0."""
+    u = np.concatenate([-np.logspace(3, -3, 40), [0.0], np.logspace(-3, 3, 40), [-15.01, -15.0, -14.99]])
+    logits = tf.constant(np.stack([np.zeros_like(u), u], axis=1), tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        values = losses.log_cross_entropy(np.zeros(len(u), np.int32), logits)
+    gradient = tape.gradient(values, logits)
+    softplus = np.logaddexp(0, u)
+    np.testing.assert_allclose(
+        values, np.where(u < -700, u, np.log(np.maximum(softplus, 1e-305))), rtol=2e-6, atol=1e-6
+    )
+    sigmoid = np.exp(np.minimum(u, 0)) / (1 + np.exp(-np.abs(u)))
+    expected = np.where(u < -700, 1.0, sigmoid / softplus)
+    np.testing.assert_allclose(gradient[:, 1], expected, rtol=2e-5)
+    np.testing.assert_allclose(gradient[:, 0], -expected, rtol=2e-5)
+    plain = losses.cross_entropy(np.zeros(len(u), np.int32), logits)
+    assert np.any(plain.numpy() == 0)  # which the logarithm of the plain cross entropy would turn to -inf
+
+
+def test_log_cross_entropy_of_several_classes():
+    expected = np.log(losses.cross_entropy(LABELS, LOGITS))
+    np.testing.assert_allclose(losses.log_cross_entropy(LABELS, tf.constant(LOGITS, tf.float32)), expected, rtol=1e-5)
+
+
 def test_margin_is_positive_where_misclassified():
     np.testing.assert_allclose(losses.margin(LABELS, tf.constant(LOGITS)), [-2.0, 3.0])
 

@@ -27,8 +27,8 @@ class APGD(Attack):
         ball: `LinfBall` or `L2Ball`.
         steps: gradient steps of a start, >= 1.
         restarts: number of independent starts (for each target class), >= 1, for examples that are still robust.
-        loss: the loss to ascend: `losses.cross_entropy` or `losses.dlr`. With fewer than 3 classes there is no DLR
-            loss, and the margin replaces it.
+        loss: the loss to ascend: `losses.log_cross_entropy` (default; "APGD-CE") or `losses.dlr`. With fewer than 3
+            classes there is no DLR loss, and the margin replaces it.
         targets: 0, or the number of target classes to try one after the other, those with the largest logits first.
             `losses.targeted_dlr` then replaces `loss`; with fewer than 4 classes, `losses.targeted_margin` does. If
             there are fewer other classes than `targets`, all other classes are tried, with a warning.
@@ -40,7 +40,7 @@ class APGD(Attack):
 
     steps: int = 100
     restarts: int = 1
-    loss: LossFunction = losses.cross_entropy
+    loss: LossFunction = losses.log_cross_entropy
     targets: int = 0
     eot: int = 1
 
@@ -51,7 +51,8 @@ class APGD(Attack):
     def __str__(self) -> str:
         if self.targets:
             return "APGD-T"
-        known: dict[Any, str] = {losses.cross_entropy: "APGD-CE", losses.dlr: "APGD-DLR"}
+        ce = (losses.log_cross_entropy, losses.cross_entropy)
+        known: dict[Any, str] = {**dict.fromkeys(ce, "APGD-CE"), losses.dlr: "APGD-DLR"}
         return known.get(self.loss, "APGD")
 
     def settings(self) -> dict[str, Any]:

@@ -37,6 +37,8 @@ class PGD(Attack):
             its first misclassified iterate (or the first that reaches the target). The other examples continue to the
             end and return the last iterate.
         loss: function of labels and logits that the attack ascends (descends, if targeted), see `keras_sat.losses`.
+            Default: `losses.log_cross_entropy`, whose steps are those of the cross entropy, and which large logits do
+            not saturate.
         start_std: None (default) for the uniform random start. A number > 0 starts at the image plus normal noise of
             this standard deviation, in the images' unit. Like the uniform noise, it is projected after the first step
             only. TRADES (arXiv:1901.08573) starts with 0.001 for images in 0..1, which is 0.255 here.
@@ -52,7 +54,7 @@ class PGD(Attack):
     restarts: int = 1
     targeted: bool = False
     keep: str = "last"
-    loss: LossFunction = losses.cross_entropy
+    loss: LossFunction = losses.log_cross_entropy
     start_std: float | None = None
 
     def __post_init__(self) -> None:

@@ -190,13 +190,19 @@ class _Auditor:
 
     def gradients(self) -> tuple[str, str]:
         try:
-            norms = np.stack([self._gradient_norms(loss) for loss in (losses.cross_entropy, losses.margin)])
+            plain = self._gradient_norms(losses.cross_entropy)
+            norms = np.stack([self._gradient_norms(loss) for loss in (losses.log_cross_entropy, losses.margin)])
         except (ValueError, LookupError) as error:
             self.has_gradient = False
             return FAIL, f"no gradient at all: {str(error).splitlines()[0][:100]}"
         zero, bad = (np.max(np.mean(are_bad, axis=1)) for are_bad in (norms == 0, ~np.isfinite(norms)))
         self.has_gradient = bad == 0
-        return _outcome(zero + bad <= _SLACK), f"zero for {100 * zero:.0f} %, not finite for {100 * bad:.0f} %"
+        measured = f"zero for {100 * zero:.0f} %, not finite for {100 * bad:.0f} %"
+        if np.mean(plain == 0) > zero + _SLACK:  # our attacks ascend its logarithm, which does not saturate
+            measured += (
+                f"; that of the plain cross entropy, which others ascend, is zero for {_percent(np.mean(plain == 0))}"
+            )
+        return _outcome(zero + bad <= _SLACK), measured
 
     def one_or_many(self) -> tuple[str, str]:
         if not self.has_gradient:

@@ -99,7 +99,8 @@ def test_more_targets_than_classes_are_said(tiny_model, images, labels):
 
 
 def test_names_and_refusals():
-    assert [str(APGD(LinfBall(4), loss=loss)) for loss in (losses.cross_entropy, losses.dlr)] == ["APGD-CE", "APGD-DLR"]
+    names = [str(APGD(LinfBall(4), loss=loss)) for loss in (losses.cross_entropy, losses.log_cross_entropy, losses.dlr)]
+    assert names == ["APGD-CE", "APGD-CE", "APGD-DLR"]
     assert str(APGD(LinfBall(4), targets=9)) == "APGD-T"
     assert APGD(LinfBall(4), targets=9).settings()["loss"] == "targeted_dlr"
     for options, message in (({"steps": 0}, "steps"), ({"targets": -1}, "targets"), ({"eot": 0}, "eot")):

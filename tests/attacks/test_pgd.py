@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_sat import losses
+from keras_sat import data, losses, models
 from keras_sat.attacks import APGD, FAB, FGSM, PGD, AutoAttack, L2Ball, LinfBall, Square
+from keras_sat.models import classifier
 
-# Small, for logits of a few units: cross entropy has no gradient where float32 rounds a probability to 1.
+LOSSES = (losses.log_cross_entropy, losses.cross_entropy)
 WEIGHTS = np.random.default_rng(3).normal(0, 1e-3, size=(12, 2)).astype(np.float32)
 
 
@@ -190,6 +191,48 @@ def test_more_steps_are_stronger(tiny_model, images):
         for k in (1, 10)
     ]
     assert loss[1] > loss[0] > float(tf.reduce_mean(losses.cross_entropy(labels, model(images))))
+
+
+@pytest.fixture(scope="module")
+def fashion():
+    """Returns an embedded network that was trained adversarially, and 100 images with their labels."""
+    ((images, labels),) = data.load("fashion_mnist_mini", "test[:100]", 100).as_numpy_iterator()
+    return models.ResNet8(activation="silu", weights="sat-fashion-mnist"), images, labels
+
+
+def robust(fashion, attack, scale=1.0, precision=None):
+    """Returns the robust accuracy in % of the network if an attack sees its logits multiplied by a number."""
+    model, images, labels = fashion
+    attacked = classifier.in_precision(model, precision) if precision else model
+    adversarial = attack(lambda x: scale * tf.cast(attacked(x), tf.float32), images, labels, seed=0)
+    return 100 * np.mean(losses.is_correct(labels, model(adversarial)))
+
+
+def test_large_logits_do_not_blind_the_attack(fashion):
+    attack, plain = (PGD(LinfBall(25.5), 20, keep="first", loss=loss) for loss in LOSSES)
+    small, large = (robust(fashion, attack, scale) for scale in (1, 1000))
+    assert large <= small  # measured on 300 images: 79.3 and 78.3 %
+    assert robust(fashion, plain, 1000) >= large + 4  # 85.7 %: the cross entropy rounds to 0
+    assert abs(robust(fashion, plain) - small) <= 1
+
+
+def test_apgd_too_finds_as_much_with_large_logits(fashion):
+    small, large = (robust(fashion, APGD(LinfBall(25.5), 20), scale) for scale in (1, 1000))
+    assert abs(large - small) <= 1
+    assert robust(fashion, APGD(LinfBall(25.5), 20, loss=losses.cross_entropy), 1000) >= large + 4
+
+
+@pytest.mark.parametrize("scale", [1, 1000])
+def test_an_attack_in_float16_is_as_strong(fashion, scale):
+    """(The gradient of the cross entropy underflows in float16 where it does not in float32.)"""
+    attack = PGD(LinfBall(25.5), 20, keep="first")
+    assert abs(robust(fashion, attack, scale, "mixed_float16") - robust(fashion, attack, scale)) <= 1
+
+
+def test_a_step_is_that_of_the_cross_entropy(fashion):
+    model, images, labels = fashion
+    attack, plain = (PGD(LinfBall(8), 1, random_start=False, loss=loss)(model, images, labels) for loss in LOSSES)
+    assert np.mean(attack.numpy() != plain.numpy()) < 1e-4
 
 
 def test_no_retracing_over_batches_seeds_and_partial_batches():

@@ -75,11 +75,17 @@ def test_rounded_inputs_are_caught_for_they_have_no_gradient(data):
     assert report["loss over steps"].outcome == SKIP
 
 
-def test_saturated_logits_are_caught_for_their_gradient_is_zero(data):
+def test_saturated_logits_hide_nothing_from_these_attacks_and_are_named(data):
     model, examples = data
     report = audit(lambda x: 1e6 * model(x), examples, BALL, steps=10, queries=60)
+    assert report.passed, report.table()
+    assert re.search("plain cross entropy, which others ascend, is zero for [1-9]", report["gradients"].measured)
+
+
+def test_a_gradient_of_zero_is_caught(data):
+    model, examples = data
+    report = audit(lambda x: 1e6 * tf.clip_by_value(model(x), -1e-3, 1e-3), examples, BALL, steps=10, queries=60)
     assert report["gradients"].outcome == FAIL
-    assert report["black box"].outcome == FAIL
 
 
 def test_gradients_that_are_not_finite_are_caught(data):
