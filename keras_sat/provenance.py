@@ -18,8 +18,12 @@ def facts(model: Any) -> dict[str, Any]:
     Args:
         model: a Keras model, a model that `deployed.load` returned, or a function.
     """
-    name = getattr(model, "name", getattr(model, "__name__", type(model).__name__))
-    return {"model": name, "weights_sha256": weights_sha256(model), "versions": versions()}
+    return {"model": name(model), "weights_sha256": weights_sha256(model), "versions": versions()}
+
+
+def name(model: Any) -> str:
+    """Returns the name of a model or of a function."""
+    return getattr(model, "name", getattr(model, "__name__", type(model).__name__))
 
 
 def weights_sha256(model: Any) -> str | None:

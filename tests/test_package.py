@@ -31,7 +31,8 @@ LAYERS = [
     {"version", "typing"},
     {"files", "extras", "tables", "internals", "interrupts", "activations", "losses", "preprocessing"},
     {"data", "deployed"},
-    {"attacks", "models", "provenance"},
+    {"provenance"},
+    {"attacks", "models"},
     {"training", "evaluation"},
     {"export", "serving"},
     {"run"},
@@ -41,16 +42,16 @@ LAYERS = [
 # Inside a package, where the order of the files says something.
 INNER_LAYERS = {
     "attacks": [
-        {"gradients", "randomness"},
+        {"gradients", "randomness", "bpda"},
         {"threats", "survivors", "judging", "agreement"},
         {"validation"},
         {"attack"},
-        {"pgd", "apgd", "fab", "square"},
+        {"pgd", "apgd", "fab", "square", "transfer"},
         {"autoattack"},
         {"_names"},
     ],
     "evaluation": [
-        {"intervals", "state", "stages", "examples", "copies", "corruptions", "_audit"},
+        {"intervals", "state", "stages", "examples", "copies", "corruptions", "_audit", "signs"},
         {"attack_names", "progress", "html_report"},
         {"report"},
         {"report_files", "_evaluate", "_compare"},

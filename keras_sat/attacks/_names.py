@@ -17,6 +17,14 @@ def _pgd(ball: Ball, steps: int, restarts: int = 1) -> PGD:
     return PGD(ball, steps=steps, restarts=restarts, keep="first")
 
 
+def _apgd_dlr(ball: Ball, steps: int = 100, restarts: int = 1) -> APGD:
+    return APGD(ball, steps, restarts, loss=losses.dlr)
+
+
+def _apgd_t(ball: Ball, steps: int = 100, restarts: int = 1) -> APGD:
+    return APGD(ball, steps, restarts, targets=9)
+
+
 # A name, where STEPS and RESTARTS are positive integers -> a function of the ball and these integers.
 _ATTACKS: dict[str, Callable[..., Attack]] = {
     "fgsm": FGSM,
@@ -25,9 +33,16 @@ _ATTACKS: dict[str, Callable[..., Attack]] = {
     "autoattack": AutoAttack,
     "autoattack-plus": lambda ball: AutoAttack(ball, "plus"),
     "autoattack-rand": lambda ball: AutoAttack(ball, "rand"),
+    "autoattack-short": lambda ball: AutoAttack(ball, "short"),
     "apgd-ce": APGD,
-    "apgd-dlr": lambda ball: APGD(ball, loss=losses.dlr),
-    "apgd-t": lambda ball: APGD(ball, targets=9),
+    "apgd-ce-STEPS": APGD,
+    "apgd-ce-STEPSxRESTARTS": APGD,
+    "apgd-dlr": _apgd_dlr,
+    "apgd-dlr-STEPS": _apgd_dlr,
+    "apgd-dlr-STEPSxRESTARTS": _apgd_dlr,
+    "apgd-t": _apgd_t,
+    "apgd-t-STEPS": _apgd_t,
+    "apgd-t-STEPSxRESTARTS": _apgd_t,
     "fab-t": FAB,
     "square": Square,
 }

@@ -32,7 +32,7 @@ class APGD(Attack):
         targets: 0, or the number of target classes to try one after the other, those with the largest logits first.
             `losses.targeted_dlr` then replaces `loss`; with fewer than 4 classes, `losses.targeted_margin` does. If
             there are fewer other classes than `targets`, all other classes are tried, with a warning.
-        eot: number of gradients to average in each step, >= 1, for networks with random output.
+        samples: number of gradients to average in each step, >= 1, for networks with random output (EOT).
 
     Raises:
         ValueError: for a field with an invalid value.
@@ -42,11 +42,11 @@ class APGD(Attack):
     restarts: int = 1
     loss: LossFunction = losses.log_cross_entropy
     targets: int = 0
-    eot: int = 1
+    samples: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        validation.check_integers(self, positive=("steps", "restarts", "eot"), not_negative=("targets",))
+        validation.check_integers(self, positive=("steps", "restarts", "samples"), not_negative=("targets",))
 
     def __str__(self) -> str:
         if self.targets:
@@ -67,7 +67,7 @@ class APGD(Attack):
     @property
     def max_forward_passes(self) -> int:
         """Forward passes of one example at most. A gradient counts as two."""
-        return 2 * (self.steps + 1) * self.eot * self.restarts * max(1, self.targets)
+        return 2 * (self.steps + 1) * self.samples * self.restarts * max(1, self.targets)
 
     def perturb(
         self,
@@ -125,7 +125,7 @@ class APGD(Attack):
         def loss_fn(labels, logits):
             return self._loss(labels, state["target"], logits)
 
-        loss, logits, gradient = gradients.averaged(logits_fn, loss_fn, points, labels, self.eot)
+        loss, logits, gradient = gradients.averaged(logits_fn, loss_fn, points, labels, self.samples)
         better, broken = loss > state["best_loss"], losses.is_broken(labels, logits)
         pick = (better | broken)[:, None, None, None]
         return gradient, {

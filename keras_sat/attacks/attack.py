@@ -93,8 +93,12 @@ class Attack(abc.ABC):
             return perturb(logits_fn, *tensors, static_shapes=static_shapes, **scales)
         validation.check_values(images, self.bounds, are_levels)
         if self.ball is not None:
-            validation.check_logits(logits_fn, images, labels)
+            self.check_network(logits_fn, images, labels)
         return _run_compiled(self, logits_fn, tensors, static_shapes, scales)
+
+    def check_network(self, logits_fn: LogitsFunction, images: tf.Tensor, labels: tf.Tensor) -> None:
+        """Raises ValueError if the network returns no logits, or too few for the labels. `__call__` calls it."""
+        validation.check_logits(logits_fn, images, labels)
 
     def _check_accepts(self, start, **scales):
         """Returns the given scales as tensors. Raises ValueError if this attack does not accept an argument."""

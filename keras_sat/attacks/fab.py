@@ -37,6 +37,7 @@ class FAB(Attack):
             nearest boundary of all classes, which takes as many gradients per step as there are classes.
         keep: "first" is for robust accuracy: an example is finished as soon as a misclassified image is in the ball.
             "closest" is for the smallest perturbation: all examples continue to the end.
+        samples: number of gradients to average in each step, >= 1, for networks with random output (EOT).
 
     Raises:
         ValueError: for a field with an invalid value.
@@ -46,10 +47,11 @@ class FAB(Attack):
     restarts: int = 1
     targets: int = 9
     keep: str = "first"
+    samples: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        validation.check_integers(self, positive=("steps", "restarts"), not_negative=("targets",))
+        validation.check_integers(self, positive=("steps", "restarts", "samples"), not_negative=("targets",))
         if self.keep not in ("first", "closest"):
             raise ValueError(f'keep must be "first" or "closest". Received: {self.keep!r}')
 
@@ -59,7 +61,8 @@ class FAB(Attack):
     @property
     def max_forward_passes(self) -> int:
         """Forward passes of one example at most. A gradient counts as two. With targets=0, ten classes are assumed."""
-        return (3 if self.targets else 12) * self.steps * self.restarts * max(1, self.targets)
+        gradient = (2 if self.targets else 11) * self.samples
+        return (gradient + 1) * self.steps * self.restarts * max(1, self.targets)
 
     def perturb(
         self,
@@ -129,9 +132,9 @@ class FAB(Attack):
             def loss(labels, logits):
                 return losses.targeted_margin(labels, state["target"], logits)
 
-            difference, _, normal = gradients.value_and_gradient(logits_fn, loss, points, labels)
+            difference, _, normal = gradients.averaged(logits_fn, loss, points, labels, self.samples)
             return difference, normal
-        logits, jacobian = gradients.jacobian(logits_fn, points)
+        logits, jacobian = gradients.jacobian(logits_fn, points, self.samples)
         differences = logits - tf.gather(logits, labels, axis=1, batch_dims=1)[:, None]
         normals = jacobian - tf.gather(jacobian, labels, axis=1, batch_dims=1)[:, None]
         distances = tf.abs(differences) / (1e-12 + tf.map_fn(self._dual_norm, normals))

@@ -51,7 +51,7 @@ def value_and_gradient(
     if gradients is None:
         raise ValueError(
             "The logits have no gradient with respect to the images: logits_fn must stay in TensorFlow (no NumPy, no "
-            "rounding to integers) from the images to the logits."
+            "rounding) from the images to the logits, or have a gradient by attacks.bpda."
         )
     return losses, outputs, gradients
 
@@ -64,26 +64,37 @@ def averaged(
     For networks with random output (expectation over transformation, arXiv:1707.07397). The logits are those of the
     last evaluation.
     """
-    first = value_and_gradient(logits_fn, loss, images, labels)
-    if count == 1:
-        return first
-
-    def again(losses, _, gradients):
-        more_losses, outputs, more_gradients = value_and_gradient(logits_fn, loss, images, labels)
-        return losses + more_losses, outputs, gradients + more_gradients
-
-    losses, outputs, gradients = tf.while_loop(
-        lambda *_: True, again, first, maximum_iterations=count - 1, parallel_iterations=1
-    )
+    losses, outputs, gradients = _summed(lambda: value_and_gradient(logits_fn, loss, images, labels), count)
     return losses / count, outputs, gradients / count
 
 
-def jacobian(logits_fn: LogitsFunction, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns the logits [batch, classes] and their gradients [batch, classes, height, width, channels]."""
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(images)
-        outputs = logits(logits_fn, images)
-    return outputs, tape.batch_jacobian(outputs, images)
+def jacobian(logits_fn: LogitsFunction, images: tf.Tensor, count: int = 1) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns the logits [batch, classes] and their gradients [batch, classes, height, width, channels].
+
+    Both are averaged over `count` evaluations, as in `averaged`.
+    """
+
+    def once():
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(images)
+            outputs = logits(logits_fn, images)
+        return outputs, outputs, tape.batch_jacobian(outputs, images)
+
+    outputs, _, gradients = _summed(once, count)
+    return outputs / count, gradients / count
+
+
+def _summed(evaluation, count):
+    """Returns the three results of `count` evaluations: the first and the last as sums, the second of the last one."""
+    first = evaluation()
+    if count == 1:
+        return first
+
+    def again(values, _, gradients):
+        more_values, outputs, more_gradients = evaluation()
+        return values + more_values, outputs, gradients + more_gradients
+
+    return tf.while_loop(lambda *_: True, again, first, maximum_iterations=count - 1, parallel_iterations=1)
 
 
 def training_gradient(

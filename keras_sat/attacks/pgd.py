@@ -42,6 +42,7 @@ class PGD(Attack):
         start_std: None (default) for the uniform random start. A number > 0 starts at the image plus normal noise of
             this standard deviation, in the images' unit. Like the uniform noise, it is projected after the first step
             only. TRADES (arXiv:1901.08573) starts with 0.001 for images in 0..1, which is 0.255 here.
+        samples: number of gradients to average in each step, >= 1, for networks with random output (EOT).
 
     Raises:
         ValueError: for a field with an invalid value.
@@ -56,10 +57,11 @@ class PGD(Attack):
     keep: str = "last"
     loss: LossFunction = losses.log_cross_entropy
     start_std: float | None = None
+    samples: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        validation.check_integers(self, positive=("steps", "restarts"))
+        validation.check_integers(self, positive=("steps", "restarts", "samples"))
         self._check_length("step_size")
         self._check_length("start_std")
         if self.start_std is not None and not self.random_start:
@@ -92,7 +94,7 @@ class PGD(Attack):
     @property
     def max_forward_passes(self) -> int:
         """Forward passes of one example at most. A gradient counts as two."""
-        return 2 * self.steps * self.restarts
+        return 2 * self.steps * self.samples * self.restarts
 
     @property
     def accepts_start(self) -> bool:
@@ -168,7 +170,7 @@ class _Search:
 
         def step(_, state):
             points, labels = state["points"], state["labels"]
-            _, outputs, ascent = gradients.value_and_gradient(self.logits_fn, self.attack.loss, points, labels)
+            outputs, ascent = self._ascent(points, labels)
             moved = self._move(points, ascent, state["images"])
             return {**state, "points": moved, "result": points, "broken": self._score(labels, outputs) > 0}
 
@@ -179,7 +181,7 @@ class _Search:
         """Returns the images that one start keeps, and their scores for `keep="worst"`, otherwise None."""
 
         def step(points, worst, worst_score):
-            _, outputs, ascent = gradients.value_and_gradient(self.logits_fn, self.attack.loss, points, labels)
+            outputs, ascent = self._ascent(points, labels)
             if keeps_worst:  # a start outside the bounds is no candidate
                 valid = tf.reduce_all(points == self.attack.ball.clip(points), axis=(1, 2, 3))
                 score = tf.where(valid, self._score(labels, outputs), tf.float32.min)
@@ -217,6 +219,11 @@ class _Search:
     def score_of(self, points: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         """Returns how close the points are to success, float32 [batch]; positive if they succeed."""
         return self._score(labels, gradients.logits(self.logits_fn, points))
+
+    def _ascent(self, points, labels):
+        """Returns the logits and the gradient of the loss at the points."""
+        attack = self.attack
+        return gradients.averaged(self.logits_fn, attack.loss, points, labels, attack.samples)[1:]
 
     def _move(self, points, ascent, images):
         sign = -1.0 if self.attack.targeted else 1.0

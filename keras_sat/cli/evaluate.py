@@ -117,7 +117,9 @@ def _report(args, subject, attacks, epsilons, **options):
         (attack,) = attacks.values()
         return evaluation.sweep(subject.model, subject.dataset, attack, epsilons, **options)
     options["attack_precision"] = args.attack_precision
-    return evaluation.evaluate(subject.model, subject.dataset, attacks, **options)
+    report = evaluation.evaluate(subject.model, subject.dataset, attacks, **options)
+    with_balls = [name for name, attack in attacks.items() if attack.ball is not None]
+    return report.worst_of(with_balls) if len(with_balls) > 1 else report
 
 
 def _state(args, subject, output):

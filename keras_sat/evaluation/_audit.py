@@ -81,9 +81,10 @@ class AuditReport:
 
 MEANINGS = {
     "softmax in the output": "A softmax saturates, and its gradient vanishes: attack the logits.",
-    "randomness": 'The output is random: average gradients over it, with AutoAttack(ball, version="rand").',
+    "randomness": "The output is random: average gradients over it, by samples= of the attacks, or take "
+    'AutoAttack(ball, version="rand").',
     "gradients": "Where a gradient is zero, not finite or missing, an attack by gradients makes no progress: in the "
-    "backward pass, replace the operation that causes it by something smooth (BPDA), or attack with Square.",
+    "backward pass, replace the operation that causes it by something smooth (attacks.bpda), or attack with Square.",
     "one step or many": "An iterative attack that is weaker than a single step follows gradients that mislead.",
     "larger epsilon": "A larger ball contains the smaller one: an attack must break more examples in it.",
     "unbounded epsilon": "With all images allowed, every network is wrong somewhere, but the attack does not find it.",

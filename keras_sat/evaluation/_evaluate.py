@@ -13,7 +13,7 @@ import tensorflow as tf
 from keras_sat import deployed, losses
 from keras_sat.attacks import agreement, gradients, judging, randomness, validation
 from keras_sat.attacks.attack import Attack
-from keras_sat.evaluation import copies, report
+from keras_sat.evaluation import copies, report, signs
 from keras_sat.evaluation.examples import Examples
 from keras_sat.evaluation.progress import Progress
 from keras_sat.evaluation.stages import Stage, by_name, stages_of
@@ -96,6 +96,7 @@ def evaluate(
         model, dataset, batch_size, seed, shard, targets=targets, static_shapes=static_shapes, context=context
     )
     evaluation.open_state(state, {"attacks": settings, "low": attack_precision})
+    evaluation.look_for_signs(named)
     low = evaluation.low_precision(attack_precision) if attack_precision else None
     stages = {name: stages_of(attack, evaluation.folded, low) for name, attack in named.items()}
     bar = Progress(progress, stages)
@@ -154,6 +155,7 @@ def sweep(
     settings = {name: one.settings() for name, one in at.items()}
     evaluation = _Evaluation(model, dataset, batch_size, seed, shard, static_shapes=static_shapes, context=context)
     evaluation.open_state(state, {"sweep": settings})
+    evaluation.look_for_signs(at)
     bar = Progress(progress, {})
     evaluation.classify_clean(bar)
     evaluation.sweep(at, bar)
@@ -206,6 +208,7 @@ class _Evaluation:
             outside = [] if self.targets is None else self.targets[(self.targets < 0) | (self.targets >= classes)]
             if len(outside):
                 raise ValueError(f"targets must lie in 0..{classes - 1}. Received: {outside[0]}")
+            self.first_batch = images, labels
             return images[: agreement.IMAGES]
         raise ValueError("The dataset has no images to evaluate on.")
 
@@ -215,6 +218,12 @@ class _Evaluation:
         if self.targets is not None:
             configuration["targets"] = hashlib.sha256(self.targets.tobytes()).hexdigest()
         self.state = State(path, configuration)
+
+    def look_for_signs(self, attacks: dict[str, Attack]) -> None:
+        """Looks for signs of masked gradients on the first images."""
+        uses_gradients = any(stage.needs_gradients for attack in attacks.values() for stage in attack.stages)
+        images, labels = self.first_batch
+        self.signs = signs.measure(self.folded, images, labels, uses_gradients)
 
     def low_precision(self, precision: str) -> keras.Model | None:
         """Returns a copy of the model in another precision; None if it differs from the model."""
@@ -304,7 +313,7 @@ class _Evaluation:
         self, stages: dict[str, list[str]], settings: dict[str, dict[str, Any]], more: dict[str, Any]
     ) -> report.RobustnessReport:
         """Returns the report; see `report.of_state`. `more` is added to its context."""
-        return report.of_state(self.state, stages, settings, self.context | more | self.given)
+        return report.of_state(self.state, stages, settings, self.context | more | self.given, self.signs)
 
     def _read(self, places):
         """Yields (places in the state, images, labels) of the examples at `places`, in full batches."""

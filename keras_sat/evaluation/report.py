@@ -1,6 +1,7 @@
 """The report of an evaluation: its results, and all settings that are needed to repeat it."""
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ import numpy as np
 
 from keras_sat import files, provenance, tables
 from keras_sat.evaluation import html_report, intervals
+from keras_sat.evaluation import signs as signs_lib
 from keras_sat.evaluation._audit import AuditReport
 from keras_sat.evaluation.state import State
 from keras_sat.typing import Path
@@ -95,12 +97,14 @@ class RobustnessReport:
             misclassified without an attack) and "margin".
         pictures: {attack: some adversarial examples, as (index, image, adversarial image, predicted class)}. They are
             not written to JSON.
+        signs: what was seen of masked gradients, a `Signs`; None in reports of former versions.
     """
 
     results: list[AttackResult]
     context: dict[str, Any]
     examples: dict[str, Any] = dataclasses.field(default_factory=dict)
     pictures: dict[str, list] = dataclasses.field(default_factory=dict)
+    signs: signs_lib.Signs | None = None
 
     def __getitem__(self, name: str) -> AttackResult:
         """Returns the row of this name.
@@ -119,7 +123,7 @@ class RobustnessReport:
         return "\n".join([tables.text(header, *map(_cells, self.results)), *self.remarks()])
 
     def remarks(self) -> list[str]:
-        """Returns sentences on logits that are not finite, targets that were reached, and a scaled step size."""
+        """Returns sentences: logits that are not finite, targets reached, a scaled step size, masked gradients."""
         sentences = [
             f"Warning: {row.name}: for {row.not_finite} of {row.n} images a logit is NaN or infinite; these count as "
             "misclassified."
@@ -133,11 +137,53 @@ class RobustnessReport:
         ]
         if "step_size" in self.context:
             sentences.append(f"In each row the step size is {self.context['step_size']}.")
-        return sentences
+        return sentences + signs_lib.sentences(self.signs, self.results, self.examples)
+
+    def worst_of(self, names: Sequence[str] | None = None, name: str = "worst case") -> "RobustnessReport":
+        """Returns the report with one more row: an image is robust only if it is robust in each of some rows.
+
+        So the rows L-inf, L2 and L1 give the robust accuracy in the union of the balls.
+
+        Args:
+            names: names of the rows. Default: all rows but "clean".
+            name: name of the new row.
+
+        Raises:
+            KeyError: if there is no row of a name.
+            ValueError: if no row is named, or if there is a row `name` already.
+        """
+        rows = [self[one] for one in (self._attacks() if names is None else names)]
+        if not rows:
+            raise ValueError("worst_of needs at least one row of an attack.")
+        if name in [row.name for row in self.results]:
+            raise ValueError(f"The report has a row {name!r} already: choose another name.")
+        columns = [self.examples["attacks"][row.name] for row in rows]
+        robust_clean = self.examples["clean"]
+        broken_by = [
+            next((row.name for row, stage in zip(rows, stages) if stage), "") if clean else "clean"
+            for clean, *stages in zip(robust_clean, *(column["broken_by"] for column in columns))
+        ]
+        margins = [None if None in one else max(one) for one in zip(*(column["margin"] for column in columns))]
+        worst = AttackResult.of(
+            name,
+            len(broken_by),
+            broken_by.count(""),
+            sum(row.seconds for row in rows),
+            {"worst_of": [row.name for row in rows]},
+            {row.name: broken_by.count(row.name) for row in rows},
+            margins.count(None),
+        )
+        attacks = self.examples["attacks"] | {name: {"broken_by": broken_by, "margin": margins}}
+        examples = self.examples | {"attacks": attacks}
+        return dataclasses.replace(self, results=[*self.results, worst], examples=examples)
+
+    def _attacks(self):
+        return [row.name for row in self.results if row.name in self.examples.get("attacks", {})]
 
     def to_json(self, path: Path | None = None) -> str:
         """Returns the report as JSON text. With `path`, also writes it to that file."""
-        fields = {"results": [dataclasses.asdict(result) for result in self.results], "context": self.context}
+        fields: dict[str, Any] = {"results": [dataclasses.asdict(result) for result in self.results]}
+        fields |= {"context": self.context, "signs": dataclasses.asdict(self.signs) if self.signs else None}
         text = json.dumps(fields, indent=2)
         # One line for each column: with a line for each example the file would be too long to read.
         columns = {name: column for name, column in self.examples.items() if name != "attacks"}
@@ -173,7 +219,8 @@ def from_json(path: Path) -> RobustnessReport:
         with open(files.expanded(path), encoding="utf-8") as file:
             fields = json.load(file)
         results = [AttackResult(**{**row, "interval": tuple(row["interval"])}) for row in fields["results"]]
-        return RobustnessReport(results, fields["context"], fields["examples"])
+        seen = signs_lib.Signs(**fields["signs"]) if fields.get("signs") else None
+        return RobustnessReport(results, fields["context"], fields["examples"], signs=seen)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} does not hold a report: {error}") from error
 
@@ -199,7 +246,10 @@ def merge(reports: Sequence[RobustnessReport]) -> RobustnessReport:
     order = sorted(range(len(index)), key=index.__getitem__)
     rows = [_sum([report[row.name] for report in reports]) for row in reports[0].results]
     pictures = {name: [p for one in reports for p in one.pictures.get(name, [])] for name in reports[0].pictures}
-    return RobustnessReport(rows, reports[0].context, _join([report.examples for report in reports], order), pictures)
+    signs = [report.signs for report in reports if report.signs]
+    seen = functools.reduce(signs_lib.Signs.merged, signs) if len(signs) == len(reports) else None
+    examples = _join([report.examples for report in reports], order)
+    return RobustnessReport(rows, reports[0].context, examples, pictures, seen)
 
 
 def _sum(rows):
@@ -221,7 +271,11 @@ def _join(parts, order):
 
 
 def of_state(
-    state: State, stages: dict[str, list[str]], settings: dict[str, dict[str, Any]], context: dict[str, Any]
+    state: State,
+    stages: dict[str, list[str]],
+    settings: dict[str, dict[str, Any]],
+    context: dict[str, Any],
+    signs: signs_lib.Signs,
 ) -> RobustnessReport:
     """Returns the report of a finished evaluation.
 
@@ -230,6 +284,7 @@ def of_state(
         stages: {name of an attack: names of its stages}.
         settings: {name of an attack: its settings}.
         context: context of the report.
+        signs: what was seen of masked gradients.
     """
     results = [_clean_result(state)]
     examples = {name: getattr(state, name).tolist() for name in ("index", "label", "clean")}
@@ -242,7 +297,8 @@ def of_state(
             "broken_by": [words[number] for number in row.broken_by],
             "margin": _rounded(row.margin),
         }
-    return RobustnessReport(results, context, examples, {name: state.rows[name].pictures for name in stages})
+    pictures = {name: state.rows[name].pictures for name in stages}
+    return RobustnessReport(results, context, examples, pictures, signs)
 
 
 def _clean_result(state):

@@ -103,6 +103,6 @@ def test_names_and_refusals():
     assert names == ["APGD-CE", "APGD-CE", "APGD-DLR"]
     assert str(APGD(LinfBall(4), targets=9)) == "APGD-T"
     assert APGD(LinfBall(4), targets=9).settings()["loss"] == "targeted_dlr"
-    for options, message in (({"steps": 0}, "steps"), ({"targets": -1}, "targets"), ({"eot": 0}, "eot")):
+    for options, message in (({"steps": 0}, "steps"), ({"targets": -1}, "targets"), ({"samples": 0}, "samples")):
         with pytest.raises(ValueError, match=message):
             APGD(LinfBall(4), **options)

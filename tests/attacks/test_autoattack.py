@@ -18,7 +18,7 @@ def test_versions_are_the_published_ones():
     assert AutoAttack(ball).stages == [ce, t, fab_t, square]
     plus = [dataclasses.replace(a, **five) for a in (ce, dlr, FAB(ball, 100, targets=0))]
     assert AutoAttack(ball, "plus").stages == [*plus, square, t, fab_t]
-    assert AutoAttack(ball, "rand").stages == [dataclasses.replace(a, eot=20) for a in (ce, dlr)]
+    assert AutoAttack(ball, "rand").stages == [dataclasses.replace(a, samples=20) for a in (ce, dlr)]
     assert square.p_init == 0.8
     assert AutoAttack(ball).settings()["stages"] == ["APGD-CE", "APGD-T", "FAB-T", "Square"]
     with pytest.raises(ValueError, match="standard.*plus.*rand"):

@@ -20,7 +20,11 @@ def test_what_names_mean():
         "pgd-50": PGD(BALL, steps=50, keep="first"),
         "pgd-50x10": PGD(BALL, steps=50, restarts=10, keep="first"),
         "autoattack-rand": AutoAttack(BALL, "rand"),
+        "autoattack-short": AutoAttack(BALL, "short"),
+        "apgd-ce-200": APGD(BALL, 200),
         "apgd-dlr": APGD(BALL, loss=losses.dlr),
+        "apgd-dlr-50x5": APGD(BALL, 50, 5, loss=losses.dlr),
+        "apgd-t-50x5": APGD(BALL, 50, 5, targets=9),
         "apgd-t": APGD(BALL, targets=9),
     }
     assert {name: attacks.from_name(name, BALL) for name in expected} == expected

@@ -1,9 +1,13 @@
 import json
 import os
 
+import numpy as np
 import pytest
 
+from keras_sat import evaluation
+from keras_sat.attacks import PGD, L2Ball, LinfBall
 from keras_sat.evaluation import AttackResult, RobustnessReport
+from keras_sat.evaluation.report import from_json
 
 
 def report():
@@ -36,3 +40,26 @@ def test_rows_by_name():
     assert report()["PGD-50"].accuracy == 1111 / 2000
     with pytest.raises(KeyError, match="it has.*clean"):
         report()["PGD-5"]
+
+
+def test_the_worst_case_of_several_rows(tiny_model, tmp_path):
+    model = tiny_model()
+    images = np.random.default_rng(7).integers(0, 256, (40, 8, 8, 3)).astype(np.uint8)
+    labels = np.argmax(model(images), -1)
+    labels[:5] = (labels[:5] + 1) % 4  # misclassified as they are
+    attacks = {"linf": PGD(LinfBall(6), steps=3), "l2": PGD(L2Ball(50), steps=3)}
+    one = evaluation.evaluate(model, (images, labels), attacks, progress=False)
+    both = one.worst_of(["linf", "l2"])
+    broken = [[stage != "" for stage in one.examples["attacks"][name]["broken_by"]] for name in attacks]
+    row = both["worst case"]
+    assert row.correct == 40 - np.count_nonzero(np.any(broken, axis=0))
+    assert row.correct <= min(one[name].correct for name in attacks)
+    assert sum(row.broken_by.values()) == one["clean"].correct - row.correct
+    assert both.to_json(tmp_path / "report.json") == from_json(tmp_path / "report.json").to_json()
+    assert one.worst_of() == both
+    with pytest.raises(KeyError, match="no row 'l1'"):
+        one.worst_of(["l1"])
+    with pytest.raises(ValueError, match="has a row 'linf' already"):
+        one.worst_of(name="linf")
+    with pytest.raises(ValueError, match="at least one row"):
+        one.worst_of([])

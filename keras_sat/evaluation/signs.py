@@ -1,0 +1,121 @@
+"""Signs that a robust accuracy may be too high, from what an evaluation sees anyway. `audit` looks more closely."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_sat import losses
+from keras_sat.attacks import gradients
+from keras_sat.typing import Array, LogitsFunction
+
+IMAGES = 64  # number of images, of the first batch, that are looked at
+_SAME = 1e-4  # outputs of two passes may differ by this share of their size
+_ALONE = 0.002  # share of all images that Square alone may break, as in the authors' AutoAttack
+
+
+@dataclasses.dataclass(frozen=True)
+class Signs:
+    """What was seen on some images.
+
+    Attributes:
+        images: number of images that were looked at.
+        random: whether two passes of the same images gave different outputs.
+        zero_gradient: for how many of the images the gradient of the attacks' loss is zero or not finite; None if no
+            attack of the evaluation uses gradients.
+    """
+
+    images: int
+    random: bool
+    zero_gradient: int | None
+
+    def merged(self, other: "Signs") -> "Signs":
+        """Returns the signs of two shards of one evaluation."""
+        zero = None if self.zero_gradient is None else self.zero_gradient + (other.zero_gradient or 0)
+        return Signs(self.images + other.images, self.random or other.random, zero)
+
+
+def measure(model: LogitsFunction, images: Array, labels: Array, uses_gradients: bool) -> Signs:
+    """Looks at the first `IMAGES` images of a batch.
+
+    Args:
+        model: a function from images to logits [batch, classes].
+        images: [batch, height, width, channels].
+        labels: integers [batch].
+        uses_gradients: whether to look at gradients, too.
+    """
+    images, labels = tf.cast(images[:IMAGES], tf.float32), tf.cast(labels[:IMAGES], tf.int32)
+    first, second = (np.asarray(gradients.logits(model, images)) for _ in range(2))
+    size = np.nanmax(np.abs(first), initial=0.0) + 1e-30
+    is_random = not np.allclose(first, second, rtol=0, atol=_SAME * size, equal_nan=True)
+    return Signs(len(images), is_random, _zero_gradients(model, images, labels) if uses_gradients else None)
+
+
+def _zero_gradients(model, images, labels):
+    ascent = gradients.value_and_gradient(model, losses.log_cross_entropy, images, labels)[2].numpy()
+    largest = np.abs(ascent).reshape(len(ascent), -1).max(axis=1)
+    return int(np.count_nonzero(~np.isfinite(largest) | (largest == 0)))
+
+
+def sentences(signs: Signs | None, results: Sequence[Any], examples: dict[str, Any]) -> list[str]:
+    """Returns a sentence for each sign, or one that says which signs were looked for and not found.
+
+    Args:
+        signs: what was seen; None if nothing was looked at.
+        results: the rows of a report, see `report.AttackResult`.
+        examples: the results of each example, see `report.RobustnessReport`.
+    """
+    if signs is None:
+        return []
+    looked, found = ["outputs that change from pass to pass"], []
+    if signs.random:
+        found.append(
+            "Warning: the outputs change from pass to pass: average gradients over them (samples=, or AutoAttack's "
+            'version "rand").'
+        )
+    if signs.zero_gradient is not None:
+        looked.append("gradients that are zero")
+    if signs.zero_gradient:
+        found.append(
+            f"Warning: for {signs.zero_gradient} of {signs.images} images the gradient is zero or not finite: attacks "
+            "by gradients cannot see these (see attacks.bpda)."
+        )
+    without = {row.name: _broken_without_gradients(row, results, examples) for row in results}
+    if any(count is not None for count in without.values()):
+        looked.append("images that only an attack without gradients breaks")
+    found += [
+        f"Warning: {row.name}: an attack without gradients broke {without[row.name]} of {row.n} images that attacks by "
+        "gradients did not: the gradients may be masked (run an audit)."
+        for row in results
+        if (without[row.name] or 0) > _ALONE * row.n
+    ]
+    return found or [f"Signs of masked gradients that were looked for and not found: {', '.join(looked)}."]
+
+
+def _broken_without_gradients(row, results, examples):
+    """Returns how many images an attack without gradients broke after those by gradients; None if there is none.
+
+    The attack is a stage of the row, or the row itself; the attacks by gradients are the stages before it, or the rows
+    of the same norm and epsilon.
+    """
+    stages = list(row.broken_by)
+    if "Square" in stages[1:]:
+        return row.broken_by["Square"]
+    if not _is_without_gradients(row):
+        return None
+    same = [other for other in results if _threat(other) == _threat(row) and not _is_without_gradients(other)]
+    others = [examples["attacks"][other.name]["broken_by"] for other in same if other.name in examples["attacks"]]
+    if not others:
+        return None
+    own = examples["attacks"][row.name]["broken_by"]
+    return sum(stage not in ("", "clean") and not any(rest) for stage, *rest in zip(own, *others))
+
+
+def _is_without_gradients(row):
+    return row.settings.get("attack") == "Square" or "surrogate" in row.settings
+
+
+def _threat(row):
+    return row.settings.get("norm"), row.settings.get("epsilon")

@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_sat.attacks import PGD, AutoAttack, L2Ball, LinfBall, Square, Transfer
+from keras_sat.evaluation import evaluate, merge, report
+
+PGD_3 = PGD(LinfBall(40), steps=3)
+NOT_FOUND = "Signs of masked gradients that were looked for and not found: outputs that change from pass to pass"
+
+
+@pytest.fixture(scope="module")
+def data(tiny_model):
+    model = tiny_model()
+    images = np.random.default_rng(7).integers(0, 256, (24, 8, 8, 3)).astype(np.uint8)
+    return model, (images, np.argmax(model(images), -1))
+
+
+def last(report):
+    return report.table().splitlines()[-1]
+
+
+def test_a_healthy_network_has_none(data, tmp_path):
+    model, examples = data
+    one = evaluate(model, examples, {"PGD": PGD_3, "Square": Square(LinfBall(40), queries=1)})
+    assert last(one) == f"{NOT_FOUND}, gradients that are zero, images that only an attack without gradients breaks."
+    one.to_json(tmp_path / "report.json")
+    assert report.from_json(tmp_path / "report.json").remarks() == one.remarks()
+    assert last(evaluate(model, examples, Square(LinfBall(4), queries=1))) == f"{NOT_FOUND}."
+
+
+def test_random_outputs(data):
+    model, examples = data
+    noisy = evaluate(lambda x: model(tf.cast(x, tf.float32) + tf.random.normal(tf.shape(x))), examples, PGD_3)
+    assert "Warning: the outputs change from pass to pass" in noisy.table()
+
+
+@pytest.mark.filterwarnings("ignore:.*asks for 9 target classes")
+def test_gradients_of_zero_and_what_only_square_breaks(data):
+    model, examples = data
+
+    @tf.custom_gradient
+    def hidden(x):
+        return tf.identity(x), tf.zeros_like
+
+    def masked(x):
+        return model(hidden(tf.cast(x, tf.float32)))
+
+    table = evaluate(masked, examples, AutoAttack(LinfBall(60), steps=1, queries=60)).table()
+    assert "Warning: for 24 of 24 images the gradient is zero" in table
+    assert "Warning: AutoAttack: an attack without gradients broke" in table
+    attacks = {"PGD": PGD(LinfBall(60), steps=1, random_start=False)}
+    attacks |= {"moved": Transfer(model, PGD(LinfBall(60), steps=10)), "another ball": Square(L2Ball(900), queries=60)}
+    table = evaluate(masked, examples, attacks).table()
+    assert "Warning: moved: an attack without gradients broke" in table
+    assert "Warning: another ball" not in table
+
+
+def test_shards_are_merged(data):
+    model, examples = data
+    parts = [evaluate(model, examples, PGD_3, shard=(k, 2), batch_size=6) for k in range(2)]
+    assert merge(parts).signs.images == sum(part.signs.images for part in parts)
+    assert last(merge(parts)).endswith("gradients that are zero.")
