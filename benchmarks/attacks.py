@@ -1,9 +1,10 @@
 """Compares the attacks with reference implementations: robust accuracy and time of both, in one run.
 
     pip install -e '.[bench]'     # the reference packages, pinned
-    python benchmarks/attacks.py RUN [--only pgd ensemble ...] [--images 500] [--epsilon 25.5]
+    python benchmarks/attacks.py RUN [--only pgd ensemble ...] [--images 500] [--norm Linf] [--epsilon 25.5]
 
-RUN is the folder of a network that `keras-sat train` wrote: a ResNet on Fashion-MNIST. A PyTorch twin has the same
+RUN is the folder of a network on Fashion-MNIST that `keras-sat train` wrote, or MODEL-ACTIVATION, such as ResNet20-silu, of
+the weights in the package. A PyTorch twin has the same
 weights (benchmarks/twin.py); the difference of the logits is printed. All attacks run on the same images and the same
 cores: ours through `evaluate`, theirs through their own evaluation. An image counts as robust if it is classified
 correctly both clean and attacked. The time is the time of the whole evaluation, ours with compilation. PGD is compared
@@ -11,6 +12,7 @@ at an epsilon at which 40 to 60 % of the images are robust, over several seeds. 
 """
 
 import argparse
+import os
 import time
 import warnings
 
@@ -18,9 +20,10 @@ import numpy as np
 import torch
 from twin import Twin
 
-from keras_sat import attacks, evaluation, run
+from keras_sat import attacks, evaluation, models, run
 
 STAGES = {"apgd-ce": "APGD-CE", "apgd-t": "APGD-T", "fab-t": "FAB-T", "square": "Square"}
+BALLS = {"Linf": attacks.LinfBall, "L2": attacks.L2Ball, "L1": attacks.L1Ball}
 PGD_STEPS = 50
 SEEDS = 3
 
@@ -28,10 +31,11 @@ SEEDS = 3
 class Comparison:
     """The network, its PyTorch twin and the images, with methods that attack them."""
 
-    def __init__(self, folder, count, epsilon, batch_size):
-        config, self.model = run.load(folder)
+    def __init__(self, subject, count, norm, epsilon, batch_size):
+        config, self.model = run.load(subject) if os.path.isdir(subject) else (run.Run(), _embedded(subject))
         (self.images, self.labels), *_ = config.load_data(f"test[:{count}]", count).as_numpy_iterator()
-        self.ball, self.batch_size = attacks.LinfBall(epsilon), batch_size
+        self.ball, self.batch_size = BALLS[norm](epsilon), batch_size
+        self.norm = norm
         self.twin = Twin(self.model)
         self.torch_images = torch.from_numpy(self.images.transpose(0, 3, 1, 2) / 255).float()
         self.torch_labels = torch.from_numpy(self.labels).long()
@@ -71,7 +75,7 @@ class Comparison:
         from pyautoattack import AutoAttack
 
         start = time.perf_counter()
-        reference = AutoAttack(self.twin, norm="Linf", eps=self.ball.epsilon / 255, version="standard", seed=0)
+        reference = AutoAttack(self.twin, norm=self.norm, eps=self.ball.epsilon / 255, version="standard", seed=0)
         reference.version, reference.attacks_to_run = "custom", names  # these attacks, with the settings of "standard"
         adversarial, _ = reference.run_standard_evaluation(
             self.torch_images, self.torch_labels, batch_size=self.batch_size
@@ -82,6 +86,11 @@ class Comparison:
     def _predict_torch(self, images):
         with torch.no_grad():
             return np.concatenate([self.twin(part).argmax(1).numpy() for part in images.split(self.batch_size)])
+
+
+def _embedded(name):
+    model, activation = name.split("-")
+    return models.builder(model)(activation=activation, weights="sat-fashion-mnist")
 
 
 def step(comparison):
@@ -164,10 +173,11 @@ def row(name, peer, ours, theirs):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", metavar="RUN")
+    parser.add_argument("subject", metavar="RUN")
     parser.add_argument("--only", nargs="+", default=["pgd", *STAGES, "ensemble"], help="default: all")
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--batch_size", type=int, default=250)
+    parser.add_argument("--norm", choices=BALLS, default="Linf", help="of all but PGD, which is compared in Linf")
     parser.add_argument("--epsilon", type=float, default=25.5)
     parser.add_argument("--pgd_images", type=int, default=1000)
     parser.add_argument("--pgd_epsilon", type=float, default=36)
@@ -177,9 +187,9 @@ def main():
     print(f"{'attack':<12}{'peer':<14}{'robust accuracy %':>23}{'seconds':>18}")
     print(f"{'':<26}{'ours':>8}{'theirs':>8}{'diff':>7}{'ours':>9}{'theirs':>9}{'ratio':>7}")
     if "pgd" in args.only:
-        comparison = Comparison(args.folder, args.pgd_images, args.pgd_epsilon, args.batch_size)
+        comparison = Comparison(args.subject, args.pgd_images, "Linf", args.pgd_epsilon, args.batch_size)
         compare_pgd(comparison)
-    comparison = Comparison(args.folder, args.images, args.epsilon, args.batch_size)
+    comparison = Comparison(args.subject, args.images, args.norm, args.epsilon, args.batch_size)
     standard = attacks.AutoAttack(comparison.ball)
     for name, attack in zip(STAGES, standard.stages):
         if name in args.only:

@@ -44,6 +44,7 @@ INNER_LAYERS = {
     "attacks": [
         {"gradients", "randomness", "bpda"},
         {"threats", "survivors", "judging", "agreement"},
+        {"apgd_steps"},
         {"validation"},
         {"attack"},
         {"pgd", "apgd", "fab", "square", "transfer"},

@@ -9,7 +9,7 @@ from keras_sat.attacks.fab import FAB
 from keras_sat.attacks.gradients import value_and_gradient
 from keras_sat.attacks.pgd import FGSM, PGD
 from keras_sat.attacks.square import Square
-from keras_sat.attacks.threats import Ball, L2Ball, LinfBall
+from keras_sat.attacks.threats import Ball, L1Ball, L2Ball, LinfBall
 from keras_sat.attacks.transfer import Transfer
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Ball",
     "FAB",
     "FGSM",
+    "L1Ball",
     "L2Ball",
     "LinfBall",
     "PGD",

@@ -59,7 +59,7 @@ def from_name(name: str, ball: Ball) -> Attack:
     Args:
         name: one of `names()`, with numbers in place of STEPS and RESTARTS. "pgd-50x10" is PGD with 50 steps and 10
             restarts that stops at the first misclassified iterate of an image.
-        ball: `LinfBall` or `L2Ball`: the threat model of the attack.
+        ball: `LinfBall`, `L2Ball` or `L1Ball`: the threat model of the attack.
 
     Returns:
         An attack with its default settings, such as `PGD` or `AutoAttack`.

@@ -6,25 +6,21 @@ from typing import Any
 import tensorflow as tf
 
 from keras_sat import losses
-from keras_sat.attacks import gradients, randomness, survivors, validation
+from keras_sat.attacks import apgd_steps, gradients, randomness, survivors, validation
 from keras_sat.attacks.attack import Attack, target_classes
 from keras_sat.typing import LogitsFunction, LossFunction
-
-_MOMENTUM = 0.75  # weight of the new step; the previous step has weight 0.25
-_RISES = 0.75  # share of the steps since the last checkpoint that must have raised the loss; rho in the paper
 
 
 @dataclasses.dataclass(frozen=True)
 class APGD(Attack):
     """Auto-PGD (Croce and Hein 2020, arXiv:2003.01690, algorithm 1), with the settings of the authors' AutoAttack.
 
-    It starts with a step size of 2 epsilon and uses momentum. At checkpoints, it halves the step size of an example and
-    returns to the example's best point if at most 75 % of the steps raised the loss, or if neither step size nor best
-    loss changed since the last checkpoint. An example is finished at its first misclassified iterate. If there is no
-    such iterate, the attack returns the iterate with the largest loss.
+    How it chooses the step size is in `apgd_steps`; in L1 it is the variant of arXiv:2103.01208. An example is finished
+    at its first misclassified iterate. If there is no such iterate, the attack returns the iterate with the largest
+    loss.
 
     Args:
-        ball: `LinfBall` or `L2Ball`.
+        ball: `LinfBall`, `L2Ball` or `L1Ball`.
         steps: gradient steps of a start, >= 1.
         restarts: number of independent starts (for each target class), >= 1, for examples that are still robust.
         loss: the loss to ascend: `losses.log_cross_entropy` (default; "APGD-CE") or `losses.dlr`. With fewer than 3
@@ -81,44 +77,55 @@ class APGD(Attack):
     ) -> tf.Tensor:
         """Runs the algorithm. See `Attack.perturb`."""
 
+        rules = apgd_steps.of(self.ball)
+
         def attempt(number, state):
             seeds = randomness.fold(state["seeds"], number)
             target = tf.gather(state["targets"], number // self.restarts, axis=1)
-            points = self.ball.sample(seeds, state["images"])
+            points = rules.start(seeds, state["images"])
             if start is not None:
                 points = tf.where(number == 0, state["start"], points)
-            points = self.ball.project(points, state["images"])
-            result, broken = self._one_start(logits_fn, state, target, points, static_shapes)
+            *larger, (_, steps) = rules.phases(self.steps)
+            for ball, number_of_steps in larger:
+                whole = {**state, "broken": tf.zeros_like(state["broken"])}
+                points, _ = self._one_start(logits_fn, whole, target, points, (ball, number_of_steps), static_shapes)
+            result, broken = self._one_start(logits_fn, state, target, points, (self.ball, steps), static_shapes)
             return {**state, "result": result, "broken": broken}
 
         targets = target_classes(logits_fn, images, labels, self.targets, str(self))
         state = survivors.initial_state(images, labels, seed, start, targets=targets)
         return survivors.loop(attempt, state, self.restarts * targets.shape[1], static_shapes)[0]
 
-    def _one_start(self, logits_fn, attempt, target, start, static_shapes):
-        """Returns an iterate of each example, the misclassified one or that with the largest loss, and "broken"."""
+    def _one_start(self, logits_fn, attempt, target, start, phase, static_shapes):
+        """Returns an iterate of each example, the misclassified one or that with the largest loss, and "broken".
+
+        `phase` is the ball to search, and the number of steps. In a larger ball than the attack's own, no example is
+        finished, and the iterate with the largest loss is returned.
+        """
+        ball, steps = phase
+        rules, is_larger = apgd_steps.of(ball), ball != self.ball
         images = attempt["images"]
-        none, batch = tf.zeros_like(images), tf.shape(images)[0]
+        points = ball.project(start, images)
+        batch = tf.shape(images)[0]
         state = {
-            **{"images": images, "labels": attempt["labels"], "target": target},
-            **{"points": start, "previous": start},
-            **{"result": start, "best_gradient": none, "best_loss": tf.fill([batch], tf.float32.min)},
+            **{"images": images, "labels": attempt["labels"], "target": target, "points": points},
+            **{"result": points, "best_gradient": tf.zeros_like(images), "best_loss": tf.fill([batch], tf.float32.min)},
             **{"loss": tf.fill([batch], tf.float32.max), "rises": tf.zeros([batch])},
-            **{"step": tf.fill([batch], 2 * self.ball.radius)},
-            **{"checked_loss": tf.fill([batch], tf.float32.min), "halved": tf.ones([batch], tf.bool)},
+            **rules.initial(images, points),
             "broken": attempt["broken"],
         }
-        windows = tf.constant(checkpoints(self.steps))
+        windows = tf.constant(rules.checkpoints(steps))
 
         def step(number, state):
-            gradient, state = self._evaluate(logits_fn, state)
-            points, gradient, state = self._checkpoint(tf.gather(windows, number), gradient, state)
-            momentum = tf.where(number > 0, _MOMENTUM, 1.0)
-            return {**state, "points": self._move(points, gradient, momentum, state), "previous": points}
+            gradient, state = self._evaluate(logits_fn, state, is_larger)
+            back, state = rules.checkpoint(tf.gather(windows, number), state)
+            back = back[:, None, None, None]
+            points = tf.where(back, state["result"], state["points"])
+            return rules.move(number, points, tf.where(back, state["best_gradient"], gradient), state)
 
-        return survivors.loop(step, state, self.steps + 1, static_shapes)
+        return survivors.loop(step, state, steps + 1, static_shapes)
 
-    def _evaluate(self, logits_fn, state):
+    def _evaluate(self, logits_fn, state, is_larger):
         """Returns the gradient at the points, and the state with the best points so far."""
         points, labels = state["points"], state["labels"]
 
@@ -126,7 +133,7 @@ class APGD(Attack):
             return self._loss(labels, state["target"], logits)
 
         loss, logits, gradient = gradients.averaged(logits_fn, loss_fn, points, labels, self.samples)
-        better, broken = loss > state["best_loss"], losses.is_broken(labels, logits)
+        better, broken = loss > state["best_loss"], losses.is_broken(labels, logits) & (not is_larger)
         pick = (better | broken)[:, None, None, None]
         return gradient, {
             **state,
@@ -138,32 +145,6 @@ class APGD(Attack):
             "loss": loss,
         }
 
-    def _checkpoint(self, window, gradient, state):
-        """Returns the points to continue from, the gradient there, and the state.
-
-        `window` is the number of steps since the last checkpoint; 0 if there is no checkpoint at this step.
-        """
-        is_checkpoint = window > 0
-        oscillates = state["rises"] <= _RISES * tf.cast(window, tf.float32)
-        stuck = ~state["halved"] & (state["checked_loss"] >= state["best_loss"])
-        halve = is_checkpoint & (oscillates | stuck)
-        back = halve[:, None, None, None]
-        state = {
-            **state,
-            "step": tf.where(halve, state["step"] / 2, state["step"]),
-            "halved": tf.where(is_checkpoint, halve, state["halved"]),
-            "checked_loss": tf.where(is_checkpoint, state["best_loss"], state["checked_loss"]),
-            "rises": tf.where(is_checkpoint, 0.0, state["rises"]),
-        }
-        points = tf.where(back, state["result"], state["points"])
-        return points, tf.where(back, state["best_gradient"], gradient), state
-
-    def _move(self, points, gradient, momentum, state):
-        images, step = state["images"], state["step"][:, None, None, None]
-        moved = self.ball.project(points + step * self.ball.steepest(gradient), images)
-        moved = points + momentum * (moved - points) + (1 - momentum) * (points - state["previous"])
-        return self.ball.project(moved, images)
-
     def _loss(self, labels, target, logits):
         classes = logits.shape[-1]
         if self.targets:
@@ -172,19 +153,3 @@ class APGD(Attack):
         if self.loss is losses.dlr and classes < 3:
             return losses.margin(labels, logits)
         return self.loss(labels, logits)
-
-
-def checkpoints(steps: int) -> list[int]:
-    """Returns a list of `steps` + 1 integers that says at which steps there are checkpoints.
-
-    Entry i is the number of steps since the previous checkpoint if there is a checkpoint after i steps, otherwise 0.
-    The first checkpoint comes after 22 % of all steps. Each next interval is shorter by 3 % of all steps, but not
-    shorter than 6 % of them (section 3 of the paper).
-    """
-    window, shrink, shortest = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
-    marks, at = [0] * (steps + 1), window
-    while at <= steps:
-        marks[at] = window
-        window = max(window - shrink, shortest)
-        at += window
-    return marks

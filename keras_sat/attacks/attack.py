@@ -28,7 +28,7 @@ class Attack(abc.ABC):
     not fit.
 
     Attributes:
-        ball: the threat model, a `LinfBall` or an `L2Ball`; None for `evaluation.Corruption`, which has no epsilon and
+        ball: the threat model, such as a `LinfBall`; None for `evaluation.Corruption`, which has no epsilon and
             looks neither at the network nor at the labels.
     """
 

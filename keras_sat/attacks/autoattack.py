@@ -27,10 +27,12 @@ class AutoAttack(Attack):
     | "short"    | APGD-CE and APGD-T of "standard": a first look, at a fifth of the passes; not a figure to publish |
     | "rand"     | APGD-CE and APGD-DLR, each gradient a mean over 20: for networks whose output is random |
 
+    In an `L1Ball`, as the authors' code: APGD-CE has 5 restarts, and APGD-T 5 targets (9 in "plus").
+
     An example that no attack breaks returns the result of the last attack.
 
     Args:
-        ball: `LinfBall` or `L2Ball`.
+        ball: `LinfBall`, `L2Ball` or `L1Ball`.
         version: "standard", which RobustBench reports, "plus", "rand" or "short".
         steps: gradient steps of each attack, >= 1; 100 in published figures.
         queries: queries of `Square`, >= 1; 5000 in published figures.
@@ -64,13 +66,15 @@ class AutoAttack(Attack):
     @property
     def stages(self) -> list[Attack]:
         """The attacks in their order."""
-        restarts = 5 if self.version == "plus" else 1
+        is_l1 = self.ball.norm == "l1"
+        restarts = 5 if self.version == "plus" or is_l1 else 1
         samples = 20 if self.version == "rand" else 1
         ce = APGD(self.ball, self.steps, restarts, samples=samples)
         dlr = dataclasses.replace(ce, loss=losses.dlr)
         if self.version == "rand":
             return [ce, dlr]
-        apgd_t, fab_t = APGD(self.ball, self.steps, targets=9), FAB(self.ball, self.steps, targets=9)
+        apgd_t = APGD(self.ball, self.steps, targets=5 if is_l1 and self.version != "plus" else 9)
+        fab_t = FAB(self.ball, self.steps, targets=9)
         if self.version == "short":
             return [ce, apgd_t]
         black_box = Square(self.ball, self.queries)

@@ -28,7 +28,7 @@ class FAB(Attack):
     the image itself.
 
     Args:
-        ball: `LinfBall` or `L2Ball`: the norm to minimise, and the ball of the images that are returned.
+        ball: `LinfBall`, `L2Ball` or `L1Ball`: the norm to minimise, and the ball of the images that are returned.
         steps: steps of each start, >= 1.
         restarts: number of starts (for each target class), >= 1. The first starts at the image, others at a random
             point within half of epsilon.
@@ -147,14 +147,17 @@ class FAB(Attack):
         The step stays within the bounds. Pixel i moves by min(t v_i, room_i), in the direction that lowers |value|,
         with v_i = 1 for L-inf and |normal_i| for L2. The gain, sum |normal_i| min(t v_i, room_i), is concave and
         piecewise linear in t. So Newton's method climbs from t = 0 without overshooting, and ends after a few steps.
-        If even the farthest corner of the bounds does not reach the plane, the step leads to this corner.
+        For L1, the pixels with the largest |normal_i| move first. If even the farthest corner of the bounds does not
+        reach the plane, the step leads to this corner.
         """
         low, high = self.ball.bounds
         direction = -tf.sign(normal) * tf.sign(value)[:, None, None, None]
         room = self.ball.from_channels(tf.where(direction > 0, high - points, points - low))
         weight = self.ball.to_channels(tf.abs(normal))
-        speed = tf.ones_like(weight) if self.ball.norm == "linf" else weight
         goal = tf.abs(value)
+        if self.ball.norm == "l1":
+            return self.ball.to_channels(direction * _largest_first(weight, room, goal))
+        speed = tf.ones_like(weight) if self.ball.norm == "linf" else weight
 
         def climb(t, _):
             moved = t[:, None, None, None] * speed
@@ -180,7 +183,22 @@ class FAB(Attack):
         x = self.ball.to_channels(x)
         if self.ball.norm == "linf":
             return tf.reduce_sum(tf.abs(x), axis=(1, 2, 3))
+        if self.ball.norm == "l1":
+            return tf.reduce_max(tf.abs(x), axis=(1, 2, 3))
         return tf.sqrt(tf.reduce_sum(tf.square(x), axis=(1, 2, 3)))
+
+
+def _largest_first(weight, room, goal):
+    """Returns the smallest steps, in L1, whose gain sum_i weight_i step_i is the goal: the largest weights go first.
+
+    Each pixel moves by all of its room before the pixel of the next smaller weight moves.
+    """
+    weights, rooms = (tf.reshape(x, [tf.shape(x)[0], -1]) for x in (weight, room))
+    order = tf.argsort(weights, axis=1, direction="DESCENDING")
+    weights, rooms = (tf.gather(x, order, axis=1, batch_dims=1) for x in (weights, rooms))
+    before = tf.cumsum(weights * rooms, axis=1, exclusive=True)
+    steps = tf.clip_by_value(tf.math.divide_no_nan(goal[:, None] - before, weights), 0.0, rooms)
+    return tf.reshape(tf.gather(steps, tf.argsort(order, axis=1), axis=1, batch_dims=1), tf.shape(weight))
 
 
 def _finite(x):

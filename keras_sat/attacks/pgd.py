@@ -21,10 +21,10 @@ class PGD(Attack):
     `PGD(LinfBall(4), steps=10)(model, images, labels, seed=0)` returns the adversarial images. See `Attack.__call__`.
 
     Args:
-        ball: `LinfBall` or `L2Ball`: epsilon, norm and bounds.
+        ball: `LinfBall`, `L2Ball` or `L1Ball`: epsilon, norm and bounds.
         steps: number of gradient steps, >= 1.
         step_size: length of a step in the images' unit, > 0. None takes the ball's rule: max(1 level, epsilon / steps)
-            for `LinfBall`, where a level is 1 / 255 of the bounds' range; 2.5 epsilon / steps for `L2Ball`.
+            for `LinfBall`, where a level is 1 / 255 of the bounds' range; 2.5 epsilon / steps for the others.
         random_start: True starts at a uniform random point of the ball, False at the image.
         clean_start: probability, 0..1, that the whole batch starts from the clean images instead of a random point.
             (With a seed per example, each example draws for itself.) The release trains with 0.2 and evaluates with 0.
@@ -253,7 +253,7 @@ def FGSM(ball: threats.Ball, **options: Any) -> PGD:  # noqa: N802 - the name of
     (arXiv:2001.03994).
 
     Args:
-        ball: `LinfBall` or `L2Ball`.
+        ball: `LinfBall`, `L2Ball` or `L1Ball`.
         **options: further fields of `PGD`. They replace the defaults here: `steps=1`, `step_size` epsilon,
             `random_start=False`.
     """

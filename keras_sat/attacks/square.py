@@ -20,12 +20,13 @@ class Square(Attack):
     """Square attack (Andriushchenko et al. 2020, arXiv:1912.00049), with the settings of AutoAttack.
 
     Each query proposes a square at a random place of each image, with a colour at the border of the ball (L-inf), or
-    moves the perturbation of one window into another (L2). A proposal is kept if it raises the margin of the best wrong
-    class. Square uses no gradients: if it breaks images that gradient-based attacks do not, the gradients are masked.
-    An example for which no misclassified image is found returns the image of the largest margin.
+    moves the perturbation of one window into another (L2, and L1 as in arXiv:2103.01208). A proposal is kept if it
+    raises the margin of the best wrong class. Square uses no gradients: if it breaks images that gradient-based attacks
+    do not, the gradients are masked. An example for which no misclassified image is found returns the image of the
+    largest margin.
 
     Args:
-        ball: `LinfBall` or `L2Ball`.
+        ball: `LinfBall`, `L2Ball` or `L1Ball`.
         queries: number of proposals of each start, >= 1. Each is a forward pass; the initial point needs one more.
         restarts: number of independent starts, >= 1, for examples that are still robust.
         p_init: share of the image that the first squares cover, in (0, 1].
@@ -109,13 +110,13 @@ def square_sizes(queries: int, p_init: float, height: int, width: int, norm: str
         p_init: See `Square`.
         height: height of the images in pixels.
         width: width of the images in pixels.
-        norm: "linf" or "l2". For "l2" sizes are odd and at least 3, where the images are large enough.
+        norm: "linf", "l2" or "l1". For "l2" and "l1" sizes are odd and at least 3, where the images are large enough.
     """
     sizes = [0]
     for query in range(queries):
         share = p_init / 2 ** sum(query > halving for halving in _HALVINGS)
         size = round(math.sqrt(share * height * width))
-        size = max(size, 3) // 2 * 2 + 1 if norm == "l2" else max(size, 1)
+        size = max(size, 3) // 2 * 2 + 1 if norm != "linf" else max(size, 1)
         sizes.append(min(size, height, width))
     return sizes
 
@@ -167,18 +168,27 @@ def _window(shape, draw, size):
 
 
 def _tiles(ball, images, seeds):
-    """Returns the start for L2: tiles of bumps with a random sign per channel and a random orientation."""
+    """Returns the start for L2 and L1: tiles of bumps with a random sign per channel and a random orientation."""
     height, width, channels = images.shape[1:]
     size = max(1, min(height, width) // 5)
     rows, columns = height // size, width // size
     draw = randomness.uniform(seeds, [tf.shape(images)[0], rows, columns, channels + 1])
     draw = tf.repeat(tf.repeat(draw, size, axis=1), size, axis=2)
-    tiled = tf.constant(np.tile(bump(size), (rows, columns)))[None, :, :, None]
-    turned = tf.constant(np.tile(bump(size).T, (rows, columns)))[None, :, :, None]
+    tile = bump(size, ball.norm)
+    tiled = tf.constant(np.tile(tile, (rows, columns)))[None, :, :, None]
+    turned = tf.constant(np.tile(tile.T, (rows, columns)))[None, :, :, None]
     delta = tf.where(draw[..., :1] < 0.5, tiled, turned) * _sign(draw[..., 1:])
     top, left = (height - rows * size) // 2, (width - columns * size) // 2
     delta = tf.image.pad_to_bounding_box(delta, top, left, height, width)
-    return ball.clip(images + ball.to_channels(ball.radius * threats.normalized(ball.without_fixed_channels(delta))))
+    return _used_up(ball, images, delta)
+
+
+def _used_up(ball, images, delta):
+    """Returns the images plus a perturbation, in the units of one radius, that uses all of epsilon (L2), or at most."""
+    delta = ball.without_fixed_channels(delta)
+    if ball.norm == "l1":
+        return ball.project(images + ball.to_channels(delta), images)
+    return ball.clip(images + ball.to_channels(ball.radius * threats.normalized(delta)))
 
 
 def _move_window(ball, images, best, size, draw):
@@ -188,25 +198,26 @@ def _move_window(ball, images, best, size, draw):
     perturbation of the other window becomes 0.
     """
     channels = images.shape[3] if ball.shares is None else tf.reduce_sum(tf.cast(ball.shares > 0, tf.float32))
-    delta = ball.from_channels(best - images)
+    delta, power = ball.from_channels(best - images), 2 if ball.norm == "l2" else 1
     here, there = _window(images.shape, draw[:, 0:2], size), _window(images.shape, draw[:, 2:4], size)
-    shape = _placed_bump(images.shape, draw[:, 0:2], size, turned=draw[:, 4] < 0.5)
-    new = shape * _sign(draw[:, _PLACES:])[:, None, None, :] + _unit(tf.where(here, delta, 0.0))
-    unused = tf.maximum(ball.radius**2 - tf.reduce_sum(delta**2, axis=(1, 2, 3), keepdims=True), 0.0) / channels
-    freed = tf.reduce_sum(tf.where(here | there, delta, 0.0) ** 2, axis=(1, 2), keepdims=True)
-    moved = tf.where(here, tf.sqrt(unused + freed) * _unit(new), tf.where(there, 0.0, delta))
-    return ball.clip(images + ball.to_channels(ball.radius * threats.normalized(ball.without_fixed_channels(moved))))
+    shape = _placed_bump(images.shape, draw[:, 0:2], size, turned=draw[:, 4] < 0.5, norm=ball.norm)
+    new = shape * _sign(draw[:, _PLACES:])[:, None, None, :] + _unit(tf.where(here, delta, 0.0), power)
+    sizes = tf.abs(delta) ** power
+    unused = tf.maximum(ball.radius**power - tf.reduce_sum(sizes, axis=(1, 2, 3), keepdims=True), 0.0) / channels
+    freed = tf.reduce_sum(tf.where(here | there, sizes, 0.0), axis=(1, 2), keepdims=True)
+    length = tf.sqrt(unused + freed) if power == 2 else (unused + freed) * channels  # L1: then projected
+    return _used_up(ball, images, tf.where(here, length * _unit(new, power), tf.where(there, 0.0, delta)))
 
 
-def _unit(x):
-    """Returns x scaled to norm 1 in each channel; zeros stay 0."""
-    return x / (1e-12 + tf.sqrt(tf.reduce_sum(x**2, axis=(1, 2), keepdims=True)))
+def _unit(x, power):
+    """Returns x scaled to norm 1 in each channel: L2 for power 2, L1 for power 1; zeros stay 0."""
+    return x / (1e-12 + tf.reduce_sum(tf.abs(x) ** power, axis=(1, 2), keepdims=True) ** (1 / power))
 
 
-def _placed_bump(shape, draw, size, turned):
+def _placed_bump(shape, draw, size, turned, norm):
     """Returns a bump of this size in its window, and 0 elsewhere, [batch, height, width, 1]."""
     largest = min(shape[1:3])
-    bumps = tf.constant(np.stack([np.pad(bump(n), (0, largest - n)) for n in range(largest + 1)]))
+    bumps = tf.constant(np.stack([np.pad(bump(n, norm), (0, largest - n)) for n in range(largest + 1)]))
     pattern = tf.gather(bumps, size)
     down, right = (
         tf.clip_by_value(tf.range(length) - corner[:, None], 0, largest - 1)
@@ -218,24 +229,25 @@ def _placed_bump(shape, draw, size, turned):
     return tf.where(_window(shape, draw, size), placed, 0.0)
 
 
-def bump(size: int) -> np.ndarray:
+def bump(size: int, norm: str = "l2") -> np.ndarray:
     """Returns two opposite bumps of norm 1, the upper half positive, the lower half negative, float32 [size, size].
 
     At distance d from the middle of a bump (the larger of rows and columns), its value is the sum of 1 / (k + 1)^2
-    over d <= k < extent; section 3.3 of the paper.
+    over d <= k < extent, section 3.3 of the paper; of 1 / (k + 1)^4 for norm="l1".
     """
+    order = {"l2": 2, "l1": 1}[norm]
     if size == 0:
         return np.zeros((0, 0), np.float32)
-    halves = [_half_bump(size // 2, size), -_half_bump(size - size // 2, size)]
+    halves = [_half_bump(size // 2, size, order), -_half_bump(size - size // 2, size, order)]
     whole = np.concatenate(halves)
-    return (whole / np.linalg.norm(whole)).astype(np.float32)
+    return (whole / np.linalg.norm(whole.ravel(), order)).astype(np.float32)
 
 
-def _half_bump(height, width):
+def _half_bump(height, width, order):
     if height == 0:
         return np.zeros((0, width))
     extent = max(height // 2, width // 2) + 1
-    by_distance = np.cumsum([1 / (k + 1) ** 2 for k in reversed(range(extent))])[::-1]
+    by_distance = np.cumsum([1 / (k + 1) ** (4 / order) for k in reversed(range(extent))])[::-1]
     rows, columns = np.abs(np.arange(height) - height // 2), np.abs(np.arange(width) - width // 2)
     values = by_distance[np.maximum(rows[:, None], columns[None, :])]
-    return values / np.linalg.norm(values)
+    return values / np.linalg.norm(values.ravel(), order)

@@ -17,7 +17,7 @@ Scale: typing.TypeAlias = float | tf.Tensor
 
 @dataclasses.dataclass(frozen=True)
 class Ball(abc.ABC):
-    """Base class of `LinfBall` and `L2Ball`: all images within a distance of epsilon from an image.
+    """Base class of `LinfBall`, `L2Ball` and `L1Ball`: all images within a distance of epsilon from an image.
 
     Images, points (images near them), gradients and perturbations (`delta`) are float32 tensors
     [batch, height, width, channels].
@@ -205,6 +205,95 @@ class L2Ball(Ball):
         return _norm(self.from_channels(delta))[:, 0, 0, 0]
 
 
+@dataclasses.dataclass(frozen=True)
+class L1Ball(Ball):
+    """All images x' within the bounds with `||x' - x||_1 <= epsilon`: the sum of all changes of an image's values.
+
+    With an epsilon for each channel, `||(x' - x) / epsilon||_1 <= 1`.
+
+    Args:
+        epsilon: See `LinfBall`. For images in 0..255, `L1Ball(3060)` is the epsilon of 12 that is usual for images in
+            0..1.
+        bounds: See `LinfBall`.
+
+    Raises:
+        ValueError: for an epsilon or bounds that are not valid.
+    """
+
+    norm = "l1"
+
+    def default_step_size(self, steps: int) -> float:
+        """Returns 2.5 epsilon / steps, as `L2Ball` does."""
+        return 2.5 * self.radius / steps
+
+    def sample(self, seed: tf.Tensor, images: tf.Tensor, scale: Scale = 1.0) -> tf.Tensor:
+        """Returns images plus noise that is uniform in the ball. The result is not clipped to the bounds.
+
+        Exponential numbers, divided by the sum of them and of one more, are uniform in the simplex.
+        """
+        numbers, signs = (randomness.uniform(randomness.fold(seed, k), tf.shape(images)) for k in (0, 1))
+        rest = randomness.uniform(randomness.fold(seed, 2), [tf.shape(images)[0], 1, 1, 1])
+        sizes = self.without_fixed_channels(-tf.math.log1p(-numbers))
+        share = sizes / (tf.reduce_sum(sizes, axis=(1, 2, 3), keepdims=True) - tf.math.log1p(-rest))
+        return images + self.to_channels(self.radius * scale * share * tf.where(signs < 0.5, -1.0, 1.0))
+
+    def steepest(self, gradients: tf.Tensor) -> tf.Tensor:
+        """Returns a sparse direction of norm 1: the signs of the largest percent of the gradient's values.
+
+        The steepest direction of all changes a single value, which soon reaches its bound. A percent of the values is
+        the step of Tramer and Boneh (2019, arXiv:1904.13000).
+        """
+        return self.sparse(gradients, 0.01)
+
+    def sparse(self, gradients: tf.Tensor, share: float | tf.Tensor) -> tf.Tensor:
+        """Returns the signs of the largest values of each gradient, divided by their number.
+
+        Args:
+            gradients: float32 [batch, height, width, channels].
+            share: how many of the values, a number in 0..1, or float32 [batch]; at least one value is taken.
+        """
+        ascent = self.to_channels(_finite(gradients))
+        sizes = tf.sort(tf.reshape(tf.abs(ascent), [tf.shape(ascent)[0], -1]), axis=1)
+        number = tf.shape(sizes)[1]
+        place = tf.cast((1.0 - share) * tf.cast(number, tf.float32), tf.int32) + tf.zeros_like(sizes[:, 0], tf.int32)
+        smallest = tf.gather(sizes, tf.clip_by_value(place, 0, number - 1), axis=1, batch_dims=1)[:, None, None, None]
+        signs = tf.where(tf.abs(ascent) >= smallest, tf.sign(ascent), 0.0)
+        return self.to_channels(tf.math.divide_no_nan(signs, _sum(tf.abs(signs))))
+
+    def project(self, points: tf.Tensor, images: tf.Tensor, scale: Scale = 1.0) -> tf.Tensor:
+        """Returns the nearest points that are both in the ball around `images` and in the bounds.
+
+            x'_i = clip(x_i + sign(d_i) max(|d_i| - t, 0)),    d = point - image
+
+        with the smallest t >= 0 for which x' is in the ball (Croce and Hein 2021, arXiv:2103.01208, section 2.2). The
+        length falls as t rises, so bisection finds t.
+        """
+        delta = self.from_channels(points - images)
+        low, high = (self.from_channels(bound - images) for bound in self.bounds)
+
+        def moved(t):
+            return tf.clip_by_value(tf.sign(delta) * tf.maximum(tf.abs(delta) - t, 0.0), low, high)
+
+        def halve(below, above):
+            middle = (below + above) / 2
+            is_inside = _sum(tf.abs(moved(middle))) <= self.radius * scale
+            return tf.where(is_inside, below, middle), tf.where(is_inside, middle, above)
+
+        zero, largest = tf.zeros_like(delta[:, :1, :1, :1]), tf.reduce_max(tf.abs(delta), axis=(1, 2, 3), keepdims=True)
+        _, t = tf.while_loop(
+            lambda *_: True, halve, (zero, largest), maximum_iterations=_HALVINGS, parallel_iterations=1
+        )
+        t = tf.where(_sum(tf.abs(moved(zero))) <= self.radius * scale, zero, t)
+        return self.clip(images + self.to_channels(moved(t)))
+
+    def length(self, delta: tf.Tensor) -> tf.Tensor:
+        """Returns the sum of the changes of all values, float32 [batch]."""
+        return _sum(tf.abs(self.from_channels(delta)))[:, 0, 0, 0]
+
+
+_HALVINGS = 32  # bisections, after which the interval is as small as rounding
+
+
 def normalized(x: tf.Tensor) -> tf.Tensor:
     """Returns each example of x divided by its Euclidean norm. Zeros stay 0; values that are not finite become 0."""
     # Scaled by the largest element first, so that the squares of tiny gradients do not underflow.
@@ -216,6 +305,10 @@ def normalized(x: tf.Tensor) -> tf.Tensor:
 def _finite(gradients):
     """Returns the gradients with 0 in place of values that are not finite: a step by NaN would leave the ball."""
     return tf.where(tf.math.is_finite(gradients), gradients, 0.0)
+
+
+def _sum(x):
+    return tf.reduce_sum(x, axis=(1, 2, 3), keepdims=True)
 
 
 def _norm(x):

@@ -20,9 +20,9 @@ _SLACK = 1e-5  # share of the bounds' range: float32 rounding error of standardi
 
 
 def check_ball(ball: Any) -> None:
-    """Raises ValueError unless `ball` is a `LinfBall` or an `L2Ball`."""
+    """Raises ValueError unless `ball` is a `LinfBall`, an `L2Ball` or an `L1Ball`."""
     if not isinstance(ball, threats.Ball):
-        raise ValueError(f"ball must be a LinfBall or an L2Ball, such as LinfBall(4). Received: {ball!r}")
+        raise ValueError(f"ball must be a LinfBall, an L2Ball or an L1Ball, such as LinfBall(4). Received: {ball!r}")
 
 
 def check_integers(attack: "Attack", positive: tuple = (), not_negative: tuple = ()) -> None:

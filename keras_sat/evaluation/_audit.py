@@ -115,7 +115,7 @@ def audit(
     Args:
         model: a Keras classifier, a function from images to logits [batch, classes], or the path of a SavedModel.
         dataset: see `evaluate`.
-        ball: `LinfBall` or `L2Ball`, with the epsilon for which robustness is claimed.
+        ball: `LinfBall`, `L2Ball` or `L1Ball`, with the epsilon for which robustness is claimed.
         seed: the same seed gives the same audit. Default: 0.
         examples: largest number of correctly classified examples to use. Default: 128.
         steps: gradient steps of PGD. The check with an unbounded ball uses ten times as many. Default: 20.
@@ -224,7 +224,7 @@ class _Auditor:
         if not self.has_gradient:
             return SKIP, "no gradient"
         low, high = map(np.asarray, self.ball.bounds)
-        size = np.prod(self.images.shape[1:]) ** (0.5 if self.ball.norm == "l2" else 0)
+        size = np.prod(self.images.shape[1:]) ** {"linf": 0, "l2": 0.5, "l1": 1}[self.ball.norm]
         shares = np.ones(1) if self.ball.shares is None else self.ball.shares
         reach = np.max((high - low) / np.where(shares > 0, shares, np.inf))  # of the channel with the smallest share
         robust = self._robust(self._pgd(float(reach * size), 10 * self.steps))

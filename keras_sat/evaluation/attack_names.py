@@ -18,7 +18,7 @@ def from_names(text: str, ball: Ball) -> dict[str, Attack]:
     Args:
         text: names, separated by commas, such as "fgsm,pgd-50x10". "corruptions" means all corruptions of this package,
             at severity 3.
-        ball: `LinfBall` or `L2Ball`: the threat model of all attacks.
+        ball: `LinfBall`, `L2Ball` or `L1Ball`: the threat model of all attacks.
 
     Returns:
         A dict from the names in a report, such as "FGSM" and "PGD-50X10", to the attacks.

@@ -30,7 +30,7 @@ from keras_sat.training import (
     weight_decay,
 )
 
-BALLS: dict[str, Callable[..., Ball]] = {"linf": attacks.LinfBall, "l2": attacks.L2Ball}
+BALLS: dict[str, Callable[..., Ball]] = {"linf": attacks.LinfBall, "l2": attacks.L2Ball, "l1": attacks.L1Ball}
 OBJECTIVES: dict[str, Callable[..., Objective]] = {"adversarial": AdversarialTraining, "trades": TRADES, "mart": MART}
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("cosine", "steps", "triangle", "onecycle", "onecycle_by_epoch")

@@ -3,8 +3,8 @@ import pytest
 import tensorflow as tf
 
 from keras_sat import losses
-from keras_sat.attacks import APGD, L2Ball, LinfBall, value_and_gradient
-from keras_sat.attacks.apgd import checkpoints
+from keras_sat.attacks import APGD, L1Ball, L2Ball, LinfBall, value_and_gradient
+from keras_sat.attacks.apgd_steps import checkpoints, of
 
 
 def test_checkpoints_are_those_of_the_paper():
@@ -106,3 +106,33 @@ def test_names_and_refusals():
     for options, message in (({"steps": 0}, "steps"), ({"targets": -1}, "targets"), ({"samples": 0}, "samples")):
         with pytest.raises(ValueError, match=message):
             APGD(LinfBall(4), **options)
+
+
+def test_l1_reaches_the_best_point_of_a_linear_model():
+    """In the ball and the bounds, it is: the pixel with the largest weight moves to its bound, then the next one."""
+    weights = np.random.default_rng(3).normal(0, 1e-2, (192, 2)).astype(np.float32)
+    images = np.random.default_rng(4).integers(0, 256, (8, 8, 8, 3)).astype(np.uint8)
+    difference = weights[:, 1] - weights[:, 0]
+
+    def linear(x):  # no image of the ball is misclassified
+        return tf.reshape(x, (-1, 192)) @ weights + [1000.0, 0.0]
+
+    adversarial = APGD(L1Ball(1000), steps=60)(linear, images, np.zeros(8, int)).numpy()
+    for image, found in zip(images.reshape(8, -1).astype(float), adversarial.reshape(8, -1)):
+        room = np.where(difference > 0, 255 - image, image)
+        order, best, left = np.argsort(-np.abs(difference)), 0.0, 1000.0
+        for k in order:
+            best, left = best + np.abs(difference[k]) * min(room[k], left), max(left - room[k], 0)
+        assert (found - image) @ difference >= 0.99 * best
+        assert np.abs(found - image).sum() <= 1000.001
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 100])
+def test_the_phases_of_l1(steps):
+    rules = of(L1Ball(10))
+    phases = rules.phases(steps)
+    assert sum(number for _, number in phases) == steps
+    assert phases[-1][0] == L1Ball(10)
+    if steps == 100:
+        assert phases == [(L1Ball(30), 30), (L1Ball(20), 30), (L1Ball(10), 40)]
+        assert [k for k, mark in enumerate(rules.checkpoints(40)) if mark] == list(range(1, 41))

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from keras_sat import losses
-from keras_sat.attacks import APGD, FAB, PGD, AutoAttack, L2Ball, LinfBall, Square
+from keras_sat.attacks import APGD, FAB, PGD, AutoAttack, L1Ball, L2Ball, LinfBall, Square
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*target classes")
 
@@ -19,6 +19,10 @@ def test_versions_are_the_published_ones():
     plus = [dataclasses.replace(a, **five) for a in (ce, dlr, FAB(ball, 100, targets=0))]
     assert AutoAttack(ball, "plus").stages == [*plus, square, t, fab_t]
     assert AutoAttack(ball, "rand").stages == [dataclasses.replace(a, samples=20) for a in (ce, dlr)]
+    assert AutoAttack(ball, "short").stages == [ce, t]
+    one = L1Ball(3060)
+    l1 = [APGD(one, 100, 5), APGD(one, 100, targets=5), FAB(one, 100, targets=9), Square(one, 5000)]
+    assert AutoAttack(one).stages == l1
     assert square.p_init == 0.8
     assert AutoAttack(ball).settings()["stages"] == ["APGD-CE", "APGD-T", "FAB-T", "Square"]
     with pytest.raises(ValueError, match="standard.*plus.*rand"):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_sat.attacks import FAB, L2Ball, LinfBall
+from keras_sat.attacks import FAB, L1Ball, L2Ball, LinfBall
 
 WEIGHTS = np.random.default_rng(3).normal(0, 1e-2, size=(48, 3)).astype(np.float32)
 BIAS = np.array([0.0, -6.0, -7.0], np.float32)
@@ -13,6 +13,17 @@ def linear(images):
     return (tf.reshape(images, (-1, 48)) - 128) @ WEIGHTS + BIAS
 
 
+def largest_weights_first(w, difference, image):
+    """Returns the smallest L1 distance at which w . change = difference: pixel after pixel moves to its bound."""
+    distance = 0.0
+    for k in np.argsort(-np.abs(w)):
+        room = 255 - image[k] if w[k] > 0 else image[k]
+        if np.abs(w[k]) * room >= difference:
+            return distance + difference / np.abs(w[k])
+        distance, difference = distance + room, difference - np.abs(w[k]) * room
+    return np.inf
+
+
 def smallest(norm):
     """Returns the distance of the nearest boundary of a linear model, far from the bounds: |difference| / dual norm."""
     logits = np.array(linear(IMAGES))
@@ -21,13 +32,17 @@ def smallest(norm):
     for i, label in enumerate(labels):
         for k in set(range(3)) - {label}:
             w = WEIGHTS[:, k] - WEIGHTS[:, label]
+            difference = logits[i, label] - logits[i, k]
+            if norm == "l1":  # where the bounds matter
+                distances[i, k] = largest_weights_first(w, difference, IMAGES[i].ravel())
+                continue
             dual = np.abs(w).sum() if norm == "linf" else np.linalg.norm(w)
-            distances[i, k] = (logits[i, label] - logits[i, k]) / dual
+            distances[i, k] = difference / dual
     return labels, distances.min(1)
 
 
 @pytest.mark.parametrize("targets", [0, 2])
-@pytest.mark.parametrize("ball", [LinfBall(100), L2Ball(1000)], ids=["linf", "l2"])
+@pytest.mark.parametrize("ball", [LinfBall(100), L2Ball(1000), L1Ball(5000)], ids=["linf", "l2", "l1"])
 def test_smallest_perturbation_of_a_linear_model(ball, targets):
     labels, distances = smallest(ball.norm)
     adversarial = FAB(ball, steps=30, targets=targets, keep="closest")(linear, IMAGES, labels)
@@ -37,7 +52,7 @@ def test_smallest_perturbation_of_a_linear_model(ball, targets):
     np.testing.assert_allclose(reached, distances, rtol=0.02)  # FAB's own overshoot
 
 
-@pytest.mark.parametrize("ball", [LinfBall, L2Ball])
+@pytest.mark.parametrize("ball", [LinfBall, L2Ball, L1Ball])
 def test_breaks_those_within_epsilon_and_no_others(ball):
     labels, distances = smallest(ball.norm)
     epsilon = float(np.median(distances))

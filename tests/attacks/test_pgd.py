@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from keras_sat import data, losses, models
-from keras_sat.attacks import APGD, FAB, FGSM, PGD, AutoAttack, L2Ball, LinfBall, Square
+from keras_sat.attacks import APGD, FAB, FGSM, PGD, AutoAttack, L1Ball, L2Ball, LinfBall, Square
 from keras_sat.models import classifier
 
 LOSSES = (losses.log_cross_entropy, losses.cross_entropy)
@@ -51,6 +51,10 @@ CONTRACT = {
     "square": Square(LinfBall(8), queries=20),
     "square-l2": Square(L2Ball(60), queries=20, restarts=2),
     "autoattack": AutoAttack(LinfBall(8), steps=3, queries=10),
+    "pgd-l1": PGD(L1Ball(300), steps=3),
+    "apgd-l1": APGD(L1Ball(300), steps=8),
+    "fab-l1": FAB(L1Ball(300), steps=4, targets=3),
+    "square-l1": Square(L1Ball(300), queries=20),
     "autoattack-rand": AutoAttack(L2Ball(60), "rand", steps=2),
 }
 pytestmark = pytest.mark.filterwarnings("ignore:.*asks for 9 target classes")  # AutoAttack, of four classes
@@ -63,8 +67,8 @@ def test_in_the_ball_and_in_the_bounds(attack, shared_model, images, labels):
     adversarial = attack(shared_model, images, labels, seed=1).numpy()
     assert adversarial.dtype == np.float32
     delta = (adversarial.astype(float) - images).reshape(len(images), -1)
-    size = np.abs(delta).max(1) if attack.ball.norm == "linf" else np.linalg.norm(delta, axis=1)
-    assert size.max() <= attack.ball.epsilon + 1e-5
+    size = np.linalg.norm(delta, {"linf": np.inf, "l2": 2, "l1": 1}[attack.ball.norm], axis=1)
+    assert size.max() <= attack.ball.epsilon * (1 + 1e-6) + 1e-5
     assert adversarial.min() >= 0
     assert adversarial.max() <= 255
 

@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from keras_sat import losses
-from keras_sat.attacks import L2Ball, LinfBall, Square
+from keras_sat.attacks import L1Ball, L2Ball, LinfBall, Square
 from keras_sat.attacks.square import bump, square_sizes
 
 WEIGHTS = np.random.default_rng(3).normal(0, 1e-2, size=(48, 2)).astype(np.float32)
@@ -17,12 +17,11 @@ def linear(images):
 def smallest(norm):
     logits = np.array(linear(IMAGES))
     w = WEIGHTS[:, 1] - WEIGHTS[:, 0]
-    return logits.argmax(1), np.abs(logits[:, 1] - logits[:, 0]) / (
-        np.abs(w).sum() if norm == "linf" else np.linalg.norm(w)
-    )
+    dual = np.linalg.norm(w, {"linf": 1, "l2": 2, "l1": np.inf}[norm])  # in L1, with bounds, the distance is larger
+    return logits.argmax(1), np.abs(logits[:, 1] - logits[:, 0]) / dual
 
 
-@pytest.mark.parametrize("ball", [LinfBall, L2Ball])
+@pytest.mark.parametrize("ball", [LinfBall, L2Ball, L1Ball])
 def test_never_breaks_what_cannot_be_and_finds_what_easily_can(ball):
     labels, distances = smallest(ball.norm)
     for epsilon, breaks in ((0.99 * distances.min(), False), (4 * distances.max(), True)):

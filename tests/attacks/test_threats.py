@@ -2,16 +2,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_sat.attacks import L2Ball, LinfBall
+from keras_sat.attacks import L1Ball, L2Ball, LinfBall
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.uniform(0, 255, (50, 6, 6, 3)).astype(np.float32)
 BALLS = [LinfBall(8), L2Ball(60), LinfBall(0.03, bounds=(0, 1)), L2Ball(0.5, bounds=(0, 1))]
+BALLS += [L1Ball(300), L1Ball(2, bounds=(0, 1))]
 
 
 def norm(ball, delta):
     delta = delta.reshape(len(delta), -1)
-    return np.abs(delta).max(1) if ball.norm == "linf" else np.linalg.norm(delta, axis=1)
+    return np.linalg.norm(delta, {"linf": np.inf, "l2": 2, "l1": 1}[ball.norm], axis=1)
 
 
 def scaled(ball):
@@ -23,7 +24,7 @@ def test_projection_is_in_the_ball_and_the_bounds_and_keeps_what_is(ball):
     images = scaled(ball).astype(np.float64)
     far = images + RNG.normal(0, ball.epsilon, images.shape)
     projected = ball.project(tf.constant(far, tf.float32), tf.constant(images, tf.float32)).numpy()
-    assert norm(ball, projected - images).max() <= ball.epsilon + 1e-5
+    assert norm(ball, projected - images).max() <= ball.epsilon * (1 + 1e-6) + 1e-5
     assert projected.min() >= ball.bounds[0]
     assert projected.max() <= ball.bounds[1]
     again = ball.project(projected, tf.constant(images, tf.float32))
@@ -53,6 +54,44 @@ def test_distance():
     moved[:, 0, 0, :2] += (3, -4)
     np.testing.assert_allclose(LinfBall(8).distance(moved, IMAGES), 4, rtol=1e-5)
     np.testing.assert_allclose(L2Ball(8).distance(moved, IMAGES), 5, rtol=1e-5)
+    np.testing.assert_allclose(L1Ball(8).distance(moved, IMAGES), 7, rtol=1e-5)
+
+
+def nearest_in_l1(point, image, epsilon):
+    """Returns the nearest point in the L1 ball and in 0..255, in float64: it tries the threshold of each piece."""
+    delta, room = point - image, np.where(point > image, 255 - image, image)
+
+    def sizes(t):
+        return np.clip(np.abs(delta) - t, 0, room)
+
+    if sizes(0).sum() <= epsilon:
+        return image + np.sign(delta) * sizes(0)
+    pieces = np.unique(np.concatenate([np.abs(delta), np.maximum(np.abs(delta) - room, 0)]))
+    low = max(t for t in pieces if sizes(t).sum() >= epsilon)
+    high = min(t for t in pieces if sizes(t).sum() <= epsilon)
+    above, below = sizes(low).sum(), sizes(high).sum()
+    t = low if above == below else low + (high - low) * (above - epsilon) / (above - below)
+    return image + np.sign(delta) * sizes(t)
+
+
+@pytest.mark.parametrize("spread", [1, 30, 400])
+def test_the_l1_projection_is_the_nearest_point(spread):
+    images = IMAGES.copy()
+    images[:5], images[5:10] = 0, 255  # at the bounds, where half of a perturbation does not count
+    points = images + RNG.normal(0, spread, images.shape).astype(np.float32)
+    points[10] += 1e4  # beyond the bounds everywhere
+    projected = L1Ball(900).project(tf.constant(points), tf.constant(images)).numpy()
+    for point, image, found in zip(points.astype(np.float64), images.astype(np.float64), projected):
+        np.testing.assert_allclose(found, nearest_in_l1(point, image, 900), atol=2e-3)
+
+
+def test_a_fixed_channel_stays_in_l1():
+    ball = L1Ball([100, 0, 50])
+    points = ball.project(ball.sample(tf.constant([1, 2]), IMAGES) + 30 * RNG.normal(size=IMAGES.shape), IMAGES).numpy()
+    np.testing.assert_array_equal(points[..., 1], IMAGES[..., 1])
+    delta = np.abs(points - IMAGES).sum((1, 2))
+    assert (delta[:, 0] + 2 * delta[:, 2]).max() <= 100.001
+    assert not np.any(ball.steepest(tf.constant(IMAGES))[..., 1])
 
 
 def test_step_size_rules():
