@@ -108,6 +108,20 @@ def test_log_cross_entropy_of_several_classes():
     np.testing.assert_allclose(losses.log_cross_entropy(LABELS, tf.constant(LOGITS, tf.float32)), expected, rtol=1e-5)
 
 
+def test_log_cross_entropy_of_extreme_logits():
+    """Its gradient is finite wherever that of the cross entropy is, and not 0 where the label leads."""
+    inf = np.inf
+    rows = [[-inf, 0, 0], [0, -inf, -inf], [0, -inf, 1], [3e38, -3e38, 0], [-3e38, 3e38, 0], [1e30, 0, 0]]
+    logits = tf.constant([*rows, [-1e30, 0, 0], [inf, 0, 0]], tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        values = losses.log_cross_entropy(np.zeros(len(logits), np.int32), logits)
+    gradient = tape.gradient(values, logits).numpy()
+    assert np.all(np.isfinite(gradient))
+    assert not np.any(np.isnan(values))
+    np.testing.assert_allclose(gradient[[1, 3, 5, 7], 0], -1)
+
+
 def test_margin_is_positive_where_misclassified():
     np.testing.assert_allclose(losses.margin(LABELS, tf.constant(LOGITS)), [-2.0, 3.0])
 
