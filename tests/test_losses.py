@@ -84,17 +84,15 @@ def test_cross_entropy():
 
 
 def test_log_cross_entropy_and_its_gradient_in_float64():
-    """With logits [0, -u], u runs over what float32 cross entropy can and cannot tell from 0."""
+    """With logits [0, u], u runs over what float32 cross entropy can and cannot tell from 0."""
     u = np.concatenate([-np.logspace(3, -3, 40), [0.0], np.logspace(-3, 3, 40), [-15.01, -15.0, -14.99]])
     logits = tf.constant(np.stack([np.zeros_like(u), u], axis=1), tf.float32)
     with tf.GradientTape() as tape:
         tape.watch(logits)
         values = losses.log_cross_entropy(np.zeros(len(u), np.int32), logits)
     gradient = tape.gradient(values, logits)
-    softplus = np.logaddexp(0, u)
-    np.testing.assert_allclose(
-        values, np.where(u < -700, u, np.log(np.maximum(softplus, 1e-305))), rtol=2e-6, atol=1e-6
-    )
+    softplus = np.maximum(np.logaddexp(0, u), 1e-305)  # float64 too rounds it to 0 below -745
+    np.testing.assert_allclose(values, np.where(u < -700, u, np.log(softplus)), rtol=2e-6, atol=1e-6)
     sigmoid = np.exp(np.minimum(u, 0)) / (1 + np.exp(-np.abs(u)))
     expected = np.where(u < -700, 1.0, sigmoid / softplus)
     np.testing.assert_allclose(gradient[:, 1], expected, rtol=2e-5)
@@ -106,6 +104,20 @@ def test_log_cross_entropy_and_its_gradient_in_float64():
 def test_log_cross_entropy_of_several_classes():
     expected = np.log(losses.cross_entropy(LABELS, LOGITS))
     np.testing.assert_allclose(losses.log_cross_entropy(LABELS, tf.constant(LOGITS, tf.float32)), expected, rtol=1e-5)
+
+
+def test_log_cross_entropy_of_extreme_logits():
+    """Its gradient is finite wherever that of the cross entropy is, and not 0 where the label leads."""
+    inf = np.inf
+    rows = [[-inf, 0, 0], [0, -inf, -inf], [0, -inf, 1], [3e38, -3e38, 0], [-3e38, 3e38, 0], [1e30, 0, 0]]
+    logits = tf.constant([*rows, [-1e30, 0, 0], [inf, 0, 0]], tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        values = losses.log_cross_entropy(np.zeros(len(logits), np.int32), logits)
+    gradient = tape.gradient(values, logits).numpy()
+    assert np.all(np.isfinite(gradient))
+    assert not np.any(np.isnan(values))
+    np.testing.assert_allclose(gradient[[1, 3, 5, 7], 0], -1)
 
 
 def test_margin_is_positive_where_misclassified():
