@@ -3,12 +3,12 @@
     pip install -e '.[bench]'     # the reference packages, pinned
     python benchmarks/attacks.py RUN [--only pgd ensemble ...] [--images 500] [--norm Linf] [--epsilon 25.5]
 
-RUN is the folder of a network on Fashion-MNIST that `keras-sat train` wrote, or MODEL-ACTIVATION, such as ResNet20-silu, of
-the weights in the package. A PyTorch twin has the same
-weights (benchmarks/twin.py); the difference of the logits is printed. All attacks run on the same images and the same
-cores: ours through `evaluate`, theirs through their own evaluation. An image counts as robust if it is classified
-correctly both clean and attacked. The time is the time of the whole evaluation, ours with compilation. PGD is compared
-at an epsilon at which 40 to 60 % of the images are robust, over several seeds. The first seed is a warm-up.
+RUN is the folder of a network on Fashion-MNIST that `keras-sat train` wrote, or MODEL-ACTIVATION, such as
+ResNet20-silu, for the weights in the package. A PyTorch twin has the same weights (benchmarks/twin.py); the difference
+of the logits is printed. All attacks run on the same images and the same cores: ours through `evaluate`, theirs through
+their own evaluation. An image counts as robust if it is classified correctly both clean and attacked. The time is the
+time of the whole evaluation, ours with compilation. PGD is compared at an epsilon at which 40 to 60 % of the images are
+robust, over several seeds. The first seed is a warm-up.
 """
 
 import argparse

@@ -63,7 +63,8 @@ class APGD(Attack):
     @property
     def max_forward_passes(self) -> int:
         """Forward passes of one example at most. A gradient counts as two."""
-        return 2 * (self.steps + 1) * self.samples * self.restarts * max(1, self.targets)
+        passes = sum(2 * (steps + 1) for _, steps in apgd_steps.of(self.ball).phases(self.steps))
+        return passes * self.samples * self.restarts * max(1, self.targets)
 
     def perturb(
         self,
@@ -76,7 +77,6 @@ class APGD(Attack):
         static_shapes: bool = False,
     ) -> tf.Tensor:
         """Runs the algorithm. See `Attack.perturb`."""
-
         rules = apgd_steps.of(self.ball)
 
         def attempt(number, state):
