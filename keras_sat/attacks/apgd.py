@@ -63,7 +63,8 @@ class APGD(Attack):
     @property
     def max_forward_passes(self) -> int:
         """Forward passes of one example at most. A gradient counts as two."""
-        return 2 * (self.steps + 1) * self.samples * self.restarts * max(1, self.targets)
+        passes = sum(2 * (steps + 1) for _, steps in apgd_steps.of(self.ball).phases(self.steps))
+        return passes * self.samples * self.restarts * max(1, self.targets)
 
     def perturb(
         self,
@@ -76,7 +77,6 @@ class APGD(Attack):
         static_shapes: bool = False,
     ) -> tf.Tensor:
         """Runs the algorithm. See `Attack.perturb`."""
-
         rules = apgd_steps.of(self.ball)
 
         def attempt(number, state):
@@ -85,18 +85,19 @@ class APGD(Attack):
             points = rules.start(seeds, state["images"])
             if start is not None:
                 points = tf.where(number == 0, state["start"], points)
-            *larger, (_, steps) = rules.phases(self.steps)
-            for ball, number_of_steps in larger:
-                whole = {**state, "broken": tf.zeros_like(state["broken"])}
-                points, _ = self._one_start(logits_fn, whole, target, points, (ball, number_of_steps), static_shapes)
-            result, broken = self._one_start(logits_fn, state, target, points, (self.ball, steps), static_shapes)
+            *larger, last = rules.phases(self.steps)
+            whole = {**state, "broken": tf.zeros_like(state["broken"])}
+            for phase in larger:
+                is_first = phase is larger[0]
+                points, _ = self._one_phase(logits_fn, whole, target, points, phase, is_first, static_shapes)
+            result, broken = self._one_phase(logits_fn, state, target, points, last, not larger, static_shapes)
             return {**state, "result": result, "broken": broken}
 
         targets = target_classes(logits_fn, images, labels, self.targets, str(self))
         state = survivors.initial_state(images, labels, seed, start, targets=targets)
         return survivors.loop(attempt, state, self.restarts * targets.shape[1], static_shapes)[0]
 
-    def _one_start(self, logits_fn, attempt, target, start, phase, static_shapes):
+    def _one_phase(self, logits_fn, attempt, target, start, phase, is_first, static_shapes):
         """Returns an iterate of each example, the misclassified one or that with the largest loss, and "broken".
 
         `phase` is the ball to search, and the number of steps. In a larger ball than the attack's own, no example is
@@ -111,7 +112,7 @@ class APGD(Attack):
             **{"images": images, "labels": attempt["labels"], "target": target, "points": points},
             **{"result": points, "best_gradient": tf.zeros_like(images), "best_loss": tf.fill([batch], tf.float32.min)},
             **{"loss": tf.fill([batch], tf.float32.max), "rises": tf.zeros([batch])},
-            **rules.initial(images, points),
+            **rules.initial(images, points, is_first),
             "broken": attempt["broken"],
         }
         windows = tf.constant(rules.checkpoints(steps))

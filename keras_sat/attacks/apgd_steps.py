@@ -12,6 +12,7 @@ from keras_sat.attacks.survivors import State
 _MOMENTUM = 0.75  # weight of the new step; the previous step has weight 0.25
 _RISES = 0.75  # share of the steps since the last checkpoint that must have raised the loss; rho in the paper
 _LARGER = ((3, 0.3), (2, 0.3))  # L1: first the ball of 3 epsilon for 30 % of the steps, then that of 2 epsilon
+_FIRST = 0.2  # L1: share of the values that the first steps change
 _INTERVAL = 0.04  # L1: share of the steps between two checkpoints
 _SPARSER = 1.5  # L1: a step changes 1 / 1.5 as many values as the best point does; and the divisor of the step size
 _SAME = 0.95  # L1: the best point counts as sparser if it changes less than this share of the values of before
@@ -48,8 +49,8 @@ class Halving:
         """Returns random points at which an attack starts, float32 [batch, height, width, channels]."""
         return self.ball.sample(seeds, images)
 
-    def initial(self, images: tf.Tensor, points: tf.Tensor) -> State:
-        """Returns the part of the state that belongs to these rules."""
+    def initial(self, images: tf.Tensor, points: tf.Tensor, is_first: bool) -> State:
+        """Returns the part of the state that belongs to these rules; `is_first` says whether the phase is the first."""
         batch = tf.shape(images)[0]
         return {
             "previous": points,
@@ -113,13 +114,18 @@ class Sparse(Halving):
         low, high = self.ball.bounds
         return images + (np.asarray(high) - low) * randomness.normal(seeds, tf.shape(images))
 
-    def initial(self, images: tf.Tensor, points: tf.Tensor) -> State:
-        """Returns the part of the state that belongs to these rules."""
+    def initial(self, images: tf.Tensor, points: tf.Tensor, is_first: bool) -> State:
+        """Returns the part of the state that belongs to these rules. See `Halving`.
+
+        A random start in the ball changes few values, and a search that begins as sparse as it stays near them. So the
+        first phase begins with a fifth of the values, the paper's initial sparsity. (The authors' code counts the
+        values of the start, but with those that differ from the image by rounding: two to three times as many.)
+        """
         changed = _changed(points, images)
         return {
             "step": tf.fill([tf.shape(images)[0]], self.ball.radius),
             "changed": changed,
-            "share": changed / _SPARSER,
+            "share": tf.fill(tf.shape(changed), _FIRST) if is_first else changed / _SPARSER,
         }
 
     def checkpoint(self, window: tf.Tensor, state: State) -> tuple[tf.Tensor, State]:

@@ -180,11 +180,14 @@ def _tiles(ball, images, seeds):
     delta = tf.where(draw[..., :1] < 0.5, tiled, turned) * _sign(draw[..., 1:])
     top, left = (height - rows * size) // 2, (width - columns * size) // 2
     delta = tf.image.pad_to_bounding_box(delta, top, left, height, width)
+    if ball.norm == "l1":  # each tile sums to the bounds' range in each channel, as in the authors' code
+        low, high = map(np.asarray, ball.bounds)
+        delta *= ball.from_channels(tf.constant(high - low, tf.float32))
     return _used_up(ball, images, delta)
 
 
 def _used_up(ball, images, delta):
-    """Returns the images plus a perturbation, in the units of one radius, that uses all of epsilon (L2), or at most."""
+    """Returns the images plus a perturbation, in the units of one radius: L2 uses all of epsilon, L1 at most that."""
     delta = ball.without_fixed_channels(delta)
     if ball.norm == "l1":
         return ball.project(images + ball.to_channels(delta), images)

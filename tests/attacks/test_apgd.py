@@ -136,3 +136,23 @@ def test_the_phases_of_l1(steps):
     if steps == 100:
         assert phases == [(L1Ball(30), 30), (L1Ball(20), 30), (L1Ball(10), 40)]
         assert [k for k, mark in enumerate(rules.checkpoints(40)) if mark] == list(range(1, 41))
+
+
+def test_the_first_phase_of_l1_begins_with_a_fifth_of_the_values():
+    images = tf.zeros((2, 5, 5, 1))
+    points = images + np.array([60.0] * 3 + [0] * 22, np.float32).reshape(1, 5, 5, 1)  # three values changed
+    for is_first, share in ((True, 0.2), (False, 3 / 25 / 1.5)):
+        np.testing.assert_allclose(of(L1Ball(200)).initial(images, points, is_first)["share"], share, rtol=1e-6)
+
+
+@pytest.mark.parametrize("ball", [LinfBall(4), L1Ball(40)], ids=["linf", "l1"])
+def test_forward_passes_are_counted(ball, images):
+    calls = []
+
+    def robust(x):
+        calls.append(x)
+        return tf.stack([1e3 + tf.reduce_sum(x, (1, 2, 3)), tf.zeros(x.shape[0])], 1)
+
+    attack = APGD(ball, steps=10, restarts=2)
+    attack.perturb(robust, tf.cast(images, tf.float32), tf.zeros(len(images), tf.int32), tf.constant([1, 2]))
+    assert 2 * len(calls) == attack.max_forward_passes  # a gradient counts as two

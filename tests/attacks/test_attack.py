@@ -29,7 +29,7 @@ def test_an_attack_of_ones_own_is_one_method(tiny_model, images, labels):
         False,
         False,
     )
-    with pytest.raises(ValueError, match="ball must be a LinfBall or an L2Ball"):
+    with pytest.raises(ValueError, match="ball must be a LinfBall, an L2Ball or an L1Ball"):
         Darken(8)
 
 

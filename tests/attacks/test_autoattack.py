@@ -23,6 +23,8 @@ def test_versions_are_the_published_ones():
     one = L1Ball(3060)
     l1 = [APGD(one, 100, 5), APGD(one, 100, targets=5), FAB(one, 100, targets=9), Square(one, 5000)]
     assert AutoAttack(one).stages == l1
+    assert AutoAttack(one, "short").stages == l1[:2]
+    assert [stage.restarts for stage in AutoAttack(one, "rand").stages] == [1, 1]
     assert square.p_init == 0.8
     assert AutoAttack(ball).settings()["stages"] == ["APGD-CE", "APGD-T", "FAB-T", "Square"]
     with pytest.raises(ValueError, match="standard.*plus.*rand"):

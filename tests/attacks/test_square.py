@@ -29,6 +29,18 @@ def test_never_breaks_what_cannot_be_and_finds_what_easily_can(ball):
         assert np.all((np.argmax(linear(adversarial), -1) != labels) == breaks)
 
 
+def test_l1_starts_with_all_of_epsilon():
+    """The first proposal is better or not; the start is what is returned where it is not."""
+    grey = np.full((20, 10, 10, 3), 128, np.uint8)
+    weights = np.random.default_rng(3).normal(0, 1e-3, (300, 2)).astype(np.float32)
+
+    def robust(images):
+        return tf.reshape(images, (-1, 300)) @ weights + [1000.0, 0.0]
+
+    adversarial = Square(L1Ball(600), queries=1)(robust, grey, np.zeros(20, int)).numpy()
+    np.testing.assert_allclose(np.abs(adversarial.astype(float) - grey).sum((1, 2, 3)), 600, rtol=1e-3)
+
+
 def test_more_queries_raise_the_margin(tiny_model, images):
     model = tiny_model()
     labels = np.argmax(model(images), -1)

@@ -40,7 +40,7 @@ def test_precision_is_that_of_the_run_alone(short, tmp_path):
         ({"normalization": "cifar"}, "one of published, none, cifar10, cifar100, imagenet"),
         ({"normalization": [[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]], "channels": 1}, "The images have 1 channels"),
         ({"activation": "swich"}, "Known are"),
-        ({"norm": "l1"}, "linf, l2"),
+        ({"norm": "l0"}, "linf, l2, l1"),
         ({"epsilon": -1.0}, "epsilon"),
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
