@@ -183,6 +183,7 @@ def preprocessing_of(
     """
     if crop not in (None, *preprocessing.CROPS):
         raise ValueError(f"crop must be one of {', '.join(preprocessing.CROPS)}. Received: {crop!r}")
+    image_size = image_size or preprocessing.size_of(crop)
     if image_size is not None and crop is not None and channels is not None:
         return Preprocessing(image_size, image_size, channels, crop)
     size, own_channels = opened.size_and_channels
@@ -242,8 +243,9 @@ def load(
         augment: in training, whether to augment. Default: True. Images of up to 64 pixels are shifted at random by up
             to an eighth of their size; of larger images a random part is taken (`preprocessing.random_part`). Half of
             the images are mirrored, unless this would change their class.
-        crop: which part of an image is used: "stretch", "padded" or "shortest_edge". See
-            `preprocessing.Preprocessing`. Default: "stretch" if the images have one size, otherwise "padded".
+        crop: which part of an image is used: "stretch", "padded", "shortest_edge", or a preprocessing of RobustBench,
+            such as "Res256Crop224", which says its own size. See `preprocessing.Preprocessing`. Default: "stretch" if
+            the images have one size, otherwise "padded".
         channels: 1 (grey) or 3 (RGB). Default: 1 if all images are grey, otherwise 3.
         preprocessing: a `preprocessing.Preprocessing`, in place of `image_size`, `crop` and `channels`.
         hold_out: images of the split to hold out, for validation: a share below 1, or a number from 1 on. They are

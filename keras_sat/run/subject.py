@@ -171,8 +171,7 @@ def open_weights(
         skip_damaged: see `open_run`.
 
     Raises:
-        ValueError: if there is no such network or no such weights, the dataset cannot be read or has other classes, or
-            the weights were evaluated on images prepared in a way that `Preprocessing` does not have.
+        ValueError: if there is no such network or no such weights, or the dataset cannot be read or has other classes.
     """
     models.check_variant(network, form, normalization)
     options: dict[str, Any] = {"normalization": normalization or "published", "activation": activation or "silu"}
@@ -183,11 +182,6 @@ def open_weights(
     if not is_file and (image_size or crop):
         raise ValueError(
             f"The weights {weights} have their own image size and crop: leave out --image_size and --crop."
-        )
-    if not is_file and entry["crop"] is None:
-        raise ValueError(
-            f"RobustBench evaluates {weights} on images prepared by its {entry['preprocessing']}, which is none of the "
-            "crops here: prepare the dataset so, and call evaluation.evaluate(model, dataset, attacks)."
         )
     entry = _entry_of_file(entry, network, form) if is_file else entry
     form = form or models.weights.form_of(entry)
@@ -200,7 +194,7 @@ def open_weights(
         preprocessing = data.preprocessing_of(source, image_size, crop, entry["channels"])
         options["input_shape"] = preprocessing.shape
     else:
-        preprocessing = Preprocessing(entry["image_size"], entry["image_size"], entry["channels"], entry["crop"])
+        preprocessing = of_entry(entry)
     batches = data.load(source, split, batch_size, preprocessing=preprocessing)
     model = models.build(network, form, weights=weights, **options)
     context = _context(name, split, batch_size) | {
@@ -210,6 +204,12 @@ def open_weights(
     }
     output = "-".join((network, activation_name(options["activation"]), _stem(weights)))
     return Subject(model, batches, context, published["norm"] or "linf", published["epsilon"], output)
+
+
+def of_entry(entry: dict[str, Any]) -> Preprocessing:
+    """Returns the `Preprocessing` with which the weights of an entry of the registry are evaluated."""
+    crop = entry["crop"] or entry["preprocessing"]  # of ImageNet: RobustBench's, by name
+    return Preprocessing(entry["image_size"], entry["image_size"], entry["channels"], crop)
 
 
 def _entry_of_file(path, network, form):
