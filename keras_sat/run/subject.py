@@ -79,7 +79,11 @@ def open_run(
         warnings.warn(f"The images changed since {folder} was trained. {line}.", stacklevel=2)
     if run.record and run.dataset == run.record.dataset:
         _warn_of_trained_on(run, split)
-    context = _context(run.dataset, split, batch_size) | {"run": os.path.abspath(folder), "network": run.network(model)}
+    context = _context(run.dataset, split, batch_size) | {
+        "run": os.path.abspath(folder),
+        "network": run.network(model),
+        "preprocessing": run.description.preprocessing.settings(),
+    }
     batches = run.load_data(split, batch_size)
     return Subject(model, batches, context, run.norm, run.epsilon, folder)
 
@@ -129,7 +133,10 @@ def open_export(
         preprocessing = data.preprocessing_of(source, model.image_size, channels=model.channels)
         warn_of_preprocessing(path, preprocessing)
     batches = data.load(source, split, batch_size, preprocessing=preprocessing)
-    context = _context(dataset, split, batch_size) | {"run": os.path.abspath(path)}
+    context = _context(dataset, split, batch_size) | {
+        "run": os.path.abspath(path),
+        "preprocessing": preprocessing.settings(),
+    }
     return Subject(model, batches, context, "linf")
 
 
