@@ -12,7 +12,20 @@ __all__ = ["Preprocessing", "random_part"]
 MARGIN = 32  # pixels that EfficientNet's padded crop leaves around an image of 224 pixels or more
 SMALLEST_WITH_MARGIN = 224  # below this size, the crop keeps 224 / (224 + 32) = 7/8 of the image
 SHORTEST_EDGE = 256 / 224  # the ratio of the resized shortest edge to the size of the crop
-INTERPOLATIONS = {"stretch": "bilinear, antialiased", "padded": "bicubic (TensorFlow 1)", "shortest_edge": "bicubic"}
+# RobustBench's preprocessings (robustbench/data.py), made of torchvision's transforms: the size of the output, the size
+# to which the shorter side is resized (None: no resizing; 0: both sides become the output's), and Pillow's kernel.
+ROBUSTBENCH = {
+    "Res256Crop224": (224, 256, "bilinear"),
+    "BicubicRes256Crop224": (224, 256, "bicubic"),
+    "Crop288": (288, None, ""),
+    "Res224": (224, 0, "bilinear"),
+}
+INTERPOLATIONS = {
+    "stretch": "bilinear, antialiased",
+    "padded": "bicubic (TensorFlow 1)",
+    "shortest_edge": "bicubic",
+    **{name: f"{kernel}, antialiased (Pillow)" if kernel else "none" for name, (_, _, kernel) in ROBUSTBENCH.items()},
+}
 CROPS = tuple(INTERPOLATIONS)
 # The bytes that precede EXIF data in a JPEG, PNG or WebP file, and the TIFF header with which the data begin.
 EXIF = r"\A\C*?(?:Exif\x00\x00|eXIf|EXIF\C{4})(?:Exif\x00\x00)?(II\*\x00|MM\x00\*)"
@@ -44,6 +57,11 @@ class Preprocessing:
             224. It is resized with TensorFlow 1's bicubic kernel.
             "shortest_edge": the image is resized (bicubic) to the smallest size that covers 256/224 of the output's
             height and width. Then its centre is cut out.
+            "Res256Crop224", "BicubicRes256Crop224", "Crop288" and "Res224": RobustBench's preprocessings. Photographs
+            differ by at most 1 grey level from those of torchvision with Pillow. The number at the end is the size of
+            the output. "Res256": the shorter side becomes 256 pixels. "Crop": the centre, with a black border around an
+            image that is smaller. "Res224": the whole image, resized. As in RobustBench, the EXIF orientation is
+            ignored.
 
     Raises:
         ValueError: for an invalid size, number of channels or crop.
@@ -62,6 +80,9 @@ class Preprocessing:
             raise ValueError(f"channels must be 1 (grey) or 3 (RGB). Received: {self.channels!r}")
         if self.crop not in CROPS:
             raise ValueError(f"crop must be one of {', '.join(CROPS)}. Received: {self.crop!r}")
+        size = size_of(self.crop)
+        if size is not None and (self.height, self.width) != (size, size):
+            raise ValueError(f"crop {self.crop} gives {size} x {size} pixels. Received: {self.height} x {self.width}")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -97,6 +118,8 @@ class Preprocessing:
         Raises:
             tf.errors.InvalidArgumentError: if the bytes are not an image of these formats, or are damaged.
         """
+        if self.crop in ROBUSTBENCH:
+            return self._robustbench(_in_channels(_as_pillow(image), self.channels))
         if self.crop == "padded":
             part = pixels(image, self.channels, self._window)
             return self._finished(tf.raw_ops.ResizeBicubic(images=part[None], size=self.shape[:2])[0])
@@ -106,6 +129,19 @@ class Preprocessing:
         edges = self._edges(tf.shape(whole))
         (top, left), size = tf.unstack((edges - self.shape[:2]) // 2), self.shape[:2]
         return self._finished(tf.image.resize(whole, edges, "bicubic")[top : top + size[0], left : left + size[1]])
+
+    def _robustbench(self, image):
+        """Returns RobustBench's preprocessing of uint8 pixels [h, w, channels]."""
+        size, shorter, kernel = ROBUSTBENCH[self.crop]
+        if shorter is None:
+            return tf.ensure_shape(_centre(image, size), self.shape)
+        sides = tf.shape(image)[:2]
+        # torchvision's integers: the longer side is cut off, not rounded.
+        target = shorter * sides // tf.reduce_min(sides) if shorter else tf.constant([size, size])
+        for sizes in ((sides[0], target[1]), target):  # Pillow resizes the width first, and rounds in between
+            resized = tf.image.resize(image, sizes, kernel, antialias=True)
+            image = tf.saturate_cast(tf.floor(resized + 0.5001), tf.uint8)  # halves go up, also after rounding errors
+        return tf.ensure_shape(_centre(image, size), self.shape)
 
     def _finished(self, image):
         return to_uint8(tf.ensure_shape(image, self.shape))
@@ -124,6 +160,11 @@ class Preprocessing:
         sides = tf.cast(shape[:2], tf.float32)
         scale = SHORTEST_EDGE / tf.reduce_min(sides / self.shape[:2])
         return tf.maximum(self.shape[:2], tf.cast(tf.round(sides * scale), tf.int32))
+
+
+def size_of(crop: str | None) -> int | None:
+    """Returns the height and width of the pixels that a crop gives, or None if it gives any size."""
+    return ROBUSTBENCH[crop][0] if crop in ROBUSTBENCH else None
 
 
 @tf.autograph.experimental.do_not_convert
@@ -255,6 +296,28 @@ def _decoded(encoded):
 
     rgb = tf.cond(tf.equal(tf.strings.substr(encoded, 0, 2), b"BM"), lambda: _bmp(encoded), any_other)
     return tf.ensure_shape(rgb, (None, None, 3))
+
+
+def _as_pillow(image):
+    """Returns the uint8 pixels of an image file as Pillow decodes them, without regard to its EXIF orientation."""
+    if image.dtype != tf.string:
+        return image
+
+    def jpeg():  # TensorFlow's default transform is faster, and differs from Pillow's by some grey levels
+        return tf.io.decode_jpeg(image, 3, dct_method="INTEGER_ACCURATE")
+
+    rgb = tf.cond(tf.io.is_jpeg(image), jpeg, lambda: _decoded(image))
+    return tf.ensure_shape(rgb, (None, None, 3))
+
+
+def _centre(image, size):
+    """Returns torchvision's CenterCrop: the centre [size, size, channels], padded with 0 where the image is smaller."""
+    lacking = tf.maximum(size - tf.shape(image)[:2], 0)
+    before = lacking // 2
+    image = tf.pad(image, tf.concat([tf.stack([before, lacking - before], 1), [[0, 0]]], 0))
+    # Python's round, to even numbers, as in torchvision.
+    top, left = tf.unstack(tf.cast(tf.round(tf.cast(tf.shape(image)[:2] - size, tf.float32) / 2), tf.int32))
+    return image[top : top + size, left : left + size]
 
 
 def _cut(image, part):

@@ -27,7 +27,7 @@ ARCHITECTURES = ("wide_resnet", "dm_wide_resnet", "resnet")
 DATASETS = {
     "cifar10": {"dataset": "CIFAR-10", "image_size": 32, "classes": 10, "crop": "stretch"},
     "cifar100": {"dataset": "CIFAR-100", "image_size": 32, "classes": 100, "crop": "stretch"},
-    # None: RobustBench's own ways of cutting out images, which are under "preprocessing", are not among ours.
+    # None: each network has its own crop, under "preprocessing".
     "imagenet": {"dataset": "ImageNet-1k", "image_size": 224, "classes": 1000, "crop": None},
 }
 TFDS = {"cifar10": "cifar10", "cifar100": "cifar100", "imagenet": "imagenet2012"}

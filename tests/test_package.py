@@ -55,7 +55,7 @@ INNER_LAYERS = {
         {"intervals", "state", "stages", "examples", "copies", "corruptions", "_audit", "signs"},
         {"attack_names", "progress", "html_report"},
         {"report"},
-        {"report_files", "_evaluate", "_compare"},
+        {"report_files", "_evaluate", "_compare", "robustbench"},
     ],
     "models.pytorch": [
         {"pickles", "wrappers"},

@@ -87,7 +87,7 @@ def add_data(parser: argparse.ArgumentParser, default: str) -> None:
     """Adds the flags for the dataset of an evaluation. `default` names the default dataset in the help text."""
     parser.add_argument("--dataset", help=f"to evaluate on: a name or a folder; default: {default}")
     parser.add_argument("--data_dir", help="folder of prepared TFDS datasets; default: the run's, or TFDS' own")
-    parser.add_argument("--split", help="of the dataset, such as test[:500]; default: all of test")
+    parser.add_argument("--split", help="such as test[:500]; of ImageNet also robustbench; default: all of test")
     parser.add_argument("--skip_damaged", action="store_true", help="leave out files of a folder that cannot be read")
     parser.add_argument("--batch_size", type=int, default=200, help="images in a batch (default: 200)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same figures (default: 0)")

@@ -226,6 +226,10 @@ class Folder:
         """Returns the number of images in a split or slice, such as "test[:500]"."""
         return len(self.examples(split))
 
+    def file_names(self, split: str) -> list[str]:
+        """Returns the names of the files of a split or slice, without their folders, in the order of `labels`."""
+        return [os.path.basename(path) for path, _ in self.examples(split)]
+
     def labels(self, split: str) -> np.ndarray:
         """Returns the labels of a split or slice, in its order: int array [n]."""
         return np.array([label for _, label in self.examples(split)])

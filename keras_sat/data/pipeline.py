@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_sat import preprocessing
-from keras_sat.data import order, slices
+from keras_sat.data import imagenet, order, slices
 from keras_sat.data.folder import SPLITS, Folder
 from keras_sat.data.prepared import Prepared, names
 from keras_sat.preprocessing import Preprocessing
@@ -183,6 +183,7 @@ def preprocessing_of(
     """
     if crop not in (None, *preprocessing.CROPS):
         raise ValueError(f"crop must be one of {', '.join(preprocessing.CROPS)}. Received: {crop!r}")
+    image_size = image_size or preprocessing.size_of(crop)
     if image_size is not None and crop is not None and channels is not None:
         return Preprocessing(image_size, image_size, channels, crop)
     size, own_channels = opened.size_and_channels
@@ -232,7 +233,8 @@ def load(
     Args:
         name: name or path of the dataset, or a dataset that `source` has opened.
         split: "train", "test", or a slice in TFDS' syntax, such as "test[:500]". A slice of a folder has the classes in
-            the same proportions as the split.
+            the same proportions as the split. "robustbench" means the 5,000 images of ImageNet's validation split on
+            which RobustBench evaluates: of a folder with ImageNet's own file names, or of TFDS' imagenet2012.
         batch_size: number of images in a batch, over all devices and workers together.
         image_size: height and width of the returned images, in pixels. Default: the size of the images.
         training: whether to shuffle (differently in each epoch), to augment, and to drop the last, partial batch.
@@ -242,8 +244,9 @@ def load(
         augment: in training, whether to augment. Default: True. Images of up to 64 pixels are shifted at random by up
             to an eighth of their size; of larger images a random part is taken (`preprocessing.random_part`). Half of
             the images are mirrored, unless this would change their class.
-        crop: which part of an image is used: "stretch", "padded" or "shortest_edge". See
-            `preprocessing.Preprocessing`. Default: "stretch" if the images have one size, otherwise "padded".
+        crop: which part of an image is used: "stretch", "padded", "shortest_edge", or a preprocessing of RobustBench,
+            such as "Res256Crop224", which says its own size. See `preprocessing.Preprocessing`. Default: "stretch" if
+            the images have one size, otherwise "padded".
         channels: 1 (grey) or 3 (RGB). Default: 1 if all images are grey, otherwise 3.
         preprocessing: a `preprocessing.Preprocessing`, in place of `image_size`, `crop` and `channels`.
         hold_out: images of the split to hold out, for validation: a share below 1, or a number from 1 on. They are
@@ -286,11 +289,12 @@ def load(
     if not (isinstance(batch_size, int) and batch_size >= 1):
         raise ValueError(f"batch_size must be an integer >= 1. Received: {batch_size!r}")
     opened = source(name, data_dir)
+    split, listed = imagenet.resolve(opened, split)
     how = preprocessing or preprocessing_of(opened, image_size, crop, channels)
     context = input_context or tf.distribute.InputContext()
     share = context.get_per_replica_batch_size(batch_size)
     extras = _number_of_extra(extra, share, extra_share, extra_label_smoothing, training)
-    places = _places(opened, split, hold_out, held_out, None if training else sample, seed)
+    places = _places(opened, split, hold_out, held_out, None if training else sample, seed, listed)
     number = opened.number_of_images(split) if places is None else len(places)
     if training and number < batch_size:
         raise ValueError(
@@ -368,7 +372,11 @@ def overlap(name: Path | Source, one: str, other: str, data_dir: Path | None = N
         data_dir: see `source`.
     """
     opened = source(name, data_dir)
-    return slices.overlap(*(slices.absolute(opened.name, split, opened.splits) for split in (one, other)))
+    (one, places), (other, _) = imagenet.resolve(opened, one), imagenet.resolve(opened, other)
+    parts = [slices.absolute(opened.name, split, opened.splits) for split in (one, other)]
+    if places is not None:
+        parts[0] = [(one, int(place), int(place) + 1) for place in places]
+    return slices.overlap(*parts)
 
 
 def shape_and_classes(
@@ -384,20 +392,23 @@ def shape_and_classes(
     return (height, width, channels), len(opened.classes)
 
 
-def _places(opened, split, hold_out, held_out, sample, seed):
+def _places(opened, split, hold_out, held_out, sample, seed, listed):
     """Returns the sorted indices of the images that `load` returns, or None for all. See `load` for the arguments.
 
-    They depend on the split, the seed and these numbers alone: all workers and all epochs have the same.
+    They are chosen from the indices `listed`, or from all for None. They depend on the split, the seed and these
+    numbers alone: all workers and all epochs have the same.
     """
     if sample is not None and sample < 1:
         raise ValueError(f"sample must be a number of images >= 1. Received: {sample!r}")
-    total = opened.number_of_images(split)
-    number = slices.number_held_out(opened.name, split, total, hold_out)
+    if listed is not None and hold_out:
+        raise ValueError(f"The split {imagenet.SPLIT!r} is for evaluation: leave hold_out out.")
+    places = np.arange(opened.number_of_images(split)) if listed is None else listed
+    number = slices.number_held_out(opened.name, split, len(places), hold_out)
     if held_out and not number:
         raise ValueError("held_out=True returns the images that hold_out holds out: say hold_out, such as 0.05.")
-    if not number and (sample is None or sample >= total):
-        return None
-    places, labels = np.arange(total), opened.labels(split)
+    if not number and (sample is None or sample >= len(places)):
+        return listed
+    labels = opened.labels(split)
     if number:
         slices.check_apart(opened.name, split, opened.splits)
         held = slices.stratified(labels, number, np.random.default_rng(seed), leave=True)

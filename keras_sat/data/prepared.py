@@ -136,6 +136,19 @@ class Prepared:
             self._labels[split] = np.fromiter(stored.as_numpy_iterator(), np.int64, total)
         return self._labels[split]
 
+    def file_names(self, split: str) -> list[str]:
+        """Returns the names of the files of a split or slice, in the order of `labels`. The whole split is read.
+
+        Raises:
+            ValueError: if the dataset does not store the names, as "file_name".
+        """
+        if "file_name" not in self.info.features:
+            raise ValueError(
+                f"{self.name} does not store the names of its files; its features are {[*self.info.features]}"
+            )
+        stored = self._stored(split, interleave_cycle_length=1).map(lambda example: example["file_name"], AUTOTUNE)
+        return [name.decode() for name in stored.as_numpy_iterator()]
+
     def _bytes_of_an_image(self):
         return max(1, self.info.dataset_size // max(1, sum(self.splits.values())))
 

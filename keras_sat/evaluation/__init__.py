@@ -1,6 +1,6 @@
 """Clean and robust accuracy, an audit for masked gradients, comparisons of exports, and reports."""
 
-from keras_sat.evaluation import corruptions
+from keras_sat.evaluation import corruptions, robustbench
 from keras_sat.evaluation._audit import AuditReport, audit
 from keras_sat.evaluation._compare import Comparison, compare
 from keras_sat.evaluation._evaluate import evaluate, sweep
@@ -19,5 +19,6 @@ __all__ = [
     "evaluate",
     "from_json",
     "merge",
+    "robustbench",
     "sweep",
 ]

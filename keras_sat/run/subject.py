@@ -79,7 +79,11 @@ def open_run(
         warnings.warn(f"The images changed since {folder} was trained. {line}.", stacklevel=2)
     if run.record and run.dataset == run.record.dataset:
         _warn_of_trained_on(run, split)
-    context = _context(run.dataset, split, batch_size) | {"run": os.path.abspath(folder), "network": run.network(model)}
+    context = _context(run.dataset, split, batch_size) | {
+        "run": os.path.abspath(folder),
+        "network": run.network(model),
+        "preprocessing": run.description.preprocessing.settings(),
+    }
     batches = run.load_data(split, batch_size)
     return Subject(model, batches, context, run.norm, run.epsilon, folder)
 
@@ -129,7 +133,10 @@ def open_export(
         preprocessing = data.preprocessing_of(source, model.image_size, channels=model.channels)
         warn_of_preprocessing(path, preprocessing)
     batches = data.load(source, split, batch_size, preprocessing=preprocessing)
-    context = _context(dataset, split, batch_size) | {"run": os.path.abspath(path)}
+    context = _context(dataset, split, batch_size) | {
+        "run": os.path.abspath(path),
+        "preprocessing": preprocessing.settings(),
+    }
     return Subject(model, batches, context, "linf")
 
 
@@ -171,8 +178,7 @@ def open_weights(
         skip_damaged: see `open_run`.
 
     Raises:
-        ValueError: if there is no such network or no such weights, the dataset cannot be read or has other classes, or
-            the weights were evaluated on images prepared in a way that `Preprocessing` does not have.
+        ValueError: if there is no such network or no such weights, or the dataset cannot be read or has other classes.
     """
     models.check_variant(network, form, normalization)
     options: dict[str, Any] = {"normalization": normalization or "published", "activation": activation or "silu"}
@@ -183,11 +189,6 @@ def open_weights(
     if not is_file and (image_size or crop):
         raise ValueError(
             f"The weights {weights} have their own image size and crop: leave out --image_size and --crop."
-        )
-    if not is_file and entry["crop"] is None:
-        raise ValueError(
-            f"RobustBench evaluates {weights} on images prepared by its {entry['preprocessing']}, which is none of the "
-            "crops here: prepare the dataset so, and call evaluation.evaluate(model, dataset, attacks)."
         )
     entry = _entry_of_file(entry, network, form) if is_file else entry
     form = form or models.weights.form_of(entry)
@@ -200,7 +201,7 @@ def open_weights(
         preprocessing = data.preprocessing_of(source, image_size, crop, entry["channels"])
         options["input_shape"] = preprocessing.shape
     else:
-        preprocessing = Preprocessing(entry["image_size"], entry["image_size"], entry["channels"], entry["crop"])
+        preprocessing = of_entry(entry)
     batches = data.load(source, split, batch_size, preprocessing=preprocessing)
     model = models.build(network, form, weights=weights, **options)
     context = _context(name, split, batch_size) | {
@@ -210,6 +211,12 @@ def open_weights(
     }
     output = "-".join((network, activation_name(options["activation"]), _stem(weights)))
     return Subject(model, batches, context, published["norm"] or "linf", published["epsilon"], output)
+
+
+def of_entry(entry: dict[str, Any]) -> Preprocessing:
+    """Returns the `Preprocessing` with which the weights of an entry of the registry are evaluated."""
+    crop = entry["crop"] or entry["preprocessing"]  # of ImageNet: RobustBench's, by name
+    return Preprocessing(entry["image_size"], entry["image_size"], entry["channels"], crop)
 
 
 def _entry_of_file(path, network, form):

@@ -4,13 +4,13 @@ import shutil
 
 import pytest
 
+from keras_sat import models
 from keras_sat.run import open_run, subject
 
 
-def test_weights_whose_preprocessing_is_not_here_are_refused():
-    """Another crop would be another figure. It is refused before the dataset is read and the network is built."""
-    with pytest.raises(ValueError, match="Salman2020Do_R50 on images prepared by its Res256Crop224, which is none of"):
-        subject.open_weights("ResNet50", "robustbench/Salman2020Do_R50", "relu", dataset="no such folder")
+def test_every_entry_of_the_registry_has_a_preprocessing():
+    found = {(how.crop, how.height) for how in map(subject.of_entry, models.weights.entries())}
+    assert {("Res256Crop224", 224), ("BicubicRes256Crop224", 224), ("Crop288", 288), ("stretch", 32)} <= found
 
 
 def test_images_that_were_trained_on_are_told(run_on_photos):
