@@ -52,8 +52,8 @@ INNER_LAYERS = {
     "evaluation": [
         {"intervals", "state", "stages", "examples", "copies", "corruptions", "_audit"},
         {"attack_names", "progress", "html_report"},
-        {"report"},
-        {"report_files", "_evaluate", "_compare"},
+        {"report", "certification"},
+        {"report_files", "_evaluate", "_compare", "_certify"},
     ],
     "models.pytorch": [
         {"pickles", "wrappers"},
