@@ -54,8 +54,8 @@ INNER_LAYERS = {
     "evaluation": [
         {"intervals", "state", "stages", "examples", "copies", "corruptions", "_audit", "signs"},
         {"attack_names", "progress", "html_report"},
-        {"report"},
-        {"report_files", "_evaluate", "_compare", "robustbench"},
+        {"report", "certification"},
+        {"report_files", "_evaluate", "_compare", "_certify", "robustbench"},
     ],
     "models.pytorch": [
         {"pickles", "wrappers"},

@@ -1,6 +1,8 @@
-"""Confidence intervals of accuracies."""
+"""Confidence intervals of accuracies and probabilities."""
 
 import math
+
+import tensorflow as tf
 
 QUANTILE = 1.959963984540054  # 97.5 % quantile of the normal distribution, for two-sided 95 % intervals
 
@@ -18,6 +20,34 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
     center = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = QUANTILE / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
     return max(0.0, center - half), min(1.0, center + half)
+
+
+def clopper_pearson(successes: int, n: int, alpha: float) -> float:
+    """Returns the lower bound of a probability of success, which exceeds it with a probability of at most alpha.
+
+    It is the p at which `successes` or more of n trials have the probability alpha (Clopper and Pearson 1934,
+    Biometrika 26:404), found by bisection:
+
+        I_p(successes, n - successes + 1) = alpha,    I = the regularised incomplete beta function
+
+    Args:
+        successes: number of successes, 0..n.
+        n: number of trials, >= 1.
+        alpha: between 0 and 1.
+    """
+    if successes == 0:
+        return 0.0
+    if successes == n:
+        return alpha ** (1 / n)
+    a, b = (tf.constant(value, tf.float64) for value in (successes, n - successes + 1))
+    low, high = 0.0, successes / n
+    for _ in range(60):  # halves the interval to the precision of float64
+        middle = (low + high) / 2
+        if float(tf.math.betainc(a, b, tf.constant(middle, tf.float64))) <= alpha:
+            low = middle
+        else:
+            high = middle
+    return low
 
 
 def percent(share: float) -> str:

@@ -59,20 +59,7 @@ class Progress:
             self._bar = None
 
     def _open(self, title, total):
-        import tqdm  # here, so that importing the package stays fast
-
-        count = "{n_fmt}" if total is None else "{n_fmt}/{total_fmt}"
-        interval = 0.1 if sys.stdout.isatty() else _MINUTE
-        self._bar = tqdm.tqdm(
-            desc=title,
-            total=total,
-            bar_format=f"{{desc}}: {count} images{{postfix}}",
-            file=sys.stdout,
-            disable=not self._enabled,
-            mininterval=interval,
-            maxinterval=interval,
-            miniters=1,  # tqdm would choose a number of images, and skip updates by it
-        )
+        self._bar = open_bar(title, total, self._enabled)
         return self._bar
 
     def _show(self, bar, images, text):
@@ -101,3 +88,27 @@ class Progress:
 
 def _max_passes(stages):
     return sum(stage.attack.max_forward_passes for stage in stages)
+
+
+def open_bar(title: str, total: int | None, enabled: bool = True) -> Any:
+    """Returns a tqdm bar that counts images on stdout; to a file it writes a line each minute.
+
+    Args:
+        title: the beginning of the line.
+        total: number of images; None if it is not known.
+        enabled: whether to show anything.
+    """
+    import tqdm  # here, so that importing the package stays fast
+
+    count = "{n_fmt}" if total is None else "{n_fmt}/{total_fmt}"
+    interval = 0.1 if sys.stdout.isatty() else _MINUTE
+    return tqdm.tqdm(
+        desc=title,
+        total=total,
+        bar_format=f"{{desc}}: {count} images{{postfix}}",
+        file=sys.stdout,
+        disable=not enabled,
+        mininterval=interval,
+        maxinterval=interval,
+        miniters=0,  # the interval alone decides: tqdm would choose a number of images, and skip updates by it
+    )
