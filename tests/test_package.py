@@ -50,7 +50,8 @@ INNER_LAYERS = {
         {"_names"},
     ],
     "evaluation": [
-        {"intervals", "state", "stages", "examples", "copies", "corruptions", "_audit"},
+        {"intervals", "state", "stages", "examples", "copies", "distortions", "_audit"},
+        {"corruptions"},
         {"attack_names", "progress", "html_report"},
         {"report"},
         {"report_files", "_evaluate", "_compare", "robustbench"},
