@@ -52,7 +52,8 @@ INNER_LAYERS = {
         {"_names"},
     ],
     "evaluation": [
-        {"intervals", "state", "stages", "examples", "copies", "corruptions", "_audit", "signs"},
+        {"intervals", "state", "stages", "examples", "copies", "distortions", "_audit", "signs"},
+        {"corruptions"},
         {"attack_names", "progress", "html_report"},
         {"report", "certification"},
         {"report_files", "_evaluate", "_compare", "_certify", "robustbench"},

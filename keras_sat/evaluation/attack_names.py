@@ -2,22 +2,22 @@
 
 from keras_sat import attacks
 from keras_sat.attacks import Attack, Ball
-from keras_sat.evaluation.corruptions import SEVERITIES, Corruption
+from keras_sat.evaluation.corruptions import all_of
 
-CORRUPTIONS = "corruptions"
+CORRUPTIONS = {"corruptions": [each for each in all_of() if each.severity == 3], "corruptions-all": all_of()}
 
 
 def names() -> list[str]:
-    """Returns the names that `from_names` accepts: the names of `attacks.names`, and "corruptions"."""
-    return [*attacks.names(), CORRUPTIONS]
+    """Returns the names that `from_names` accepts: those of `attacks.names`, "corruptions" and "corruptions-all"."""
+    return [*attacks.names(), *CORRUPTIONS]
 
 
 def from_names(text: str, ball: Ball) -> dict[str, Attack]:
     """Returns the attacks with the given names, as an argument for `evaluate`.
 
     Args:
-        text: names, separated by commas, such as "fgsm,pgd-50x10". "corruptions" means all corruptions of this package,
-            at severity 3.
+        text: names, separated by commas, such as "fgsm,pgd-50x10". "corruptions" means the fifteen of ImageNet-C and
+            CIFAR-10-C at severity 3, "corruptions-all" means them at severities 1..5.
         ball: `LinfBall`, `L2Ball` or `L1Ball`: the threat model of all attacks.
 
     Returns:
@@ -30,8 +30,8 @@ def from_names(text: str, ball: Ball) -> dict[str, Attack]:
 
 
 def _labelled(name, ball):
-    if name == CORRUPTIONS:
-        return {str(corruption): corruption for corruption in map(Corruption, SEVERITIES)}
+    if name in CORRUPTIONS:
+        return {str(corruption): corruption for corruption in CORRUPTIONS[name]}
     try:
         attack = attacks.from_name(name, ball)
     except ValueError:
