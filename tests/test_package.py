@@ -45,7 +45,7 @@ INNER_LAYERS = {
         {"threats", "survivors", "judging", "agreement"},
         {"validation"},
         {"attack"},
-        {"pgd", "apgd", "fab", "square"},
+        {"pgd", "apgd", "fab", "square", "noise"},
         {"autoattack"},
         {"_names"},
     ],

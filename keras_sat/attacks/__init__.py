@@ -6,6 +6,7 @@ from keras_sat.attacks.attack import Attack
 from keras_sat.attacks.autoattack import AutoAttack
 from keras_sat.attacks.fab import FAB
 from keras_sat.attacks.gradients import value_and_gradient
+from keras_sat.attacks.noise import GaussianNoise
 from keras_sat.attacks.pgd import FGSM, PGD
 from keras_sat.attacks.square import Square
 from keras_sat.attacks.threats import Ball, L2Ball, LinfBall
@@ -17,6 +18,7 @@ __all__ = [
     "Ball",
     "FAB",
     "FGSM",
+    "GaussianNoise",
     "L2Ball",
     "LinfBall",
     "PGD",

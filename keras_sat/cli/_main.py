@@ -20,7 +20,19 @@ from typing import NoReturn
 from absl import app, logging
 from absl.flags import argparse_flags
 
-from keras_sat.cli import check, compare, convert, evaluate, export, messages, predict, quickstart, serve, train
+from keras_sat.cli import (
+    certify,
+    check,
+    compare,
+    convert,
+    evaluate,
+    export,
+    messages,
+    predict,
+    quickstart,
+    serve,
+    train,
+)
 from keras_sat.cli import list as list_command
 from keras_sat.data import folder
 from keras_sat.version import __version__
@@ -29,6 +41,7 @@ COMMANDS: list[types.ModuleType] = [
     quickstart,
     train,
     evaluate,
+    certify,
     export,
     compare,
     predict,
