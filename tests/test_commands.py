@@ -26,6 +26,7 @@ SMALLER = {
     "--validation=0",
     "evaluate": "--split=test --batch_size=8",
     "compare": "--split=test --batch_size=8",
+    "certify": "--split=test --samples=100",
 }
 ELSEWHERE = {
     "keras-sat quickstart": "make quickstart",

@@ -47,7 +47,7 @@ INNER_LAYERS = {
         {"apgd_steps"},
         {"validation"},
         {"attack"},
-        {"pgd", "apgd", "fab", "square", "transfer"},
+        {"pgd", "apgd", "fab", "square", "noise", "transfer"},
         {"autoattack"},
         {"_names"},
     ],

@@ -7,6 +7,7 @@ from keras_sat.attacks.autoattack import AutoAttack
 from keras_sat.attacks.bpda import bpda
 from keras_sat.attacks.fab import FAB
 from keras_sat.attacks.gradients import value_and_gradient
+from keras_sat.attacks.noise import GaussianNoise
 from keras_sat.attacks.pgd import FGSM, PGD
 from keras_sat.attacks.square import Square
 from keras_sat.attacks.threats import Ball, L1Ball, L2Ball, LinfBall
@@ -19,6 +20,7 @@ __all__ = [
     "Ball",
     "FAB",
     "FGSM",
+    "GaussianNoise",
     "L1Ball",
     "L2Ball",
     "LinfBall",

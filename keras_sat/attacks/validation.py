@@ -129,13 +129,14 @@ def check_logits(logits_fn: LogitsFunction, images: tf.Tensor, labels: tf.Tensor
         )
 
 
-def check_batch(images: tf.Tensor, labels: tf.Tensor, ball: threats.Ball) -> None:
+def check_batch(images: tf.Tensor, labels: tf.Tensor, ball: threats.Ball | None, bounds: tuple[Any, Any]) -> None:
     """Checks the first batch of a training or an evaluation, outside any graph: XLA drops the checks inside a graph.
 
     Args:
         images: eager [batch, height, width, channels]. Images of an integer type are never treated as images in 0..1.
         labels: eager int [batch].
-        ball: threat model of the attack.
+        ball: threat model of the attack; None for noise.
+        bounds: smallest and largest valid value of a pixel.
 
     Raises:
         BadBatch: for images that are not finite, outside the bounds, or in 0..1 although the bounds are 0..255. (If
@@ -144,12 +145,12 @@ def check_batch(images: tf.Tensor, labels: tf.Tensor, ball: threats.Ball) -> Non
     """
     pixels = tf.cast(images, tf.float32)
     check_shapes(pixels, labels, ball)
-    fault = _range_fault(pixels, ball.bounds)
-    if fault is None and images.dtype.is_floating and looks_scaled(pixels, ball.bounds):
+    fault = _range_fault(pixels, bounds)
+    if fault is None and images.dtype.is_floating and looks_scaled(pixels, bounds):
         if bool(tf.reduce_any(pixels != tf.round(pixels))):
-            fault = _scaled_text(pixels, ball.bounds)
+            fault = _scaled_text(pixels, bounds)
         else:  # images of the two values 0 and 1, or nearly black images
-            warnings.warn(f"Unless these images are nearly black: {_scaled_text(pixels, ball.bounds)}", stacklevel=2)
+            warnings.warn(f"Unless these images are nearly black: {_scaled_text(pixels, bounds)}", stacklevel=2)
     if fault:
         raise BadBatch(None, None, f"keras_sat: {fault}")
 

@@ -21,7 +21,19 @@ from absl import app, logging
 from absl.flags import argparse_flags
 
 from keras_sat import interrupts
-from keras_sat.cli import check, compare, convert, evaluate, export, messages, predict, quickstart, serve, train
+from keras_sat.cli import (
+    certify,
+    check,
+    compare,
+    convert,
+    evaluate,
+    export,
+    messages,
+    predict,
+    quickstart,
+    serve,
+    train,
+)
 from keras_sat.cli import list as list_command
 from keras_sat.data import folder
 from keras_sat.version import __version__
@@ -30,6 +42,7 @@ COMMANDS: list[types.ModuleType] = [
     quickstart,
     train,
     evaluate,
+    certify,
     export,
     compare,
     predict,

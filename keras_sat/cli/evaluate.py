@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.html and importlib.util.find_spec("matplotlib") is None:  # checked now, not after hours of attacks
         raise ValueError(f"--html draws with matplotlib: {extras.install('report')}")
-    shard = _shard(args.shard)
+    shard = parse_shard(args.shard)
     subject = _subject(args)
     norm = args.norm or subject.norm
     if args.epsilon is None and subject.epsilon is None:
@@ -69,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _shard(text):
+def parse_shard(text: str) -> tuple[int, int]:
+    """Returns (k, n) of the text K/N. Raises ValueError for another text."""
     k, _, n = text.partition("/")
     if not (k.isdigit() and n.isdigit() and int(k) < int(n)):
         raise ValueError(f"shard must be K/N with K < N, such as 0/4. Received: {text!r}")

@@ -35,7 +35,7 @@ def certify(
     alpha: float = 0.001,
     bounds: tuple[float, float] = threats.PIXELS,
     seed: int = 0,
-    batch_size: int = 200,
+    batch_size: int = 400,
     progress: bool = True,
     state: Path | None = None,
     shard: tuple[int, int] = (0, 1),
@@ -67,7 +67,7 @@ def certify(
         alpha: probability that the radius of an image is too large, between 0 and 1. Default: 0.001, as in the paper.
         bounds: smallest and largest value of a pixel. The images are checked against it. Default: (0, 255).
         seed: the same seed gives the same results. Default: 0.
-        batch_size: number of noisy images in a batch, rounded down to a multiple of 20, and at least 20. Default: 200.
+        batch_size: number of noisy images in a batch, rounded down to a multiple of 20, and at least 20. Default: 400.
         progress: whether to show the progress on stdout.
         state: path of a file to which the counts so far are written every five seconds. If it exists, the certification
             continues from it. Default: no file.

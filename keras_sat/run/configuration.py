@@ -31,7 +31,13 @@ from keras_sat.training import (
 )
 
 BALLS: dict[str, Callable[..., Ball]] = {"linf": attacks.LinfBall, "l2": attacks.L2Ball, "l1": attacks.L1Ball}
-OBJECTIVES: dict[str, Callable[..., Objective]] = {"adversarial": AdversarialTraining, "trades": TRADES, "mart": MART}
+GAUSSIAN = "gaussian"  # the objective of `certify`: the loss on images with Gaussian noise, without an attack
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "adversarial": AdversarialTraining,
+    "trades": TRADES,
+    "mart": MART,
+    GAUSSIAN: AdversarialTraining,
+}
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("cosine", "steps", "triangle", "onecycle", "onecycle_by_epoch")
 GUARDS = ("none", "stop", "roll_back")
@@ -121,7 +127,10 @@ class Run:
         None, "batch norms during the training attack: frozen (default), or batch: the statistics of the batch"
     )
     replays: int = _flag(0, "times that free adversarial training uses each batch; 0: train with PGD")
-    objective: str = _flag("adversarial", ", ".join(OBJECTIVES))
+    objective: str = _flag(
+        "adversarial", f"{', '.join(OBJECTIVES)}; {GAUSSIAN}: noise of --sigma in place of an attack, for certify"
+    )
+    sigma: float | None = _flag(None, f"{GAUSSIAN}: standard deviation of the noise, in pixels 0..255, such as 63.75")
     beta: float | None = _flag(None, "weight of the divergence; default: 6 for trades, 5 for mart")
     clean_statistics: bool = _flag(True, "trades: whether clean images, too, move the statistics of batch norms")
     grad_align: float = _flag(0.0, "weight of GradAlign, against catastrophic overfitting, such as 0.2; 0 for none")
@@ -187,7 +196,7 @@ class Run:
         ranges.check(self, _CHOICES, _RANGES, _OPTIONAL)
         _check_decay_epochs(self)
         _check_combinations(self)
-        self.attack()  # checks epsilon, step_size, start_std and clean_start
+        self.attack()  # checks epsilon, step_size, start_std, clean_start and sigma
         attacks.from_name(self.probe, self.ball())
         activations.layer(self.activation)
 
@@ -251,8 +260,10 @@ class Run:
         """
         return BALLS[self.norm](self.epsilon if epsilon is None else epsilon)
 
-    def attack(self) -> attacks.PGD:
+    def attack(self) -> attacks.PGD | attacks.GaussianNoise:
         """Returns the attack of training. With `replays`, it gives ball and step size to free adversarial training."""
+        if self.sigma is not None:
+            return attacks.GaussianNoise(self.sigma)  # type: ignore[call-arg, arg-type]  # it has no ball
         if self.replays:
             step_size = (self.epsilon or None) if self.step_size is None else self.step_size
             return attacks.PGD(self.ball(), steps=1, step_size=step_size)
@@ -263,6 +274,10 @@ class Run:
             clean_start=self.clean_start,
             start_std=self.start_std,
         )
+
+    def validation_attack(self) -> attacks.Attack:
+        """Returns the attack of the validation: PGD-10, or the noise of a run that trains on noise."""
+        return attacks.PGD(self.ball(), steps=10) if self.sigma is None else self.attack()
 
     def training_objective(self) -> Objective:
         """Returns the objective of training: `Free` with `replays`, otherwise the one with the name `objective`.
@@ -293,7 +308,8 @@ class Run:
         enough = self.validates and self.number_for_validation() >= LEAST_PROBED_IMAGES
         if self.guard in ("stop", "roll_back") and not enough:
             raise ranges.error("guard", self.guard, f"none with fewer than {LEAST_PROBED_IMAGES} images for validation")
-        return self.guard or ("stop" if self.attack().steps == 1 and enough else "none")
+        has_one_step = self.sigma is None and bool(self.replays or self.steps == 1)
+        return self.guard or ("stop" if has_one_step and enough else "none")
 
     def number_for_validation(self) -> int:
         """Returns the number of images for validation."""
@@ -505,6 +521,7 @@ _RANGES: dict[str, ranges.Range] = {
     "steps": ranges.AT_LEAST_1,
     "replays": ranges.AT_LEAST_0,
     "beta": ranges.POSITIVE,
+    "sigma": ranges.POSITIVE,
     "grad_align": ranges.AT_LEAST_0,
     "awp": ranges.AT_LEAST_0,
     "epochs": ranges.AT_LEAST_1,
@@ -525,6 +542,18 @@ _RANGES: dict[str, ranges.Range] = {
 _OPTIONAL = {field.name for field in fields() if field.default is None}
 
 
+# What says something of an attack, and its default.
+_OF_AN_ATTACK = {
+    "step_size": None,
+    "clean_start": 0.0,
+    "start_std": None,
+    "attack_batch_norm": None,
+    "attack_precision": None,
+    "grad_align": 0.0,
+    "guard": "none",
+}
+
+
 def _check_decay_epochs(run):
     are_numbers = all(epoch.strip().isdigit() for epoch in run.decay_epochs.split(","))
     if not are_numbers and (run.schedule == "steps" or run.decay_epochs):
@@ -533,7 +562,7 @@ def _check_decay_epochs(run):
 
 def _check_combinations(run):
     """Raises ValueError for options of which one makes no sense beside another."""
-    mixed, validates = run.objective != "adversarial", run.validates
+    mixed, noisy, validates = run.objective != "adversarial", run.objective == GAUSSIAN, run.validates
     rules = {
         "objective": (run.replays and mixed, "adversarial with replays"),
         "attack_precision": (run.replays and run.attack_precision, "left out with replays"),
@@ -541,7 +570,7 @@ def _check_combinations(run):
         "clean_statistics": (not run.clean_statistics and run.objective != "trades", "True unless objective is trades"),
         "extra_label_smoothing": (run.extra_label_smoothing and not run.extra_data, "0 without extra_data"),
         "grad_align": (run.replays and run.grad_align, "0 with replays"),
-        "beta": (run.beta is not None and not mixed, "left out unless the objective is trades or mart"),
+        "beta": (run.beta is not None and (noisy or not mixed), "left out unless the objective is trades or mart"),
         "head_epochs": (
             run.head_epochs and not (run.weights and run.head_epochs < run.epochs and run.freeze != "backbone"),
             "0, or with --weights fewer than epochs; not with freeze=backbone, which trains the head alone anyway",
@@ -552,9 +581,13 @@ def _check_combinations(run):
             "above 0 with extra_data, such as 0.7, and 0 without",
         ),
         "patience": (run.patience and not validates, "left out without validation images (validation=0)"),
+        "sigma": (noisy != (run.sigma is not None), f"given with objective={GAUSSIAN}, and left out without"),
         "guard": (run.guard in GUARDS[1:] and not validates, "none without validation images (validation=0)"),
         "ema_warmup": (run.ema_warmup is not None and not run.ema, "left out without ema"),
     }
     for name, (is_wrong, expected) in rules.items():
         if is_wrong:
             raise ranges.error(name, getattr(run, name), expected)
+    for name, default in _OF_AN_ATTACK.items() if noisy else ():
+        if getattr(run, name) not in (default, None):
+            raise ranges.error(name, getattr(run, name), f"left out with objective={GAUSSIAN}, which has no attack")

@@ -400,7 +400,7 @@ def _trainer(run, model, steps, epochs, constant_rate=None):
     trainer = AdversarialModel(
         model,
         run.attack(),
-        attacks.PGD(run.ball(), steps=10),
+        run.validation_attack(),
         run.attack_batch_norm,
         seed=run.seed,
         attack_precision=run.attack_precision,

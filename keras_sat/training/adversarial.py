@@ -46,7 +46,8 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
             this package, keras.applications or any other source. `fit` trains its weights. It is the attribute
             `classifier`; `save` and `export` write only this model.
         attack: the attack that makes the training examples. The SAT paper uses
-            `PGD(LinfBall(4), steps=1, clean_start=0.2)`.
+            `PGD(LinfBall(4), steps=1, clean_start=0.2)`. `GaussianNoise(sigma)` trains on noisy images, for
+            `evaluation.certify`; `robust_accuracy` is then the accuracy on noisy images.
         evaluation_attack: the attack of `evaluate` and of the validation in `fit`. Default: `attack` without a clean
             start; with `Free`, PGD-10 in the same ball.
         attack_batch_norm: mode in which the network is attacked in training. "frozen" (default, as in the paper):
@@ -109,7 +110,7 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
         if evaluation_attack is not None:
             _check_attack("evaluation_attack", evaluation_attack)
         _check_objective(objective, attack)
-        _check_alignment(gradient_alignment, objective)
+        _check_alignment(gradient_alignment, objective, attack)
         if not attack.accepts_scale and (epsilon_schedule or step_size_schedule):
             raise ValueError(f"{attack} takes no schedules: epsilon_schedule and step_size_schedule need PGD.")
         # The policy is the model's, because Keras derives the loss scaling from it. Images are not cast to it here:
@@ -202,7 +203,9 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
             static_shapes=self._keeps_shapes(),
         )
         adversarial = distribution.pad_empty_replica(attack, x, labels)
-        robust = self._is_correct(x, labels) & self._is_correct(adversarial, labels)
+        robust = self._is_correct(adversarial, labels)
+        if self.evaluation_attack.ball is not None:  # noise counts for all images, as in `evaluation.evaluate`
+            robust &= self._is_correct(x, labels)
         self.robust_accuracy.update_state(robust, sample_weight)
         return super().test_step(data)
 
@@ -289,8 +292,8 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
         if not len(labels):  # the share of a replica in a small batch may be empty
             return
         classifier.check_images(self.classifier, images)
-        for ball in {self.attack.ball, self.evaluation_attack.ball}:
-            validation.check_batch(images, labels, ball)
+        for ball, bounds in {(one.ball, one.bounds) for one in (self.attack, self.evaluation_attack)}:
+            validation.check_batch(images, labels, ball, bounds)
         if not self._are_logits_checked:
             validation.check_logits(self._inference, images, labels)
             self._are_logits_checked = True
@@ -460,7 +463,7 @@ def _wrong_where_not_finite(y, outputs):
 
 
 def _check_attack(name, attack):
-    if not (isinstance(attack, Attack) and attack.ball):
+    if not isinstance(attack, Attack):
         raise ValueError(f"{name} must be an attack, such as PGD(LinfBall(4), steps=2). Received: {attack!r}")
     validation.check_untargeted(attack)
 
@@ -479,7 +482,7 @@ def _batch_norm_mode(asked, attack_precision, objective):
     return asked or ("batch" if objective.replays else "frozen")
 
 
-def _check_alignment(alignment, objective):
+def _check_alignment(alignment, objective, attack):
     if alignment is None:
         return
     if not isinstance(alignment, GradAlign):
@@ -489,6 +492,8 @@ def _check_alignment(alignment, objective):
             f"{objective!r} moves images and weights by one gradient: it takes no gradient_alignment. "
             f"Received: {alignment!r}"
         )
+    if attack.ball is None:
+        raise ValueError(f"gradient_alignment needs an attack with a ball. Received: {attack!r}")
 
 
 def _check_objective(objective, attack):

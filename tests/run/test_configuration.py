@@ -5,8 +5,9 @@ import dataclasses
 import keras
 import pytest
 
+from keras_sat.attacks import GaussianNoise
 from keras_sat.run import Run, configuration
-from keras_sat.training import Free
+from keras_sat.training import AdversarialTraining, Free
 
 
 def test_validation_and_calibration_see_all_classes(quick, photos, monkeypatch):
@@ -67,6 +68,13 @@ def test_precision_is_that_of_the_run_alone(short, tmp_path):
         ({"extra_label_smoothing": 0.1}, "extra_label_smoothing must be 0 without extra_data"),
         ({"epochs": "5"}, "epochs must be at least 1"),
         ({"ema_warmup": 1.0}, "ema_warmup must be left out without ema"),
+        ({"objective": "gaussian"}, "sigma must be given with objective=gaussian"),
+        ({"sigma": 64.0}, "sigma must be given with objective=gaussian, and left out without. Received: 64.0"),
+        ({"sigma": 0.0, "objective": "gaussian"}, "sigma must be positive"),
+        ({"sigma": 64.0, "objective": "gaussian", "beta": 6.0}, "beta must be left out"),
+        ({"sigma": 64.0, "objective": "gaussian", "replays": 2}, "objective must be adversarial with replays"),
+        ({"sigma": 64.0, "objective": "gaussian", "step_size": 2.0}, "step_size must be left out.*has no attack"),
+        ({"sigma": 64.0, "objective": "gaussian", "guard": "stop"}, "guard must be left out.*has no attack"),
         ({"beta": 5.0}, "beta must be left out unless the objective is trades or mart"),
         ({"grad_align": 0.2, "replays": 2}, "grad_align must be 0 with replays"),
         ({"weights": "sat-fashion-mnist", "model": "ResNet18"}, "ResNet18"),
@@ -98,6 +106,14 @@ def test_replays_are_free_adversarial_training():
         Run(replays=4, objective="trades")
     with pytest.raises(ValueError, match="attack_precision must be left out with replays"):
         Run(replays=4, attack_precision="mixed_bfloat16")
+
+
+def test_noise_takes_the_place_of_the_attack():
+    run = Run(objective="gaussian", sigma=64, steps=1, validation=100)
+    assert run.attack() == run.validation_attack() == GaussianNoise(64)
+    assert run.training_objective() == AdversarialTraining()
+    assert run.guard_action() == "none"
+    assert Run(steps=1, validation=100).guard_action() == "stop"
 
 
 def test_held_out_images_are_not_trained_on():
