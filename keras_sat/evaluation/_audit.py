@@ -71,8 +71,15 @@ class AuditReport:
         """Returns the audit as plain text: a line for each check, then an explanation of each failure."""
         lines = [tables.text(*((check.name, check.outcome, check.measured) for check in self.checks))]
         lines += [f"\n{check.name}: {check.meaning}" for check in self.checks if check.outcome == FAIL]
-        verdict = "No sign of masked gradients." if self.passed else "Robustness under gradients is not to be believed."
-        return "\n".join([*lines, "", verdict])
+        return "\n".join([*lines, "", self.verdict])
+
+    @property
+    def verdict(self) -> str:
+        """A sentence: which checks failed, or that none did."""
+        if self.failed:
+            return f"Failed: {', '.join(self.failed)}. The robust accuracy under gradients is likely too high."
+        ran = [check.name for check in self.checks if check.outcome == PASS]
+        return f"{len(ran)} checks found no masked gradients. They do not prove that there are none."
 
     def to_json(self, path: Path) -> None:
         """Writes the audit to a JSON file. See `files.atomic_write`."""
