@@ -119,7 +119,8 @@ class Sparse(Halving):
 
         A random start in the ball changes few values, and a search that begins as sparse as it stays near them. So the
         first phase begins with a fifth of the values, the paper's initial sparsity. (The authors' code counts the
-        values of the start, but with those that differ from the image by rounding: two to three times as many.)
+        values of the start, and with them those that differ from the image by rounding: on ResNet-8 three times as
+        many.)
         """
         changed = _changed(points, images)
         return {

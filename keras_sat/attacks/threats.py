@@ -302,7 +302,7 @@ class L1Ball(Ball):
 
 
 _PRECISION = 1e-6  # of epsilon: the rounding error of a sum over an image
-_PASSES = 50  # at most; about six are needed
+_PASSES = 50  # at most
 
 
 def normalized(x: tf.Tensor) -> tf.Tensor:
