@@ -57,7 +57,9 @@ class CertificationReport:
     examples: dict[str, list]
 
     @classmethod
-    def of(cls, settings: dict[str, Any], context: dict[str, Any], rows: Sequence[Sequence[int]]) -> Any:
+    def of(
+        cls, settings: dict[str, Any], context: dict[str, Any], rows: Sequence[Sequence[int]]
+    ) -> "CertificationReport":
         """Returns the report of the counts of each image.
 
         Args:
@@ -71,8 +73,10 @@ class CertificationReport:
         return cls(settings, context, columns | {"radius": [at or 0.0 for at in radii]})
 
     def accuracy(self, radius: float) -> float:
-        """Returns the certified accuracy at a radius, 0..1: the share of images that the smoothed classifier classifies
-        correctly for every perturbation shorter than `radius`. At 0 it is the accuracy of the smoothed classifier.
+        """Returns the certified accuracy at a radius, 0..1.
+
+        It is the share of images that the smoothed classifier classifies correctly for every perturbation shorter than
+        `radius`. At 0 it is the accuracy of the smoothed classifier, in which abstentions count as errors.
 
         Args:
             radius: L2 norm, >= 0, in the images' unit.
