@@ -55,6 +55,7 @@ INNER_LAYERS = {
         {"attack_names", "progress", "html_report"},
         {"report"},
         {"report_files", "_evaluate", "_compare", "robustbench"},
+        {"corrupted_files"},
     ],
     "models.pytorch": [
         {"pickles", "wrappers"},

@@ -4,6 +4,7 @@ from keras_sat.evaluation import corruptions, robustbench
 from keras_sat.evaluation._audit import AuditReport, audit
 from keras_sat.evaluation._compare import Comparison, compare
 from keras_sat.evaluation._evaluate import evaluate, sweep
+from keras_sat.evaluation.corrupted_files import corrupted_datasets, evaluate_corrupted
 from keras_sat.evaluation.corruptions import Corruption
 from keras_sat.evaluation.report import AttackResult, RobustnessReport, from_json, merge
 
@@ -15,8 +16,10 @@ __all__ = [
     "RobustnessReport",
     "audit",
     "compare",
+    "corrupted_datasets",
     "corruptions",
     "evaluate",
+    "evaluate_corrupted",
     "from_json",
     "merge",
     "robustbench",
