@@ -57,6 +57,7 @@ INNER_LAYERS = {
         {"attack_names", "progress", "html_report"},
         {"report", "certification"},
         {"report_files", "_evaluate", "_compare", "_certify", "robustbench"},
+        {"corrupted_files"},
     ],
     "models.pytorch": [
         {"pickles", "wrappers"},

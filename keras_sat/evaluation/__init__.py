@@ -6,6 +6,7 @@ from keras_sat.evaluation._certify import certify
 from keras_sat.evaluation._compare import Comparison, compare
 from keras_sat.evaluation._evaluate import evaluate, sweep
 from keras_sat.evaluation.certification import CertificationReport
+from keras_sat.evaluation.corrupted_files import corrupted_datasets, evaluate_corrupted
 from keras_sat.evaluation.corruptions import Corruption
 from keras_sat.evaluation.report import AttackResult, RobustnessReport, from_json, merge
 
@@ -19,8 +20,10 @@ __all__ = [
     "audit",
     "certify",
     "compare",
+    "corrupted_datasets",
     "corruptions",
     "evaluate",
+    "evaluate_corrupted",
     "from_json",
     "merge",
     "robustbench",

@@ -441,5 +441,6 @@ def test_settings_say_all_that_is_needed_to_repeat_it():
         "keep": "last",
         "loss": "margin",
         "start_std": None,
+        "samples": 1,
     }
     assert str(attack) == "PGD-3"

@@ -15,7 +15,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 from keras_sat import data, deployed, evaluation, models, provenance
 from keras_sat.attacks import FGSM, PGD, LinfBall
 from keras_sat.export import SIGNATURES, export_litert, export_saved_model, reload, verify
-from keras_sat.preprocessing import CROPS, Preprocessing
+from keras_sat.preprocessing import CROPS, ROBUSTBENCH, Preprocessing
 from keras_sat.training import AdversarialModel, Free
 
 LABELS = [f"class {number}" for number in range(10)]
@@ -119,7 +119,12 @@ def test_image_files_of_any_size_and_format(loaded, model):
     np.testing.assert_array_equal(outputs["classes"], np.argmax(outputs["logits"], -1))
 
 
-PREPROCESSINGS = {f"{channels}-{crop}": Preprocessing(12, 16, channels, crop) for channels in (1, 3) for crop in CROPS}
+SIZES = {crop: (size, size) for crop, (size, *_) in ROBUSTBENCH.items()}  # the other crops have any size
+PREPROCESSINGS = {
+    f"{channels}-{crop}": Preprocessing(*SIZES.get(crop, (12, 16)), channels, crop)
+    for channels in (1, 3)
+    for crop in CROPS
+}
 RELOAD = f"""
 import runpy, sys
 main = runpy.run_path({reload.__file__!r})["main"]
