@@ -98,11 +98,11 @@ class Sparse(Halving):
 
     def phases(self, steps: int) -> list[tuple[threats.Ball, int]]:
         """Returns the balls in which an attack runs one after the other, each with its number of steps."""
-        larger = [
-            (self.ball.with_radius(factor * self.ball.radius), math.ceil(share * steps)) for factor, share in _LARGER
-        ]
+        larger = [(factor * self.ball.radius, math.ceil(share * steps)) for factor, share in _LARGER]
         left = steps - sum(number for _, number in larger)
-        return [*larger, (self.ball, left)] if left > 0 else [(self.ball, steps)]
+        if left <= 0 or not self.ball.radius:
+            return [(self.ball, steps)]
+        return [*((self.ball.with_radius(radius), number) for radius, number in larger), (self.ball, left)]
 
     def checkpoints(self, steps: int) -> list[int]:
         """Returns `steps` + 1 integers: after k steps, that since the last checkpoint; 0 if there is none after k."""

@@ -135,6 +135,7 @@ def test_the_phases_of_l1(steps):
     assert phases[-1][0] == L1Ball(10)
     if steps == 100:
         assert phases == [(L1Ball(30), 30), (L1Ball(20), 30), (L1Ball(10), 40)]
+        assert of(L1Ball([0, 0, 0])).phases(steps) == [(L1Ball([0, 0, 0]), 100)]
         assert [k for k, mark in enumerate(rules.checkpoints(40)) if mark] == list(range(1, 41))
 
 
