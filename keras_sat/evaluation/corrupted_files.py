@@ -31,7 +31,7 @@ def corrupted_datasets(
         robustbench: of ImageNet-C, whether to take RobustBench's 5,000 images alone.
 
     Returns:
-        Datasets for `evaluate`: pairs of arrays, which are read from the disk when they are needed, or tf.data.Datasets.
+        Datasets for `evaluate`: pairs of arrays, read from the disk when they are needed, or tf.data.Datasets.
 
     Raises:
         ValueError: if files are missing, damaged, or do not fit together.
@@ -119,18 +119,23 @@ def _folders(folder, how, batch_size, listed):
         own = [os.path.relpath(path, folder).split(os.sep, 2)[2] for path, _ in found]
         if own != expected:
             raise ValueError(
-                f"{folder}/{name}/{severity} has {len(own)} images, {folder}/{NAMES[0]}/1 has {len(expected)}: the same "
-                "images were expected."
+                f"{folder}/{name}/{severity} has {len(own)} images, {folder}/{NAMES[0]}/1 has {len(expected)}: the "
+                "same images were expected."
             )
     if listed and len(expected) != len(listed):
         raise ValueError(f"{folder} lacks {len(listed) - len(expected)} of RobustBench's {len(listed)} images.")
 
-    def pixels(path, label):
-        return how(tf.io.read_file(path)), label
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec((), tf.string)])  # traced once for all datasets
+    def pixels(path):
+        return how(tf.io.read_file(path))
 
     def batches(found):
         dataset = tf.data.Dataset.from_tensor_slices(tuple(map(list, zip(*found))))
-        return dataset.map(pixels, tf.data.AUTOTUNE).batch(batch_size).prefetch(tf.data.AUTOTUNE)
+        return (
+            dataset.map(lambda path, label: (pixels(path), label), tf.data.AUTOTUNE)
+            .batch(batch_size)
+            .prefetch(tf.data.AUTOTUNE)
+        )
 
     return {key: batches(found) for key, found in paths.items()}
 
