@@ -24,8 +24,8 @@ def corrupted_datasets(
 
     Args:
         folder: CIFAR-10-C or CIFAR-100-C: NAME.npy, uint8 [5 n, height, width, 3], the images of severity 1 first, and
-            labels.npy [5 n]. Or ImageNet-C: NAME/SEVERITY/CLASS/*.JPEG, all corruptions in one folder; the labels are
-            the places of the classes in alphabetical order.
+            labels.npy [5 n]. Or ImageNet-C: `NAME/SEVERITY/CLASS/*.JPEG`, all corruptions in one folder; the labels
+            are the places of the classes in alphabetical order.
         preprocessing: of ImageNet-C's files. Default: RobustBench's for them, `Preprocessing(224, 224, 3, "Res224")`.
         batch_size: number of ImageNet-C's images in a batch.
         robustbench: of ImageNet-C, whether to take RobustBench's 5,000 images alone.
