@@ -24,8 +24,8 @@ def corrupted_datasets(
 
     Args:
         folder: CIFAR-10-C or CIFAR-100-C: NAME.npy, uint8 [5 n, height, width, 3], the images of severity 1 first, and
-            labels.npy [5 n]. Or ImageNet-C: NAME/SEVERITY/CLASS/*.JPEG, all corruptions in one folder; the labels are
-            the places of the classes in alphabetical order.
+            labels.npy [5 n]. Or ImageNet-C: `NAME/SEVERITY/CLASS/*.JPEG`, all corruptions in one folder; the labels
+            are the places of the classes in alphabetical order.
         preprocessing: of ImageNet-C's files. Default: RobustBench's for them, `Preprocessing(224, 224, 3, "Res224")`.
         batch_size: number of ImageNet-C's images in a batch.
         robustbench: of ImageNet-C, whether to take RobustBench's 5,000 images alone.
@@ -125,12 +125,17 @@ def _folders(folder, how, batch_size, listed):
     if listed and len(expected) != len(listed):
         raise ValueError(f"{folder} lacks {len(listed) - len(expected)} of RobustBench's {len(listed)} images.")
 
-    def pixels(path, label):
-        return how(tf.io.read_file(path)), label
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec((), tf.string)])  # traced once for all datasets
+    def pixels(path):
+        return how(tf.io.read_file(path))
 
     def batches(found):
         dataset = tf.data.Dataset.from_tensor_slices(tuple(map(list, zip(*found))))
-        return dataset.map(pixels, tf.data.AUTOTUNE).batch(batch_size).prefetch(tf.data.AUTOTUNE)
+        return (
+            dataset.map(lambda path, label: (pixels(path), label), tf.data.AUTOTUNE)
+            .batch(batch_size)
+            .prefetch(tf.data.AUTOTUNE)
+        )
 
     return {key: batches(found) for key, found in paths.items()}
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from keras_sat.evaluation import corrupted_datasets, corruptions, evaluate_corrupted
@@ -32,8 +33,6 @@ def like_imagenet(tmp_path):
 
 def logits(images):
     """Finds class 0 in images that are dark on average, otherwise class 1."""
-    import tensorflow as tf
-
     mean = tf.reduce_mean(tf.cast(images, tf.float32), (1, 2, 3))
     return tf.stack([127 - mean, mean - 127, 0 * mean - 1e3], 1)
 
