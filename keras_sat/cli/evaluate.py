@@ -31,6 +31,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shard", default="0/1", help="K/N: the K-th of N parts; the last to end merges the reports")
     low = [precision for precision in PRECISIONS if precision != "float32"]
     parser.add_argument("--attack_precision", choices=low, help="attack in this precision first")
+    parser.add_argument("--worst_case", action="store_true", help="also a row: what is robust to every single attack")
     parser.add_argument("--audit", action="store_true", help="also test for masked gradients")
     parser.add_argument("--html", action="store_true", help="also write report.html, with plots (needs matplotlib)")
     parser.add_argument(
@@ -106,6 +107,8 @@ def _attacks(args, subject, ball, is_curve):
     """
     attacks = attack_names.from_names(args.attack, ball)
     subject.check_attacks(attacks)
+    if args.worst_case and (is_curve or all(attack.ball is None for attack in attacks.values())):
+        raise ValueError("--worst_case is for one or more attacks at one epsilon.")
     if is_curve and (len(attacks) > 1 or args.attack_precision):
         raise ValueError("Several values of epsilon take one attack, and no attack_precision.")
     return attacks
@@ -120,7 +123,7 @@ def _report(args, subject, attacks, epsilons, **options):
     options["attack_precision"] = args.attack_precision
     report = evaluation.evaluate(subject.model, subject.dataset, attacks, **options)
     with_balls = [name for name, attack in attacks.items() if attack.ball is not None]
-    return report.worst_of(with_balls) if len(with_balls) > 1 else report
+    return report.worst_of(with_balls) if args.worst_case else report
 
 
 def _state(args, subject, output):

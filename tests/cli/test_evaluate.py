@@ -22,10 +22,13 @@ COMMAND = os.path.join(os.path.dirname(sys.executable), "keras-sat")
 def test_evaluate_with_all_its_flags(inside, folder, tmp_path, capsys):
     """Several attacks, corruptions, an audit and the HTML report; then shards, a curve, and an export."""
     flags = ("--split=test[:12]", "--batch_size=12", f"--output={tmp_path}")
-    assert inside("evaluate", folder, "--attack=apgd-ce,pgd-3x2,corruptions", "--audit", "--html", *flags) == 0
+    assert (
+        inside("evaluate", folder, "--attack=apgd-ce,pgd-3x2,corruptions", "--worst_case", "--audit", "--html", *flags)
+        == 0
+    )
     rows = json.loads((tmp_path / "report.json").read_text())["results"]
     assert [row["name"] for row in rows[:4]] == ["clean", "APGD-CE", "PGD-3X2", "gaussian_noise-3"]
-    assert len(rows) == 3 + 7
+    assert (len(rows), rows[-1]["name"]) == (3 + 15 + 1, "worst case")
     assert "loss over steps" in (tmp_path / "report.html").read_text()
     assert "checks" in json.loads((tmp_path / "audit.json").read_text())
     assert not list(tmp_path.glob(".evaluation*"))  # the state goes when it is no longer needed
