@@ -124,6 +124,7 @@ PREPROCESSINGS = {
     f"{channels}-{crop}": Preprocessing(*SIZES.get(crop, (12, 16)), channels, crop)
     for channels in (1, 3)
     for crop in CROPS
+    if channels == 3 or crop not in ROBUSTBENCH
 }
 RELOAD = f"""
 import runpy, sys
