@@ -186,6 +186,10 @@ class Attack(abc.ABC):
         """Whether the labels are the classes to reach. Otherwise they are the classes to leave."""
         return False
 
+    def runs_on(self, logits_fn: LogitsFunction) -> "tuple[Attack, LogitsFunction]":
+        """Returns the attack that makes the images, and its network: for `Transfer`, those of the surrogate."""
+        return self, logits_fn
+
     def for_evaluation(self) -> "Attack":
         """Returns the attack without options that are for training only, such as a clean start."""
         return self

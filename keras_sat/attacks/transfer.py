@@ -25,8 +25,8 @@ class Transfer(Attack):
         attack: the attack on the surrogate. Its variant `attack.for_transfer()` runs.
 
     Raises:
-        ValueError: when it is called, if the networks differ in their number of classes, or if the surrogate returns
-            probabilities.
+        ValueError: when it is called, or before an evaluation begins, if the networks differ in the size of their
+            images or in their number of classes, or if the surrogate returns probabilities.
     """
 
     ball: threats.Ball = dataclasses.field(init=False)
@@ -69,6 +69,10 @@ class Transfer(Attack):
         """Whether the labels are the classes to reach. Otherwise they are the classes to leave."""
         return self.attack.targeted
 
+    def runs_on(self, logits_fn: LogitsFunction) -> tuple[Attack, LogitsFunction]:
+        """Returns the attack on the surrogate, and the surrogate. See `Attack.runs_on`."""
+        return self.attack.for_transfer(), self.surrogate
+
     def for_evaluation(self) -> "Transfer":
         """Returns the attack without options that are for training only."""
         return dataclasses.replace(self, attack=self.attack.for_evaluation())
@@ -82,8 +86,11 @@ class Transfer(Attack):
         return dataclasses.replace(self, attack=self.attack.with_loss(loss))
 
     def check_network(self, logits_fn: LogitsFunction, images: tf.Tensor, labels: tf.Tensor) -> None:
-        """Raises ValueError if one of the networks returns no logits, or if their numbers of classes differ."""
+        """Raises ValueError if one of the networks returns no logits, or if their images or classes differ."""
         validation.check_logits(logits_fn, images, labels)
+        shape = getattr(self.surrogate, "input_shape", None)
+        if isinstance(shape, tuple) and not tf.TensorShape(shape).is_compatible_with(images.shape):
+            raise ValueError(f"The surrogate takes images of shape {shape[1:]}. Received: {tuple(images.shape[1:])}")
         validation.check_logits(self.surrogate, images, labels)
         own, other = (gradients.logits(network, images[:1]).shape[-1] for network in (logits_fn, self.surrogate))
         if own != other:
@@ -100,5 +107,5 @@ class Transfer(Attack):
         static_shapes: bool = False,
     ) -> tf.Tensor:
         """Runs the algorithm. See `Attack.perturb`."""
-        attack = self.attack.for_transfer()
-        return attack.perturb(self.surrogate, images, labels, seed, static_shapes=static_shapes)
+        attack, surrogate = self.runs_on(logits_fn)
+        return attack.perturb(surrogate, images, labels, seed, static_shapes=static_shapes)

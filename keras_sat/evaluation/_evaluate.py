@@ -16,7 +16,7 @@ from keras_sat.attacks.attack import Attack
 from keras_sat.evaluation import copies, report, signs
 from keras_sat.evaluation.examples import Examples
 from keras_sat.evaluation.progress import Progress
-from keras_sat.evaluation.stages import Stage, by_name, stages_of
+from keras_sat.evaluation.stages import Stage, by_name, stage_of, stages_of
 from keras_sat.evaluation.state import PICTURES, ROBUST, State
 from keras_sat.models import classifier
 from keras_sat.typing import Array, Dataset, LogitsFunction, Path
@@ -95,6 +95,7 @@ def evaluate(
     evaluation = _Evaluation(
         model, dataset, batch_size, seed, shard, targets=targets, static_shapes=static_shapes, context=context
     )
+    evaluation.check(named)
     evaluation.open_state(state, {"attacks": settings, "low": attack_precision})
     evaluation.look_for_signs(named)
     low = evaluation.low_precision(attack_precision) if attack_precision else None
@@ -154,6 +155,7 @@ def sweep(
     at = {f"epsilon {radius:g}": attack.with_radius(radius) for radius in radii}
     settings = {name: one.settings() for name, one in at.items()}
     evaluation = _Evaluation(model, dataset, batch_size, seed, shard, static_shapes=static_shapes, context=context)
+    evaluation.check(at)
     evaluation.open_state(state, {"sweep": settings})
     evaluation.look_for_signs(at)
     bar = Progress(progress, {})
@@ -211,6 +213,12 @@ class _Evaluation:
             self.first_batch = images, labels
             return images[: agreement.IMAGES]
         raise ValueError("The dataset has no images to evaluate on.")
+
+    def check(self, attacks: dict[str, Attack]) -> None:
+        """Raises ValueError if an attack cannot attack the model, before it does any work."""
+        images, labels = self.first_batch
+        for attack in attacks.values():
+            attack.check_network(self.model, tf.convert_to_tensor(images), tf.convert_to_tensor(labels))
 
     def open_state(self, path: Path | None, configuration: dict[str, Any]) -> None:
         """Opens the file of the state. `configuration`: settings on which the results depend, as plain values."""
@@ -283,7 +291,7 @@ class _Evaluation:
     def sweep(self, at: dict[str, Attack], bar: Progress) -> None:
         """Runs the attack with each epsilon on each batch. `at` is {name of a row: attack with this epsilon}."""
         rows = [self.state.row(name) for name in at]
-        stages = [Stage(str(attack), attack, self.folded) for attack in at.values()]
+        stages = [stage_of(attack, self.folded) for attack in at.values()]
         places = np.flatnonzero(self.state.clean)[rows[0].done :]
         bar.begin("sweep", stages[0], rows[-1], len(places))
         for batch, images, labels in self._read(places):

@@ -1,6 +1,7 @@
 """The attacks of an evaluation by their names, and the stages of each attack, which run one after the other."""
 
 import dataclasses
+import functools
 from typing import Any
 
 from keras_sat.attacks.attack import Attack
@@ -43,7 +44,7 @@ class Stage:
     Attributes:
         name: name of the stage in reports, which list how many examples each stage broke.
         attack: the attack.
-        logits_fn: the network that it attacks: the model, or a copy of it.
+        logits_fn: the network that it attacks: the model, a copy of it, or the surrogate of a `Transfer`.
     """
 
     name: str
@@ -58,9 +59,19 @@ def stages_of(attack: Attack, model: LogitsFunction, low: LogitsFunction | None 
         attack: an attack; `AutoAttack` has several stages.
         model: the network.
         low: a copy of the network in low precision, or None. With a copy, all stages run on the copy first, then on the
-            model. (A corruption does not depend on the network, and runs once.)
+            model. (Corruptions and transferred attacks do not depend on the network, and run once.)
     """
-    stages = [Stage(str(part), part, model) for part in attack.stages]
+    stages = [stage_of(part, model) for part in attack.stages]
     if low is None or attack.ball is None:
         return stages
-    return [Stage(f"{part}, low precision", part, low) for part in attack.stages] + stages
+    on_model = [stage for stage in stages if stage.logits_fn is model]
+    return [Stage(f"{stage.name}, low precision", stage.attack, low) for stage in on_model] + stages
+
+
+def stage_of(attack: Attack, model: LogitsFunction) -> Stage:
+    """Returns an attack that is a single one as a stage.
+
+    A surrogate becomes a new function: a traced function contains values that layers computed from their weights.
+    """
+    runs, network = attack.runs_on(model)
+    return Stage(str(attack), runs, model if network is model else functools.partial(network))

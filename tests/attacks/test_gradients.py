@@ -1,9 +1,11 @@
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from keras_sat import losses
 from keras_sat.attacks import value_and_gradient
+from keras_sat.attacks.gradients import averaged
 
 
 def test_gradient_of_an_example_is_its_own(tiny_model, images, labels):
@@ -38,6 +40,28 @@ def test_no_gradient_of_a_weight_is_computed(images, labels):
     gradients = value_and_gradient(logits_fn, losses.cross_entropy, tf.cast(images, tf.float32), labels)[2]
     assert np.any(gradients != 0)
     assert asked == []
+
+
+@pytest.mark.parametrize("layer", [keras.layers.GaussianNoise(1.0, seed=0), lambda x, **_: x + random_like(x)])
+def test_each_of_the_averaged_gradients_draws_anew(layer, images, labels):
+    """So the standard deviation of their mean falls with the square root of their number."""
+    weights = tf.random.stateless_normal([192, 4], (0, 0)) / 1000
+    images = tf.cast(images, tf.float32)
+
+    def logits_fn(x):
+        return tf.reshape(layer(x, training=True), (-1, 192)) ** 2 @ weights
+
+    @tf.function(autograph=False)
+    def gradient(count):
+        return averaged(logits_fn, losses.margin, images, labels, count)[2]
+
+    one, many = (np.std([gradient(count) for _ in range(50)], axis=0).mean() for count in (1, 25))
+    assert one > 0
+    assert many / one == pytest.approx(1 / 5, rel=0.1)
+
+
+def random_like(x):
+    return tf.random.normal(tf.shape(x))
 
 
 def test_refusals(images, labels):

@@ -1,11 +1,13 @@
 import json
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from keras_sat import evaluation, provenance
 from keras_sat.attacks import PGD, L2Ball, LinfBall, Square, Transfer
+from keras_sat.evaluation.stages import stage_of, stages_of
 
 PGD_3 = PGD(LinfBall(8), steps=3, keep="first")
 
@@ -38,6 +40,37 @@ def test_it_is_a_row_of_a_report(tiny_model, images, tmp_path):
     settings = json.loads((tmp_path / "report.json").read_text())["results"][2]["settings"]
     sha256 = provenance.weights_sha256(model)
     assert (settings["attack"], settings["surrogate"]) == ("PGD", {"model": model.name, "weights_sha256": sha256})
+
+
+def test_an_evaluation_sees_what_layers_of_the_surrogate_computed_since_the_last_one(tiny_model, images, labels):
+    """A Normalization layer computes constants from its weights, which a traced function keeps."""
+    normalization = keras.layers.Normalization()
+    normalization.adapt(tf.cast(images, tf.float32))
+    surrogate = keras.Sequential([keras.Input((8, 8, 3)), normalization, *tiny_model(seed=1).layers[1:]])
+    attack = Transfer(surrogate, PGD(LinfBall(8), steps=2, random_start=False))
+    changed = tf.cast(images, tf.float32) * 0.01 + 200
+    expected = []
+    for _ in range(2):
+        stage = stage_of(attack, tiny_model())
+        adversarial = stage.attack(stage.logits_fn, images, labels)
+        expected.append(attack.attack.for_transfer()(lambda x: surrogate(x), images, labels))
+        np.testing.assert_allclose(adversarial, expected[-1], atol=1e-3)
+        normalization.adapt(changed)
+    assert np.abs(expected[0] - expected[1]).max() > 1
+
+
+def test_a_low_precision_copy_of_the_network_does_not_concern_it(tiny_model):
+    network, low, attack = tiny_model(), tiny_model(), Transfer(tiny_model(seed=1), PGD_3)
+    assert [stage.name for stage in stages_of(attack, network, low)] == [str(attack)]
+    assert [stage.logits_fn for stage in stages_of(PGD_3, network, low)] == [low, network]
+
+
+def test_an_evaluation_refuses_before_it_begins(tiny_model, images, labels, tmp_path):
+    small = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Flatten(), keras.layers.Dense(4)])
+    attacks = {"first": PGD_3, "second": Transfer(small, PGD_3)}
+    with pytest.raises(ValueError, match=r"^The surrogate takes images of shape \(4, 4, 3\). Received: \(8, 8, 3\)$"):
+        evaluation.evaluate(tiny_model(), (images, labels), attacks, state=tmp_path / "state")
+    assert not (tmp_path / "state").exists()
 
 
 def test_refusals(tiny_model, images, labels):
