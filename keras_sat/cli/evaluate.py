@@ -122,8 +122,7 @@ def _report(args, subject, attacks, epsilons, **options):
         return evaluation.sweep(subject.model, subject.dataset, attack, epsilons, **options)
     options["attack_precision"] = args.attack_precision
     report = evaluation.evaluate(subject.model, subject.dataset, attacks, **options)
-    with_balls = [name for name, attack in attacks.items() if attack.ball is not None]
-    return report.worst_of(with_balls) if args.worst_case else report
+    return report.worst_of() if args.worst_case else report
 
 
 def _state(args, subject, output):

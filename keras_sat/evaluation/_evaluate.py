@@ -215,10 +215,11 @@ class _Evaluation:
         raise ValueError("The dataset has no images to evaluate on.")
 
     def check(self, attacks: dict[str, Attack]) -> None:
-        """Raises ValueError if an attack cannot attack the model, before it does any work."""
-        images, labels = self.first_batch
+        """Raises ValueError if the surrogate of an attack does not fit. The model has been checked already."""
+        images, labels = map(tf.convert_to_tensor, self.first_batch)
         for attack in attacks.values():
-            attack.check_network(self.model, tf.convert_to_tensor(images), tf.convert_to_tensor(labels))
+            if attack.runs_on(self.model)[1] is not self.model:
+                attack.check_network(self.model, images, labels)
 
     def open_state(self, path: Path | None, configuration: dict[str, Any]) -> None:
         """Opens the file of the state. `configuration`: settings on which the results depend, as plain values."""
@@ -229,9 +230,8 @@ class _Evaluation:
 
     def look_for_signs(self, attacks: dict[str, Attack]) -> None:
         """Looks for signs of masked gradients on the first images."""
-        uses_gradients = any(stage.needs_gradients for attack in attacks.values() for stage in attack.stages)
         images, labels = self.first_batch
-        self.signs = signs.measure(self.folded, images, labels, uses_gradients)
+        self.signs = signs.measure(self.folded, images, labels, attacks.values())
 
     def low_precision(self, precision: str) -> keras.Model | None:
         """Returns a copy of the model in another precision; None if it differs from the model."""

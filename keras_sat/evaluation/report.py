@@ -145,7 +145,7 @@ class RobustnessReport:
         So the rows L-inf, L2 and L1 give the robust accuracy in the union of the balls.
 
         Args:
-            names: names of the rows. Default: all rows but "clean".
+            names: names of the rows. Default: the rows of attacks with a ball, without those of corruptions.
             name: name of the new row.
 
         Raises:
@@ -158,10 +158,9 @@ class RobustnessReport:
         if name in [row.name for row in self.results]:
             raise ValueError(f"The report has a row {name!r} already: choose another name.")
         columns = [self.examples["attacks"][row.name] for row in rows]
-        robust_clean = self.examples["clean"]
         broken_by = [
             next((row.name for row, stage in zip(rows, stages) if stage), "") if clean else "clean"
-            for clean, *stages in zip(robust_clean, *(column["broken_by"] for column in columns))
+            for clean, *stages in zip(self.examples["clean"], *(column["broken_by"] for column in columns))
         ]
         margins = [None if None in one else max(one) for one in zip(*(column["margin"] for column in columns))]
         worst = AttackResult.of(
@@ -178,7 +177,7 @@ class RobustnessReport:
         return dataclasses.replace(self, results=[*self.results, worst], examples=examples)
 
     def _attacks(self):
-        return [row.name for row in self.results if row.name in self.examples.get("attacks", {})]
+        return [row.name for row in self.results if "norm" in row.settings]
 
     def to_json(self, path: Path | None = None) -> str:
         """Returns the report as JSON text. With `path`, also writes it to that file."""

@@ -1,7 +1,7 @@
 """Signs that a robust accuracy may be too high, from what an evaluation sees anyway. `audit` looks more closely."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from keras_sat import losses
 from keras_sat.attacks import gradients
+from keras_sat.attacks.attack import Attack
 from keras_sat.typing import Array, LogitsFunction
 
 IMAGES = 64  # number of images, of the first batch, that are looked at
@@ -23,8 +24,8 @@ class Signs:
     Attributes:
         images: number of images that were looked at.
         random: whether two passes of the same images gave different outputs.
-        zero_gradient: for how many of the images the gradient of the attacks' loss is zero or not finite; None if no
-            attack of the evaluation uses gradients.
+        zero_gradient: for how many of the images the gradient of a loss that an attack ascends is zero or not finite;
+            None if no attack uses gradients, or if the network has none.
     """
 
     images: int
@@ -37,26 +38,38 @@ class Signs:
         return Signs(self.images + other.images, self.random or other.random, zero)
 
 
-def measure(model: LogitsFunction, images: Array, labels: Array, uses_gradients: bool) -> Signs:
+def measure(model: LogitsFunction, images: Array, labels: Array, attacks: Iterable[Attack]) -> Signs:
     """Looks at the first `IMAGES` images of a batch.
 
     Args:
         model: a function from images to logits [batch, classes].
         images: [batch, height, width, channels].
         labels: integers [batch].
-        uses_gradients: whether to look at gradients, too.
+        attacks: the attacks of the evaluation, which say the losses whose gradients are looked at.
     """
     images, labels = tf.cast(images[:IMAGES], tf.float32), tf.cast(labels[:IMAGES], tf.int32)
     first, second = (np.asarray(gradients.logits(model, images)) for _ in range(2))
     size = np.nanmax(np.abs(first), initial=0.0) + 1e-30
     is_random = not np.allclose(first, second, rtol=0, atol=_SAME * size, equal_nan=True)
-    return Signs(len(images), is_random, _zero_gradients(model, images, labels) if uses_gradients else None)
+    stages = [stage for attack in attacks for stage in attack.stages if stage.needs_gradients]
+    ascended = {getattr(stage, "loss", losses.log_cross_entropy) for stage in stages}
+    return Signs(len(images), is_random, _zero_gradients(model, ascended, images, labels))
 
 
-def _zero_gradients(model, images, labels):
-    ascent = gradients.value_and_gradient(model, losses.log_cross_entropy, images, labels)[2].numpy()
+def _zero_gradients(model, ascended, images, labels):
+    """Returns for how many images the gradient of one of the losses is zero or not finite; None without gradients."""
+    try:
+        found = [_has_no_ascent(model, loss, images, labels) for loss in ascended]
+    except (ValueError, LookupError):  # the network has no gradient: an attack that needs it says so
+        return None
+    return int(np.count_nonzero(np.any(found, axis=0))) if found else None
+
+
+def _has_no_ascent(model, loss, images, labels):
+    loss = losses.margin if loss is losses.dlr else loss  # it has the sign of the margin, and needs three classes
+    ascent = gradients.value_and_gradient(model, loss, images, labels)[2].numpy()
     largest = np.abs(ascent).reshape(len(ascent), -1).max(axis=1)
-    return int(np.count_nonzero(~np.isfinite(largest) | (largest == 0)))
+    return ~np.isfinite(largest) | (largest == 0)
 
 
 def sentences(signs: Signs | None, results: Sequence[Any], examples: dict[str, Any]) -> list[str]:
@@ -100,9 +113,9 @@ def _broken_without_gradients(row, results, examples):
     The attack is a stage of the row, or the row itself; the attacks by gradients are the stages before it, or the rows
     of the same norm and epsilon.
     """
-    stages = list(row.broken_by)
-    if "Square" in stages[1:]:
-        return row.broken_by["Square"]
+    later = [count for name, count in list(row.broken_by.items())[1:] if name.startswith("Square")]
+    if later:  # one, or two if the attack runs in low precision first
+        return sum(later)
     if not _is_without_gradients(row):
         return None
     same = [other for other in results if _threat(other) == _threat(row) and not _is_without_gradients(other)]
@@ -118,4 +131,4 @@ def _is_without_gradients(row):
 
 
 def _threat(row):
-    return row.settings.get("norm"), row.settings.get("epsilon")
+    return [row.settings.get(name) for name in ("norm", "epsilon", "bounds")]

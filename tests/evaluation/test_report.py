@@ -57,6 +57,8 @@ def test_the_worst_case_of_several_rows(tiny_model, tmp_path):
     assert sum(row.broken_by.values()) == one["clean"].correct - row.correct
     assert both.to_json(tmp_path / "report.json") == from_json(tmp_path / "report.json").to_json()
     assert one.worst_of() == both
+    corrupted = evaluation.evaluate(model, (images, labels), attacks | {"fog": evaluation.Corruption("fog", 5)})
+    assert corrupted.worst_of()["worst case"].broken_by == row.broken_by  # a corruption is in no ball
     with pytest.raises(KeyError, match="no row 'l1'"):
         one.worst_of(["l1"])
     with pytest.raises(ValueError, match="has a row 'linf' already"):

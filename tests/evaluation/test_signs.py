@@ -1,9 +1,13 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_sat import losses
 from keras_sat.attacks import PGD, AutoAttack, L2Ball, LinfBall, Square, Transfer
 from keras_sat.evaluation import evaluate, merge, report
+from keras_sat.evaluation.signs import Signs, sentences
 
 PGD_3 = PGD(LinfBall(40), steps=3)
 NOT_FOUND = "Signs of masked gradients that were looked for and not found: outputs that change from pass to pass"
@@ -61,3 +65,27 @@ def test_shards_are_merged(data):
     parts = [evaluate(model, examples, PGD_3, shard=(k, 2), batch_size=6) for k in range(2)]
     assert merge(parts).signs.images == sum(part.signs.images for part in parts)
     assert last(merge(parts)).endswith("gradients that are zero.")
+
+
+def test_gradients_are_those_of_the_loss_that_the_attack_ascends(data):
+    """Of large logits, the plain cross entropy is 0, and its logarithm is not."""
+    model, examples = data
+
+    def large(x):
+        return 1e6 * model(x)
+
+    plain = PGD(LinfBall(40), steps=3, loss=losses.cross_entropy)
+    assert "of 24 images the gradient is zero" in evaluate(large, examples, plain).table()
+    assert last(evaluate(large, examples, PGD_3)).endswith("gradients that are zero.")
+    assert "gradient" not in last(evaluate(large, examples, Square(LinfBall(4), queries=1))).partition(":")[2]
+
+
+@pytest.mark.filterwarnings("ignore:.*asks for 9 target classes")
+def test_what_square_breaks_in_low_precision_counts(data):
+    model, examples = data
+    attack = AutoAttack(LinfBall(2), steps=1, queries=1)
+    one = evaluate(model, examples, attack, attack_precision="mixed_bfloat16")["AutoAttack"]
+    assert [name for name in one.broken_by if name.startswith("Square")] == ["Square, low precision", "Square"]
+    row = dataclasses.replace(one, broken_by=dict.fromkeys(one.broken_by, 0) | {"Square, low precision": 3})
+    (line,) = sentences(Signs(24, False, 0), [row], {"attacks": {}})
+    assert "AutoAttack: an attack without gradients broke 3 of 24 images" in line
