@@ -39,6 +39,7 @@ bench: $(VENV)/installed-bench
 	$(VENV)/bin/python benchmarks/evaluation.py $(BENCH_RUN)
 	$(VENV)/bin/python benchmarks/footprint.py
 	$(VENV)/bin/python benchmarks/attacks.py $(BENCH_RUN)
+	$(VENV)/bin/python benchmarks/defences.py
 	$(VENV)/bin/python benchmarks/serving.py
 	$(VENV)/bin/python benchmarks/input_pipeline.py
 	$(VENV)/bin/python benchmarks/activations.py
