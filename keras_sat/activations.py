@@ -160,6 +160,48 @@ class SmoothBackwardReLU(keras.layers.Layer):
         return {**super().get_config(), "smooth_backward": self.smooth_backward, "alpha": self.alpha}
 
 
+@keras.saving.register_keras_serializable("keras_sat")
+class PSSiLU(keras.layers.Layer):
+    """Parametric shifted SiLU, x (sigmoid(|alpha| x) - |beta|) / (1 - |beta|) (Dai et al. 2021, arXiv:2110.05626).
+
+    Each layer trains its own alpha and beta, weights of shape [1]. The paper's networks share one pair among all their
+    layers.
+
+    Args:
+        alpha: initial value of alpha, > 0, 1 by default, as in the paper.
+        beta: initial value of beta, 0 < beta < 1, 1e-8 by default, as in the paper: with 0, |beta| would have no
+            gradient, and would never move.
+        kwargs: arguments of keras.layers.Layer.
+
+    Raises:
+        ValueError: if alpha or beta is out of its range.
+    """
+
+    def __init__(self, alpha: float = 1.0, beta: float = 1e-8, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.alpha = _positive("alpha", alpha)
+        self.beta = _positive("beta", beta)
+        if not self.beta < 1:
+            raise ValueError(f"beta must be less than 1. Received: {beta!r}")
+        self.trained_alpha = self.trained_beta = None
+
+    def build(self, input_shape: Any) -> None:
+        self.trained_alpha = self._weight("alpha", self.alpha)
+        self.trained_beta = self._weight("beta", self.beta)
+
+    def _weight(self, name, value):
+        initializer = keras.initializers.Constant(value)
+        return self.add_weight(name=name, shape=(1,), initializer=initializer, autocast=False)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        x = _at_least_float32(inputs)
+        alpha, beta = keras.ops.abs(self.trained_alpha), keras.ops.abs(self.trained_beta)
+        return keras.ops.cast(x * (keras.ops.sigmoid(alpha * x) - beta) / (1.0 - beta), inputs.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "alpha": self.alpha, "beta": self.beta}
+
+
 def _relu_with_softplus_gradient(inputs, alpha):
     @tf.custom_gradient
     def relu(x):
@@ -188,6 +230,12 @@ def _relu(smooth_backward=None, alpha=10.0, **kwargs):
     return SmoothBackwardReLU(smooth_backward, alpha, **kwargs)
 
 
+def _leaky_relu(negative_slope=0.2, **kwargs):
+    if not 0 <= negative_slope < 1:
+        raise ValueError(f"negative_slope must be at least 0 and less than 1. Received: {negative_slope!r}")
+    return keras.layers.LeakyReLU(negative_slope, **kwargs)
+
+
 ACTIVATIONS: dict[str, Callable[..., keras.layers.Layer]] = {
     "relu": _relu,
     "silu": _keras_activation("silu"),
@@ -198,6 +246,8 @@ ACTIVATIONS: dict[str, Callable[..., keras.layers.Layer]] = {
     "parametric_softplus": ParametricSoftplus,
     "mish": Mish,
     "smooth_relu": SmoothReLU,
+    "pssilu": PSSiLU,
+    "leaky_relu": _leaky_relu,
 }
 
 
@@ -219,6 +269,8 @@ def layer(spec: Any, name: str | None = None, dtype: Any = None) -> keras.layers
     | "parametric_softplus" | `ParametricSoftplus`, alpha 10; {"name": "parametric_softplus", "alpha": 5} |
     | "mish" | `Mish`: x tanh(softplus(x)) |
     | "smooth_relu" | `SmoothReLU`, beta trained; {"name": "smooth_relu", "beta": 400, "trainable_beta": False} |
+    | "pssilu" | `PSSiLU`: x (sigmoid(alpha x) - beta) / (1 - beta), alpha and beta trained |
+    | "leaky_relu" | x for x >= 0, else 0.2 x, as in Singla et al. 2021; "negative_slope" is an option |
     | {"name": "relu", "smooth_backward": "attacker"} | `SmoothBackwardReLU` (or "optimizer", "both") |
 
     Args:
@@ -283,12 +335,73 @@ def smoothness(spec: Any, low: float = -8.0, high: float = 8.0) -> str:
     return "C2"
 
 
+def curvature(spec: Any, low: float = -8.0, high: float = 8.0) -> float:
+    """Returns the largest absolute value of an activation's second derivative on [low, high], measured numerically.
+
+    Activations of low curvature overfit less in adversarial training (Singla et al. 2021, arXiv:2102.07861). The
+    second derivative is computed by TensorFlow in float64, on a grid, and then on ever finer grids around its largest
+    value. Second differences of the function itself check it.
+
+    | activation | curvature |
+    |---|---|
+    | "relu", "leaky_relu" | infinite: the derivative jumps |
+    | "silu" | 1 / 2 |
+    | "gelu" | sqrt(2 / pi) = 0.80 |
+    | "elu" | 1 |
+    | "softplus" | 1 / 4 |
+    | "parametric_softplus" | alpha / 4 = 2.5 |
+    | "mish" | 0.64 |
+    | "smooth_relu" | beta = 400, as long as beta is not trained |
+    | "pssilu" | alpha / (2 (1 - beta)) = 1 / 2, as long as it is not trained |
+
+    Args:
+        spec: an activation, see `layer`.
+        low, high: the interval, -8 and 8 by default.
+
+    Returns:
+        The largest |f''|; infinity if f or its derivative is not continuous.
+
+    Raises:
+        ValueError: if the function does not compute in float64, or is not finite on the interval.
+    """
+    if smoothness(spec, low, high) in ("discontinuous", "C0"):
+        return math.inf
+    activation = layer(spec, dtype="float64")
+    # What TensorFlow differentiates may be another function than what it computes, as with tf.stop_gradient.
+    largest = float(_differences(activation, low, high, 1e-3)[1])
+    for _ in range(4):
+        x = np.linspace(low, high, 2 * 10**4 + 1)
+        second = _second_derivative(activation, x)
+        peak = int(np.argmax(second))
+        largest = max(largest, float(second[peak]))
+        low, high = x[max(peak - 1, 0)], x[min(peak + 1, len(x) - 1)]
+    return largest
+
+
+def _second_derivative(activation, x):
+    """Returns |f''| at each point of an array; 0 where TensorFlow finds none, as for a linear function."""
+    points = tf.constant(x, tf.float64)
+    with tf.GradientTape() as outer:
+        outer.watch(points)
+        with tf.GradientTape() as inner:
+            inner.watch(points)
+            outputs = activation(points)
+        first = inner.gradient(outputs, points)
+    second = None if first is None else outer.gradient(first, points)
+    return np.zeros_like(x) if second is None else np.abs(second.numpy())
+
+
 def _jumps(activation, low, high, step):
     """Returns the largest jumps of f, f' and f'' between neighbouring points of a grid."""
+    return [jump * step for jump in _differences(activation, low, high, step)]
+
+
+def _differences(activation, low, high, step):
+    """Returns the largest absolute first, second and third difference quotients of f on a grid."""
     x = np.arange(round(low / step), round(high / step) + 1) * step
     y = keras.ops.convert_to_numpy(activation(keras.ops.convert_to_tensor(x, "float64")))
     if y.dtype != np.float64:
         raise ValueError(f"smoothness needs a function that maps float64 to float64. Received: {y.dtype} output")
     if not np.isfinite(y).all():
         raise ValueError(f"The function is not finite on [{low}, {high}].")
-    return [np.abs(np.diff(y, n=order + 1)).max() / step**order for order in range(3)]
+    return [np.abs(np.diff(y, n=order)).max() / step**order for order in (1, 2, 3)]

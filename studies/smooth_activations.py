@@ -1,17 +1,18 @@
 """Trains and attacks the same network with each activation on the full Fashion-MNIST, to compare their robustness.
 
     python scripts/import_fashion_mnist.py      # or, with a network: tfds build fashion_mnist
-    python studies/smooth_activations.py [--output=runs/study] [--jobs=2]
+    python studies/smooth_activations.py [--study=pgd_1] [--output=runs/study] [--jobs=2]
 
-Each run is a folder, such as OUTPUT/silu-0, that `keras-sat train` and `keras-sat evaluate` write. The results are
-collected in studies/results.json; runs in this file are not repeated. If the command is killed, the same command
-continues, also in the middle of a training or an attack. Each job uses one thread, so use as many jobs as there are
-cores. docs/study.md explains the design, which was fixed before any result was known. `python studies/tables.py` writes
-the tables and plots of that page.
+`--study` is one of STUDIES. Each run is a folder, such as OUTPUT/pgd_1/silu-0, that `keras-sat train` and `keras-sat
+evaluate` write. The results are collected in studies/STUDY.json; runs in this file are not repeated. If the command is
+killed, the same command continues, also in the middle of a training or an attack. Each job uses one thread, so use as
+many jobs as there are cores. docs/study.md explains the designs, which were fixed before any result was known. `python
+studies/tables.py` writes the tables and plots of that page.
 """
 
 import argparse
 import concurrent.futures
+import dataclasses
 import json
 import os
 import subprocess
@@ -20,12 +21,13 @@ import threading
 
 from keras_sat import evaluation, files
 
-RESULTS = os.path.join(os.path.dirname(__file__), "results.json")
+FOLDER = os.path.dirname(__file__)
 ACTIVATIONS = ("relu", "silu", "gelu", "elu", "softplus", "parametric_softplus", "mish", "smooth_relu")
 # relu with a smooth derivative in the attacker, in the optimizer, or in both
 SMOOTH_BACKWARD = tuple(f"relu_smooth_{where}" for where in ("attacker", "optimizer", "both"))
-SEEDS = {"relu": 3, "silu": 3}  # 2 for all others
-TRAINING = {
+CONTROL = ("relu", "silu", "parametric_softplus", "relu_smooth_attacker", "pssilu", "leaky_relu")
+CURVE = "--epsilon=6.375,12.75,19.125,25.5,28.6875,31.875,38.25,51"
+PGD_1 = {
     "dataset": "fashion_mnist",
     "model": "ResNet8",
     "epsilon": 25.5,
@@ -44,19 +46,55 @@ TRAINING = {
     "keep": "last",
     "guard": "none",
 }
+# Ten steps of epsilon / 4 (6.375) in place of one. The guard measures robustness at 1, 1.25 and 1.5 epsilon.
+PGD_10 = PGD_1 | {"steps": 10, "guard": "stop"}
+SHORT = ("--attack=autoattack-short", "--split=test[:1000]")
 EVALUATIONS = {
     "pgd-50": ("--attack=pgd-50", "--split=test"),
-    "autoattack": ("--attack=autoattack", "--split=test[:1000]"),
-    "curve": ("--attack=pgd-50", "--split=test[:1000]", "--epsilon=6.375,12.75,19.125,25.5,31.875,38.25,51"),
+    "autoattack-short": SHORT,
+    "curve": ("--attack=pgd-50", "--split=test[:1000]", CURVE),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """The runs of one setting.
+
+    Attributes:
+        training: flags of `keras-sat train`.
+        seeds: {kind of run: number of seeds}. A kind is an activation, or relu_smooth_WHERE.
+        evaluations: {name: flags of `keras-sat evaluate`}.
+    """
+
+    training: dict
+    seeds: dict
+    evaluations: dict
+
+    def names(self):
+        """Returns the names of all runs, such as "silu-0", in order of execution: the first seeds come first."""
+        runs = [(kind, seed) for kind, seeds in self.seeds.items() for seed in range(seeds)]
+        return [f"{kind}-{seed}" for kind, seed in sorted(runs, key=lambda run: run[1])]
+
+
+STUDIES = {
+    "pgd_1": Study(
+        PGD_1,
+        dict.fromkeys((*ACTIVATIONS, *SMOOTH_BACKWARD), 2) | {"relu": 3, "silu": 3},
+        {
+            "pgd-50": EVALUATIONS["pgd-50"],
+            "autoattack": ("--attack=autoattack", "--split=test[:1000]"),
+            "curve": (*EVALUATIONS["curve"][:2], "--epsilon=6.375,12.75,19.125,25.5,31.875,38.25,51"),
+        },
+    ),
+    "pgd_10": Study(PGD_10, dict.fromkeys(CONTROL, 3), EVALUATIONS),
+    "resnet20": Study(
+        PGD_10 | {"model": "ResNet20"},
+        dict.fromkeys(("relu", "silu", "parametric_softplus"), 2),
+        EVALUATIONS | {"pgd-50": ("--attack=pgd-50", "--split=test[:2000]")},
+    ),
 }
 ONE_THREAD = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
 RUNNING, STOPPED, LOCK = set(), threading.Event(), threading.Lock()
-
-
-def names():
-    """Returns the names of all runs, such as "silu-0", in order of execution: relu and silu first."""
-    runs = [(kind, seed) for kind in (*ACTIVATIONS, *SMOOTH_BACKWARD) for seed in range(SEEDS.get(kind, 2))]
-    return [f"{kind}-{seed}" for kind, seed in sorted(runs, key=lambda run: (run[0] not in SEEDS, run[1]))]
 
 
 def activation(kind):
@@ -65,19 +103,19 @@ def activation(kind):
     return kind if where == kind else json.dumps({"name": "relu", "smooth_backward": where})
 
 
-def measure(name, folder):
+def measure(study, name, folder):
     """Trains and evaluates a run, without the parts that are already done; returns its record. See `record`."""
     kind, seed = name.rsplit("-", 1)
     if not os.path.exists(os.path.join(folder, "run.json")):
-        flags = [f"--{flag}={value}" for flag, value in TRAINING.items()]
+        flags = [f"--{flag}={value}" for flag, value in study.training.items()]
         _keras_sat(folder, "train", *flags, f"--activation={activation(kind)}", f"--seed={seed}", f"--output={folder}")
     if not _read(os.path.join(folder, "run.json"))["finished"]:
         raise ValueError(f"The training in {folder} was ended early: remove the folder.")
-    for evaluation_name, flags in EVALUATIONS.items():
+    for evaluation_name, flags in study.evaluations.items():
         output = os.path.join(folder, evaluation_name)
         if not os.path.exists(os.path.join(output, "report.json")):
             _keras_sat(folder, "evaluate", folder, *flags, f"--output={output}")
-    return record(folder)
+    return record(study, folder)
 
 
 def _keras_sat(folder, *arguments):
@@ -102,11 +140,11 @@ def _keras_sat(folder, *arguments):
         raise ValueError(f"{' '.join(command)} ended with {code}: see {log.name}")
 
 
-def record(folder):
+def record(study, folder):
     """Returns the record of a run: the training's curves, and for each attack which images are robust (see `_bits`)."""
     run = _read(os.path.join(folder, "run.json"))
     kept = {"history": run["history"], "versions": run["versions"], "attacks": {}}
-    for name in EVALUATIONS:
+    for name in study.evaluations:
         report = evaluation.from_json(os.path.join(folder, name, "report.json"))
         kept["weights_sha256"] = report.context["weights_sha256"]
         clean = {"clean": _bits(report.examples["clean"])} if name == "pgd-50" else {}
@@ -131,34 +169,44 @@ def _read(path):
         return json.load(file)
 
 
-def results():
-    """Returns {name of a run: its record} of the runs that are done."""
-    return _read(RESULTS)["runs"] if os.path.exists(RESULTS) else {}
+def results(study="pgd_1"):
+    """Returns {name of a run: its record} of the runs of a study that are done."""
+    path = _results_file(study)
+    return _read(path)["runs"] if os.path.exists(path) else {}
 
 
-def _measure_and_keep(name, folder):
-    """Measures a run and adds its record to studies/results.json."""
-    one = measure(name, folder)
+def _results_file(study):
+    return os.path.join(FOLDER, f"{study}.json")
+
+
+def _measure_and_keep(study, name, folder):
+    """Measures a run and adds its record to the study's file."""
+    settings = STUDIES[study]
+    one = measure(settings, name, folder)
     with LOCK:
-        runs = results() | {name: one}
-        files.write_json(RESULTS, {"training": TRAINING, "evaluations": EVALUATIONS, "runs": runs})
-        print(f"{name} is done: {len(runs)} of {len(names())}", flush=True)
+        runs = results(study) | {name: one}
+        contents = {"training": settings.training, "evaluations": settings.evaluations, "runs": runs}
+        files.write_json(_results_file(study), contents)
+        print(f"{name} is done: {len(runs)} of {len(settings.names())}", flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", choices=STUDIES, default="pgd_1", help="default: pgd_1")
     parser.add_argument("--output", default=os.path.join("runs", "study"), help="folder of the runs")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once; as many as there are cores (default: 2)")
     parser.add_argument("--only", help="runs to make, such as silu-0,relu-0; default: all")
     args = parser.parse_args()
     if args.jobs < 1:
         parser.error(f"--jobs must be at least 1. Received: {args.jobs}")
-    wanted = args.only.split(",") if args.only else names()
-    if unknown := sorted(set(wanted) - set(names())):
-        parser.error(f"there is no run {', '.join(unknown)}; there are {', '.join(names())}")
-    todo = [name for name in wanted if name not in results()]
+    names = STUDIES[args.study].names()
+    wanted = args.only.split(",") if args.only else names
+    if unknown := sorted(set(wanted) - set(names)):
+        parser.error(f"there is no run {', '.join(unknown)}; there are {', '.join(names)}")
+    todo = [name for name in wanted if name not in results(args.study)]
+    folders = {name: os.path.join(args.output, args.study, name) for name in todo}
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        made = [pool.submit(_measure_and_keep, name, os.path.join(args.output, name)) for name in todo]
+        made = [pool.submit(_measure_and_keep, args.study, name, folder) for name, folder in folders.items()]
         try:
             for future in concurrent.futures.as_completed(made):
                 future.result()

@@ -1,4 +1,4 @@
-"""Writes the tables and plots of docs/study.md from studies/results.json.
+"""Writes the tables and plots of docs/study.md from the results in studies/.
 
     pip install '.[docs]'
     python studies/tables.py
@@ -11,14 +11,20 @@ import re
 
 import matplotlib
 import numpy as np
-from smooth_activations import ACTIVATIONS, SMOOTH_BACKWARD, bits, results
+from smooth_activations import ACTIVATIONS, SMOOTH_BACKWARD, STUDIES, bits, results
 
 from keras_sat import files
 
 DOCS = os.path.join(os.path.dirname(__file__), "..", "docs")
 PAGE = os.path.join(DOCS, "study.md")
 FIGURES = os.path.join(DOCS, "figures")
-ROWS = {"clean": ("pgd-50", "clean"), "PGD-50": ("pgd-50", "PGD-50"), "AutoAttack": ("autoattack", "AutoAttack")}
+# {heading: (evaluation, row of its report)}
+ROWS = {
+    "clean": ("pgd-50", "clean"),
+    "PGD-50": ("pgd-50", "PGD-50"),
+    "AutoAttack": ("autoattack", "AutoAttack"),
+    "APGD-CE + APGD-T": ("autoattack-short", "AutoAttack short"),
+}
 RESAMPLES = 2000
 
 
@@ -51,14 +57,21 @@ def difference(runs, kind, row):
     return by_image.mean(), *np.percentile(means, [2.5, 97.5])
 
 
-def table(runs, kinds):
-    """Returns a Markdown table of accuracies, with a row for each kind of run."""
-    lines = ["| | seeds | " + " | ".join(f"{row} | over relu" for row in ROWS) + " |", "|---" * 8 + "|"]
+def table(runs, kinds, rows=("clean", "PGD-50", "AutoAttack")):
+    """Returns a Markdown table of accuracies, with a row for each kind of run.
+
+    Args:
+        runs: {name of a run: its record}.
+        kinds: the kinds of run, such as "silu".
+        rows: the columns, of ROWS.
+    """
+    headings = " | ".join(f"{row} | over relu" for row in rows)
+    lines = [f"| | seeds | {headings} |", "|---" * (2 + 2 * len(rows)) + "|"]
     for kind in kinds:
         if not seeds(runs, kind):
             continue
         cells = [f"`{kind}`", str(len(seeds(runs, kind)))]
-        for row in ROWS:
+        for row in rows:
             mean, deviation = summary(runs, kind, row)
             cells.append(f"{mean:.1f} ± {deviation:.1f}" if deviation == deviation else f"{mean:.1f}")
             cells.append("" if kind == "relu" else "{:+.1f} ({:+.1f} .. {:+.1f})".format(*difference(runs, kind, row)))
@@ -84,13 +97,24 @@ def curve_table(runs, kinds):
     return "\n".join(lines)
 
 
-def tables(runs):
-    """Returns all tables of the page: {name in the comment: Markdown}."""
-    return {
+def tables(studies):
+    """Returns all tables of the page: {name in the comment: Markdown}.
+
+    Args:
+        studies: {name of a study: {name of a run: its record}}. A study without runs has no tables.
+    """
+    runs = studies["pgd_1"]
+    contents = {
         "activations": table(runs, ACTIVATIONS),
         "ablation": table(runs, ["relu", *SMOOTH_BACKWARD]),
         "curve": curve_table(runs, [*ACTIVATIONS, *SMOOTH_BACKWARD]),
     }
+    for name in ("pgd_10", "resnet20"):
+        if runs := studies[name]:
+            kinds = list(STUDIES[name].seeds)
+            contents[name] = table(runs, kinds, ("clean", "PGD-50", "APGD-CE + APGD-T"))
+            contents[f"{name}_curve"] = curve_table(runs, kinds)
+    return contents
 
 
 def filled(page, contents):
@@ -162,11 +186,11 @@ def _epsilon(axis, runs, kinds, colours):
 
 
 def main():
-    runs = results()
+    studies = {name: results(name) for name in STUDIES}
     with open(PAGE, encoding="utf-8") as file:
-        page = filled(file.read(), tables(runs))
+        page = filled(file.read(), tables(studies))
     files.write_text(PAGE, page)
-    plot(runs, FIGURES)
+    plot(studies["pgd_1"], FIGURES)
 
 
 if __name__ == "__main__":

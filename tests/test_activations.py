@@ -26,6 +26,8 @@ FORMULAS = {
     "parametric_softplus": softplus(10 * X) / 10,
     "mish": X * np.tanh(softplus(X)),
     "smooth_relu": np.where(X > 0, X - np.log(1 + 400 * np.abs(X)) / 400, 0),
+    "pssilu": X * (sigmoid(X) - 1e-8) / (1 - 1e-8),
+    "leaky_relu": np.where(X > 0, X, 0.2 * X),
 }
 
 
@@ -47,6 +49,9 @@ def test_options():
     fixed = activations.layer({"name": "smooth_relu", "beta": 9, "trainable_beta": False}, dtype="float64")
     np.testing.assert_allclose(fixed(X), np.where(X > 0, X - np.log(1 + 9 * np.abs(X)) / 9, 0), atol=1e-7)
     assert fixed.weights == []
+    shifted = activations.layer({"name": "pssilu", "alpha": 3, "beta": 0.2}, dtype="float64")
+    np.testing.assert_allclose(shifted(X), X * (sigmoid(3 * X) - 0.2) / 0.8, atol=1e-7)
+    np.testing.assert_allclose(apply({"name": "leaky_relu", "negative_slope": 0.5}, -1.0), -0.5)
 
 
 def test_smooth_relu_learns_the_root_of_beta():
@@ -57,6 +62,20 @@ def test_smooth_relu_learns_the_root_of_beta():
     assert float(root[0]) == 20
     root.assign([-3.0])  # it is squared: a negative root is as good
     np.testing.assert_allclose(layer(tf.constant([2.0])), [2 - np.log(1 + 18) / 9], rtol=1e-6)
+
+
+def test_pssilu_learns_alpha_and_beta_whose_signs_do_not_matter():
+    """Dai et al. 2021, compared with the form of RobustBench's network: x (sigmoid(|a| x) - |b|) / (1 - |b|)."""
+    layer = activations.layer("pssilu", "site")
+    layer.build((None, 3))
+    alpha, beta = layer.trainable_weights
+    assert (alpha.shape, beta.shape) == ((1,), (1,))
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(layer(tf.constant([-1.0, 2.0])))
+    assert all(abs(float(gradient[0])) > 0.01 for gradient in tape.gradient(loss, [alpha.value, beta.value]))
+    alpha.assign([-2.0])
+    beta.assign([-0.25])
+    np.testing.assert_allclose(layer(tf.constant([1.5])), [1.5 * (sigmoid(3.0) - 0.25) / 0.75], rtol=1e-6)
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
@@ -102,6 +121,9 @@ def test_functions_and_layer_classes_are_specs():
         ({"name": "gelu", "alfa": 3}, "alfa"),
         ({"name": "relu", "smooth_backward": "defender"}, "attacker.*defender"),
         ({"name": "parametric_softplus", "alpha": 0}, "alpha must be positive"),
+        ({"name": "pssilu", "beta": 0}, "beta must be positive"),
+        ({"name": "pssilu", "beta": 1}, "beta must be less than 1"),
+        ({"name": "leaky_relu", "negative_slope": 1}, "negative_slope must be"),
         (keras.layers.ReLU(), "pass its class"),
         (None, "must be a name"),
     ],
@@ -112,9 +134,9 @@ def test_bad_specs(spec, message):
 
 
 SMOOTHNESS = {
-    "C0": ["relu", tf.nn.relu6, tf.nn.leaky_relu, keras.activations.hard_silu],
+    "C0": ["relu", "leaky_relu", tf.nn.relu6, tf.nn.leaky_relu, keras.activations.hard_silu],
     "C1": ["elu", "smooth_relu", {"name": "smooth_relu", "beta": 9}, lambda x: tf.nn.relu(x - 0.123456) ** 2],
-    "C2": ["silu", "gelu", "softplus", "parametric_softplus", "mish", tf.sin, tf.square],
+    "C2": ["silu", "gelu", "softplus", "parametric_softplus", "mish", "pssilu", tf.sin, tf.square],
     "discontinuous": [tf.sign, tf.round],
 }
 
@@ -122,6 +144,32 @@ SMOOTHNESS = {
 @pytest.mark.parametrize(("order", "spec"), [(order, spec) for order, specs in SMOOTHNESS.items() for spec in specs])
 def test_smoothness(order, spec):
     assert activations.smoothness(spec) == order
+
+
+CURVATURE = {  # closed forms of max |f''|
+    "relu": (["relu", "leaky_relu", tf.nn.relu6, tf.round], np.inf),
+    "silu": (["silu", "swish", "pssilu"], 0.5),
+    "pssilu": ([{"name": "pssilu", "alpha": 3, "beta": 0.2}], 3 / (2 * 0.8)),
+    "softplus": (["softplus"], 0.25),
+    "parametric_softplus": (["parametric_softplus"], 2.5),
+    "gelu": (["gelu", {"name": "gelu", "approximate": False}], np.sqrt(2 / np.pi)),
+    "elu": (["elu"], 1.0),
+    "smooth_relu": (["smooth_relu"], 400.0),
+    "linear": ([lambda x: 2.0 * x], 0.0),
+    "square": ([tf.square, lambda x: tf.stop_gradient(x * x)], 2.0),  # whatever TensorFlow differentiates
+}
+
+
+@pytest.mark.parametrize(("spec", "expected"), [(spec, value) for specs, value in CURVATURE.values() for spec in specs])
+def test_curvature(spec, expected):
+    assert activations.curvature(spec) == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+def test_curvature_of_a_detail_and_of_another_interval():
+    assert activations.curvature("mish") == pytest.approx(0.6442046)  # of 10 million points, in NumPy
+    assert activations.curvature(tf.exp, -1, 2) == pytest.approx(np.exp(2))
+    with pytest.raises(ValueError, match="float64"):
+        activations.curvature(lambda x: tf.cast(x, tf.float32))
 
 
 def test_smoothness_refuses_what_it_cannot_judge():

@@ -169,7 +169,11 @@ class Run:
         "what to do about catastrophic overfitting: stop, roll_back (and a smaller step size), or none; default: stop "
         "for attacks of one step",
     )
-    probe: str = _flag("pgd-10", "attack by which the guard measures robustness, four times an epoch")
+    probe: str = _flag(
+        "pgd-10",
+        "attack by which the guard measures robustness: four times an epoch at epsilon, and at the end of each at 1.25 "
+        "and 1.5 epsilon",
+    )
     precision: str = _flag("float32", ", ".join(PRECISIONS))
     attack_precision: str | None = _flag(
         None, f"of the training attack alone: {', '.join(PRECISIONS)}; default: precision"

@@ -30,6 +30,7 @@ from keras_sat.training import _cost as cost_lib
 from keras_sat.typing import Path
 
 PROBES_PER_EPOCH = 4
+PROBED_BEYOND = (1.25, 1.5)  # factors of epsilon
 
 
 def train(
@@ -384,6 +385,7 @@ def _guard(run, steps):
         every=max(1, steps // PROBES_PER_EPOCH),
         action=run.guard_action(),
         patience=2,
+        beyond=PROBED_BEYOND,
     )
 
 

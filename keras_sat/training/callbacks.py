@@ -1,6 +1,7 @@
 """Keras callbacks that monitor adversarial training."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -74,13 +75,20 @@ class CatastrophicOverfittingGuard(keras.callbacks.Callback):
         factor: factor in (0, 1) by which "roll_back" multiplies the step size.
         patience: number of such probes in a row after which the guard acts, >= 1. Default: 1. A training that has
             collapsed stays so; a training with a large learning rate may falter, and recover.
+        beyond: factors of the attack's epsilon, > 1, such as (1.25, 1.5). At the end of each epoch, the guard measures
+            robust accuracy at these epsilons too, and adds it to the logs, as `probe_accuracy_1.25_epsilon`. A network
+            that was trained with one step may be robust at the epsilon of its training and no farther (partial
+            catastrophic overfitting). If one of these values falls below `collapse` times its best, the guard warns; it
+            does nothing else. Default: none.
 
     Attributes:
         probes: {step: robust accuracy}.
+        probes_beyond: {factor: {step: robust accuracy}}.
         collapses: the steps at which the guard acted.
 
     Raises:
-        ValueError: for an option out of its range, labels that are not class numbers, or a targeted attack.
+        ValueError: for an option out of its range, labels that are not class numbers, a targeted attack, or `beyond`
+            with an attack without a ball.
     """
 
     def __init__(
@@ -92,6 +100,7 @@ class CatastrophicOverfittingGuard(keras.callbacks.Callback):
         collapse: float = 0.5,
         factor: float = 0.5,
         patience: int = 1,
+        beyond: Sequence[float] = (),
     ) -> None:
         super().__init__()
         if action not in ("stop", "roll_back"):
@@ -101,6 +110,8 @@ class CatastrophicOverfittingGuard(keras.callbacks.Callback):
                 raise ValueError(f"{name} must be an integer >= 1. Received: {value!r}")
         if not (0 < collapse < 1 and 0 < factor < 1):
             raise ValueError(f"collapse and factor must lie between 0 and 1. Received: {collapse!r}, {factor!r}")
+        if not all(factor > 1 for factor in beyond):
+            raise ValueError(f"beyond must be factors of epsilon above 1, such as (1.25, 1.5). Received: {beyond!r}")
         check_held_out(dataset, attack)
         self.dataset = dataset
         self.attack = attack
@@ -110,6 +121,10 @@ class CatastrophicOverfittingGuard(keras.callbacks.Callback):
         self.factor = factor
         self.patience = patience
         self.probes: dict[int, float] = {}
+        self.probes_beyond: dict[float, dict[int, float]] = {factor: {} for factor in beyond}
+        # Made here, so that an attack whose epsilon cannot be changed is refused before the training.
+        radius = attack.ball.radius if attack.ball else 0.0
+        self._attacks = {factor: attack.with_radius(factor * radius) for factor in beyond}
         self.collapses: list[int] = []
         self._steps = 0
         self._low = 0  # low probes in a row
@@ -120,12 +135,14 @@ class CatastrophicOverfittingGuard(keras.callbacks.Callback):
     def get_state(self) -> dict[str, Any]:
         """Returns the state for a `Checkpoint`: the probes, and the state of the training at the last good one."""
         counts = {"steps": self._steps, "low": self._low, "last": list(self._last), "probes": list(self.probes.items())}
-        return counts | {"collapses": list(self.collapses), "good": self._good}
+        beyond = [(factor, list(probes.items())) for factor, probes in self.probes_beyond.items()]
+        return counts | {"collapses": list(self.collapses), "good": self._good, "beyond": beyond}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Takes back a state that `get_state` returned."""
         self._steps, self._low, self._restored = state["steps"], state["low"], tuple(state["last"])
         self.probes = dict(state["probes"])
+        self.probes_beyond |= {factor: dict(probes) for factor, probes in state.get("beyond", ())}
         self.collapses, self._good = list(state["collapses"]), state["good"]
 
     def on_train_begin(self, logs: Any = None) -> None:
@@ -148,9 +165,26 @@ class CatastrophicOverfittingGuard(keras.callbacks.Callback):
         if self._steps // self.every > before // self.every:
             self._probe()
 
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Probes robust accuracy beyond the attack's epsilon, and adds it to the logs."""
+        for factor, attack in self._attacks.items():
+            probes, accuracy = self.probes_beyond[factor], self._accuracy(attack)
+            best = max(probes.values(), default=0.0)
+            logs[f"probe_accuracy_{factor:g}_epsilon"] = probes[self._steps] = accuracy
+            if accuracy < self.collapse * best:
+                warnings.warn(
+                    f"Partial catastrophic overfitting at step {self._steps}: robust accuracy at {factor:g} times "
+                    f"epsilon fell from {100 * best:.1f} % to {100 * accuracy:.1f} %. An attack of more steps, such as "
+                    "PGD-10, trains a network that is robust beyond epsilon too.",
+                    stacklevel=2,
+                )
+
+    def _accuracy(self, attack):
+        accuracy = robust_accuracy(self.model.classifier, self.dataset, attack)
+        return distribution.number_from_chief(self.model.distribute_strategy, accuracy)
+
     def _probe(self):
-        accuracy = robust_accuracy(self.model.classifier, self.dataset, self.attack)
-        accuracy = distribution.number_from_chief(self.model.distribute_strategy, accuracy)
+        accuracy = self._accuracy(self.attack)
         best = max(self.probes.values(), default=0.0)
         self.probes[self._steps] = accuracy
         if accuracy >= self.collapse * best:

@@ -1,5 +1,6 @@
-"""The tables of docs/study.md agree with studies/results.json."""
+"""The tables of docs/study.md agree with the results in studies/."""
 
+import json
 import pathlib
 import sys
 
@@ -22,17 +23,30 @@ def study():
         sys.path.remove(str(ROOT / "studies"))
 
 
-def test_there_are_24_runs_three_seeds_of_relu_and_silu(study):
-    names = study[0].names()
-    assert len(names) == len(set(names)) == 24
-    assert set(names[:6]) == {f"{kind}-{seed}" for kind in ("relu", "silu") for seed in range(3)}
+def test_the_runs_of_each_study(study):
+    for name, number, kinds in (("pgd_1", 24, 11), ("pgd_10", 18, 6), ("resnet20", 6, 3)):
+        names = study[0].STUDIES[name].names()
+        assert len(names) == len(set(names)) == number
+        assert {run.rsplit("-", 1)[0] for run in names[:kinds]} == set(study[0].STUDIES[name].seeds)  # seed 0 first
     assert study[0].activation("relu_smooth_both") == '{"name": "relu", "smooth_backward": "both"}'
     assert study[0].activation("gelu") == "gelu"
 
 
+@pytest.mark.parametrize("name", ["pgd_1", "pgd_10", "resnet20"])
+def test_the_settings_of_a_study_are_those_of_its_results(study, name):
+    """A setting that was changed after a run would describe the run wrongly."""
+    path, settings = ROOT / "studies" / f"{name}.json", study[0].STUDIES[name]
+    results = json.loads(path.read_text()) if path.exists() else {"runs": {}}
+    assert results.get("training", {}).items() <= settings.training.items()
+    assert set(results["runs"]) <= set(settings.names())
+    for run in results["runs"].values():
+        assert set(run["attacks"]) == set(settings.evaluations)
+
+
 def test_the_page_says_what_was_found(study):
     page = (ROOT / "docs" / "study.md").read_text()
-    assert study[1].filled(page, study[1].tables(study[0].results())) == page
+    studies = {name: study[0].results(name) for name in study[0].STUDIES}
+    assert study[1].filled(page, study[1].tables(studies)) == page
 
 
 def test_bits(study):

@@ -147,6 +147,31 @@ def test_the_guard_rolls_back_and_goes_on_with_a_smaller_step(collapsing, collap
     assert callbacks.robust_accuracy(trainer.classifier, held_out, STRONG) > 2 * collapsed[0][-1]
 
 
+def test_the_guard_watches_beyond_epsilon(tiny_model, images, labels):
+    """After the first epoch the network is right for all images, at every epsilon, and after the second for few."""
+    attack = PGD(LinfBall(1), steps=1, step_size=1.0)
+    guard = CatastrophicOverfittingGuard((images, labels), attack, every=100, beyond=(1.25, 1.5))
+    trainer = trainer_of(tiny_model(), attack, keras.optimizers.SGD(0.0))
+    spoiling = Spoiling(images, labels, is_killed=False)
+    spoiling.set_model(trainer)
+    at_the_end = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: spoiling.on_train_batch_end(2 * epoch))
+    with pytest.warns(UserWarning, match=r"Partial .* at step 4: robust accuracy at 1.(25|5) times epsilon fell"):
+        history = trainer.fit(
+            images, labels, batch_size=4, epochs=2, shuffle=False, verbose=0, callbacks=[at_the_end, guard]
+        ).history
+    for factor in (1.25, 1.5):
+        first, second = history[f"probe_accuracy_{factor}_epsilon"]
+        assert (first, second < 0.5) == (1.0, True)
+        assert guard.probes_beyond[factor] == {2: first, 4: second}
+        stronger = PGD(LinfBall(factor), steps=1, step_size=factor)
+        assert callbacks.robust_accuracy(trainer.classifier, (images, labels), stronger) == second
+    with pytest.raises(ValueError, match="above 1"):
+        CatastrophicOverfittingGuard((images, labels), attack, beyond=(0.5,))
+    again = CatastrophicOverfittingGuard((images, labels), attack, beyond=(1.25, 1.5))
+    again.set_state(guard.get_state())
+    assert again.probes_beyond == guard.probes_beyond
+
+
 class Spoiling(keras.callbacks.Callback):
     """Makes a network right for its images after the first step, and wrong after the third. Then it may be killed."""
 
