@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from keras_sat import files
-from keras_sat.evaluation import html_page, html_report, plots, summary
+from keras_sat.evaluation import html_page, html_report, intervals, plots, summary
 from keras_sat.evaluation.html_page import Html, element, table
-from keras_sat.evaluation.report import AttackResult, RobustnessReport
+from keras_sat.evaluation.report import RobustnessReport
 from keras_sat.typing import Path
+
+_DIGEST = "digest of the images' numbers and labels"
 
 
 def write(reports: dict[str, RobustnessReport], path: Path) -> None:
@@ -25,13 +27,13 @@ def write(reports: dict[str, RobustnessReport], path: Path) -> None:
     Raises:
         ValueError: if matplotlib, which draws the plots, is not installed.
     """
-    drawn = _plots(list(reports.values()))
+    in_order = list(reports.values())
+    drawn = _plots(in_order)
     plots.write(drawn, os.path.splitext(path)[0])
-    parts = [*_warnings(reports), *_tables(list(reports.values()))]
-    parts += [html_report.figures(drawn)] if drawn else []
-    parts += [*_sources(reports), *_settings(list(reports.values()))]
-    parts += [html_page.details(f"{number}: all settings, as JSON", html_report.configuration(report))
-              for number, report in enumerate(reports.values(), 1)]  # fmt: skip
+    parts = [*_warnings(in_order), *_tables(in_order), *([html_report.figures(drawn)] if drawn else [])]
+    parts += [*_sources(reports), *_settings(in_order)]
+    for number, report in enumerate(in_order, 1):
+        parts.append(html_page.details(f"{number}: all settings, as JSON", html_report.configuration(report)))
     files.write_text(path, html_page.document(f"Robustness of networks: {len(reports)} reports", parts))
 
 
@@ -40,7 +42,7 @@ def differences(reports: Sequence[RobustnessReport]) -> list[str]:
     sentences = []
     differing, _ = _compared(reports)
     if len(set(map(_images_key, reports))) > 1:
-        shown = _listed(differing.pop("images", map(summary.images, reports)))
+        shown = _listed(differing.pop("images", None) or differing.pop(_DIGEST))
         sentences.append(f"The reports are of different images ({shown}): compare accuracies within one table only.")
     elif any(report.context.get("dataset") is None for report in reports):
         sentences.append("Not all reports name their dataset: that their images are the same was not checked.")
@@ -65,26 +67,27 @@ def _listed(values):
 def _images_key(report):
     """Returns what identifies the images of a report. Reports without examples are told apart by dataset and split."""
     columns = [report.examples.get(name) for name in ("index", "label")]
-    return json.dumps([report.context.get("dataset"), report.context.get("split"), report["clean"].n, columns])
+    named = [report.context.get(name) for name in ("dataset", "split")]
+    return json.dumps([*named, summary.baseline(report), report["clean"].n, columns])
 
 
 def _threats(report):
-    return "; ".join(dict.fromkeys(summary.threat(row) for row in summary.adversarial(report))) or "none"
+    return "; ".join(sorted({summary.threat(row) for row in summary.adversarial(report)})) or "none"
 
 
 def _compared(reports):
     """Returns {setting: its value in each report} of the settings that differ, and {setting: value} of the equal ones.
 
-    That images differ is said by their digests too, where their descriptions are the same.
+    Images that differ although their descriptions are equal differ in their digests.
     """
     settings = {
         "images": [summary.images(report) for report in reports],
-        "digest of image numbers and labels": [files.fingerprint(_images_key(report)) for report in reports],
+        _DIGEST: [files.fingerprint(_images_key(report)) for report in reports],
         "threat models": [_threats(report) for report in reports],
         "preprocessing": [summary.preprocessing(report) for report in reports],
     }
     if len(set(settings["images"])) > 1:
-        del settings["digest of image numbers and labels"]
+        del settings[_DIGEST]
     for name in ("seed", "attack_precision", "batch_norm"):
         settings[name] = [report.context.get(name, "-") for report in reports]
     for name in ("keras_sat", "tensorflow", "keras"):
@@ -126,10 +129,11 @@ def _order(column):
 
 
 def _warnings(reports):
-    sentences = differences(list(reports.values()))
+    sentences = differences(reports)
     if not sentences:
         return []
-    return [element("div", *(element("p", sentence) for sentence in sentences), style="verdict alarm")]
+    heading = element("strong", "Before you compare")
+    return [element("div", heading, *(element("p", sentence) for sentence in sentences), style="verdict alarm")]
 
 
 def _tables(reports):
@@ -151,7 +155,8 @@ def _tables(reports):
 
 
 def _table(reports, places, columns):
-    header = ["network", "clean", *(_heading(column, columns) for column in columns), "signs of masked gradients"]
+    attacks = [_heading(column, columns) for column in columns]
+    header = ["network", summary.baseline(reports[places[0]]), *attacks, "signs of masked gradients"]
     rows = []
     for place in places:
         report = reports[place]
@@ -162,11 +167,10 @@ def _table(reports, places, columns):
 
 
 def _cell(row):
-    return "-" if row is None else Html(f"{element('strong', f'{100 * row.accuracy:.1f} %')}<br>{_interval(row)}")
-
-
-def _interval(row: AttackResult) -> Html:
-    return element("small", f"{100 * row.interval[0]:.1f} .. {100 * row.interval[1]:.1f}")
+    if row is None:
+        return "-"
+    accuracy, interval = intervals.percent(row.accuracy), intervals.text(row.interval)
+    return Html(f"{element('strong', accuracy)}<br>{element('small', interval)}")
 
 
 def _heading(column, columns):

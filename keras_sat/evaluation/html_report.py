@@ -30,11 +30,6 @@ def figures(drawn: dict) -> Html:
     return element("div", *(html_page.figure(*plot) for plot in drawn.values()), style="plots")
 
 
-def accuracy(row) -> Html:
-    """Returns the accuracy of a row and, in small, its interval."""
-    return Html(f"{intervals.percent(row.accuracy)} {element('small', intervals.text(row.interval))}")
-
-
 def configuration(report: "RobustnessReport") -> str:
     """Returns the settings of a report as JSON text."""
     settings = {row.name: row.settings for row in report.results if row.settings}
@@ -57,13 +52,17 @@ def _facts(report):
 
 
 def _verdict(report, audit):
-    rows = [("clean", "no attack", *_large(report["clean"]))]
-    rows += [(threat, summary.attack(report, row), *_large(row)) for threat, row in summary.strongest(report)]
+    strongest = summary.strongest(report)
+    rows = [(summary.baseline(report), "no attack", *_large(report["clean"]))]
+    rows += [(threat, summary.attack(report, row), *_large(row)) for threat, row in strongest]
+    if corrupted := [row.accuracy for row in summary.corrupted(report)]:
+        mean = element("span", intervals.percent(float(np.mean(corrupted))), style="large")
+        rows.append(("corruptions", f"mean of {len(corrupted)} rows", mean, "-"))
     header = ("threat model", "strongest attack of this report", "accuracy", "95 % interval")
     outcome, sentence = summary.masking(report)
     masked = outcome == summary.SEEN
     parts = [table(header, rows), element("p", element("strong", sentence) if masked else sentence)]
-    if len(rows) > 1:
+    if strongest:
         parts.append(element("p", _bound(report)))
     if audit:
         masked = masked or not audit.passed

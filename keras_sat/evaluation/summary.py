@@ -62,6 +62,16 @@ def class_name(report: "RobustnessReport", label: int) -> str:
     return str(names[label]) if label < len(names) else f"class {label}"
 
 
+def baseline(report: "RobustnessReport") -> str:
+    """Returns what the row "clean" is of: that of `evaluate_corrupted` is of all corrupted images together."""
+    return "all corruptions together" if any(row.settings.get("files") for row in report.results) else "clean"
+
+
+def corrupted(report: "RobustnessReport") -> "list[AttackResult]":
+    """Returns the rows of corruptions."""
+    return [row for row in report.results if "corruption" in row.settings]
+
+
 def adversarial(report: "RobustnessReport") -> "list[AttackResult]":
     """Returns the rows of attacks with a threat model, without those of corruptions and noise."""
     return [row for row in report.results if "epsilon" in row.settings]
