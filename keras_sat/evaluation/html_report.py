@@ -152,8 +152,9 @@ def _signs(report):
         (one.name, summary.NOT_LOOKED_FOR if one.measured is None else one.measured, " ".join(one.warnings) or "-")
         for one in signs.findings(report.signs, report.results, report.examples)
     ]
-    table_ = table(("sign", "seen", "warning"), rows)
-    return [element("h2", "Warning signs of masked gradients"), table_]
+    text = "Outputs that are probabilities are refused before the first attack."
+    heading = element("h2", "Warning signs of masked gradients")
+    return [heading, table(("sign", "seen", "warning"), rows), element("p", text, style="quiet")]
 
 
 def _audit(audit):

@@ -35,7 +35,10 @@ def test_pages_of_one_and_of_several_reports(inside, here, capsys):
     assert "<strong>60.0 %</strong>" in page
     assert "<strong>50.0 %</strong>" in page
     assert "both.json" not in os.listdir(here)
-    with pytest.warns(UserWarning, match="different threat models .*epsilon 8 .*epsilon 16"):
+    with (
+        pytest.warns(UserWarning, match="different threat models .*epsilon 8 .*epsilon 16"),
+        pytest.warns(UserWarning, match="No attack is in two reports with the same settings"),
+    ):
         assert inside("report", "a", "far") == 0
     assert "different threat models" in (here / "keras-sat-report.html").read_text()
     assert inside("report", "a", "--to=a/own.html") == 0
