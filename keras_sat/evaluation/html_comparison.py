@@ -5,6 +5,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from keras_sat import files
 from keras_sat.evaluation import html_page, html_report, intervals, plots, summary
 from keras_sat.evaluation.html_page import Html, element, table
@@ -72,7 +74,8 @@ def _images_key(report):
 
 
 def _threats(report):
-    return "; ".join(sorted({summary.threat(row) for row in summary.adversarial(report)})) or "none"
+    rows = sorted(summary.adversarial(report), key=lambda row: (row.settings["norm"], np.max(row.settings["epsilon"])))
+    return "; ".join(dict.fromkeys(map(summary.threat, rows))) or "none"
 
 
 def _compared(reports):
@@ -149,9 +152,11 @@ def _tables(reports):
         parts.append(_table(reports, places, [column for column in columns if column["rows"].keys() & set(places)]))
     text = (
         "An accuracy under attack is an upper bound: a stronger attack can lower it. Figures whose intervals overlap "
+        "may differ by chance."
     )
-    parts.append(element("p", text + "may differ by chance.", style="quiet"))
-    return parts
+    sweep = " In a sweep, an image that is broken at one epsilon counts as broken at all larger ones."
+    has_sweep = any("sweep" in report.context for report in reports)
+    return [*parts, element("p", text + sweep * has_sweep, style="quiet")]
 
 
 def _table(reports, places, columns):

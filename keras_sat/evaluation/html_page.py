@@ -31,15 +31,15 @@ body {{ max-width: 66rem; margin: 0 auto; padding: 1rem; color: var(--text); bac
 h1 {{ font-size: 1.6rem; line-height: 1.25; }} h2 {{ font-size: 1.25rem; margin: 2.25rem 0 .75rem; }}
 h3 {{ font-size: 1rem; margin: 1.5rem 0 .5rem; }}
 .wide {{ overflow-x: auto; overflow-wrap: normal; }}
-table {{ border-collapse: collapse; }}
+table {{ border-collapse: collapse; width: max-content; max-width: max(100%, 44rem); }}
 th, td {{ text-align: left; padding: .3rem 1rem .3rem 0; vertical-align: top; border-bottom: 1px solid var(--line); }}
 th {{ border-bottom: 2px solid var(--line); vertical-align: bottom; }}
 small, figcaption, .quiet {{ font-size: .875rem; color: var(--quiet); }} td small {{ white-space: nowrap; }}
-dl {{ display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .2rem 1.25rem; margin: 1rem 0; }}
+dl {{ display: grid; grid-template-columns: fit-content(40%) minmax(0, 1fr); gap: .2rem 1.25rem; margin: 1rem 0; }}
 dt {{ color: var(--quiet); }} dd {{ margin: 0; }}
 .verdict {{ background: var(--soft); border-left: .3rem solid var(--series-0); padding: .75rem 1rem; margin: 1rem 0; }}
 .verdict.alarm {{ border-color: var(--alarm); }} .alarm strong {{ color: var(--alarm); }}
-.verdict p {{ margin: .5rem 0; }} .verdict td, .verdict th {{ padding-right: 1.5rem; }}
+.verdict p {{ margin: .5rem 0; }} .verdict table {{ max-width: 100%; }}
 .large {{ font-size: 1.4rem; font-weight: 600; white-space: nowrap; }}
 .plots {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr)); gap: 1.5rem; }}
 figure {{ margin: 0; min-width: 0; }} figure svg {{ max-width: 100%; height: auto; fill: currentColor; }}

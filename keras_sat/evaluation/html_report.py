@@ -42,7 +42,7 @@ def _facts(report):
     form = f"{described.get('name')} (form {described.get('form')})" if described else summary.network(report)
     facts = {
         "Dataset": summary.images(report),
-        "Images as": summary.preprocessing(report),
+        "Preprocessing": summary.preprocessing(report),
         "Network": form,
         "Activation": summary.activation(described.get("activation", summary.NOT_GIVEN)),
         "Weights": summary.weights(report),
@@ -53,12 +53,12 @@ def _facts(report):
 
 def _verdict(report, audit):
     strongest = summary.strongest(report)
-    rows = [(summary.baseline(report), "no attack", *_large(report["clean"]))]
-    rows += [(threat, summary.attack(report, row), *_large(row)) for threat, row in strongest]
+    rows = [(summary.baseline(report), "no attack", _large(report["clean"]))]
+    rows += [(threat, summary.attack(report, row), _large(row)) for threat, row in strongest]
     if corrupted := [row.accuracy for row in summary.corrupted(report)]:
         mean = element("span", intervals.percent(float(np.mean(corrupted))), style="large")
-        rows.append(("corruptions", f"mean of {len(corrupted)} rows", mean, "-"))
-    header = ("threat model", "strongest attack of this report", "accuracy", "95 % interval")
+        rows.append(("corruptions", f"mean of {len(corrupted)} rows", mean))
+    header = ("threat model", "strongest attack of this report", "accuracy, 95 % interval")
     outcome, sentence = summary.masking(report)
     masked = outcome == summary.SEEN
     parts = [table(header, rows), element("p", element("strong", sentence) if masked else sentence)]
@@ -71,7 +71,8 @@ def _verdict(report, audit):
 
 
 def _large(row):
-    return element("span", intervals.percent(row.accuracy), style="large"), intervals.text(row.interval)
+    share = element("span", intervals.percent(row.accuracy), style="large")
+    return Html(f"{share}<br>{element('small', intervals.text(row.interval))}")
 
 
 def _bound(report):

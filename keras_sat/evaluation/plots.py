@@ -98,7 +98,7 @@ def _accuracy(report):
     reach = np.maximum(np.abs(100 * np.array([row.interval for row in rows]).T - accuracies), 0)
     color = html_page.SERIES[0][0]
     axes.barh([row.name for row in rows], accuracies, color=color, alpha=0.35)
-    axes.errorbar(accuracies, range(len(rows)), xerr=reach, fmt="none", ecolor="black", capsize=3)
+    axes.errorbar(accuracies, range(len(rows)), xerr=reach, fmt="none", ecolor="black")
     for place, accuracy in enumerate(accuracies):
         axes.text(1, place, f"{accuracy:.1f}", va="center")
     axes.set(xlim=(0, 100), xlabel="accuracy, %")
@@ -121,16 +121,15 @@ def _classes(report, row):
         bounds = np.array([intervals.wilson(int(np.sum(each)), len(each)) for each in of_class])
         reach = np.maximum(np.abs(bounds - shares[:, None]).T, 0) * 100
         axes.barh(places + shift, 100 * shares, 0.4, color=color, alpha=alpha, label=name)
-        axes.errorbar(100 * shares, places + shift, xerr=reach, fmt="none", ecolor="black", elinewidth=1, capsize=2)
+        axes.errorbar(100 * shares, places + shift, xerr=reach, fmt="none", ecolor="black", elinewidth=1)
     axes.set_yticks(places, [_short(summary.class_name(report, int(label))) for label in shown])
     axes.invert_yaxis()
     axes.set(xlim=(0, 100), xlabel="accuracy, %")
     figure.legend(loc="outside upper left", ncols=2, frameon=False)
-    which = (
-        f"The {len(shown)} classes of {len(classes)} with the lowest" if len(shown) < len(classes) else "Each class'"
-    )
-    threat = summary.threat(row)
-    return figure, f"{which} accuracy, clean and under {attack} ({threat}), with 95 % intervals"
+    which = "Accuracy of each class"
+    if len(shown) < len(classes):
+        which = f"Accuracy of the {len(shown)} classes, of {len(classes)}, with the lowest robust accuracy"
+    return figure, f"{which}, clean and under {attack}; {summary.threat(row)}; with 95 % intervals"
 
 
 def _short(name):
