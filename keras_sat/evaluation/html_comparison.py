@@ -74,7 +74,9 @@ def _images_key(report):
 
 
 def _threats(report):
-    rows = sorted(summary.adversarial(report), key=lambda row: (row.settings["norm"], np.max(row.settings["epsilon"])))
+    rows = sorted(
+        summary.adversarial(report), key=lambda row: (row.settings.get("norm", ""), np.max(row.settings["epsilon"]))
+    )
     return "; ".join(dict.fromkeys(map(summary.threat, rows))) or "none"
 
 
@@ -110,7 +112,7 @@ def _columns(reports: Sequence[RobustnessReport]) -> list[dict[str, Any]]:
         for row in report.results:
             if row.settings:
                 settings = _settings_of(report, row)
-                title = {"attack": summary.attack(report, row), "threat": summary.threat(row)}
+                title = {"attack": summary.attack(report, row), "threat": summary.threat_model(report, row) or "-"}
                 key = json.dumps([title["attack"], settings], sort_keys=True)
                 columns.setdefault(key, {**title, "settings": settings, "rows": {}})["rows"][place] = row
     return sorted(columns.values(), key=_order)

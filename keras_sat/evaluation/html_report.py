@@ -85,7 +85,7 @@ def _results(report):
     rows = []
     for row in report.results:
         shares = (intervals.percent(row.accuracy), intervals.text(row.interval))
-        rows.append((row.name, summary.threat(row), row.n, *shares, f"{row.seconds:.1f}"))
+        rows.append((row.name, summary.threat_model(report, row) or "-", row.n, *shares, f"{row.seconds:.1f}"))
     header = ("", "threat model", "images", "accuracy", "95 % interval", "seconds")
     about_signs = signs.sentences(report.signs, report.results, report.examples)  # they have a table of their own
     remarks = [element("p", remark) for remark in report.remarks() if remark not in about_signs]

@@ -109,13 +109,13 @@ def strongest(report: "RobustnessReport") -> "list[tuple[str, AttackResult]]":
     """Returns (threat model, row of the lowest accuracy) for each threat model of the report."""
     lowest: dict[str, Any] = {}
     for row in report.results:
-        of = _threat_of(report, row)
+        of = threat_model(report, row)
         if of is not None and (of not in lowest or row.accuracy < lowest[of].accuracy):
             lowest[of] = row
     return list(lowest.items())
 
 
-def _threat_of(report, row):
+def threat_model(report: "RobustnessReport", row: "AttackResult") -> str | None:
     """Returns the threat model of a row as text; None without one. That of `worst_of` is the union of its rows'."""
     if "worst_of" not in row.settings:
         return threat(row) if "epsilon" in row.settings else None
