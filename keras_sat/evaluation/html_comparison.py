@@ -74,9 +74,12 @@ def _images_key(report):
 
 
 def _threats(report):
-    rows = sorted(
-        summary.adversarial(report), key=lambda row: (row.settings.get("norm", ""), np.max(row.settings["epsilon"]))
-    )
+    """Returns the threat models of a report as text, by norm and epsilon."""
+
+    def order(row):
+        return row.settings.get("norm", ""), np.max(row.settings["epsilon"])
+
+    rows = sorted(summary.adversarial(report), key=order)
     return "; ".join(dict.fromkeys(map(summary.threat, rows))) or "none"
 
 
