@@ -97,7 +97,7 @@ def _compared(reports):
     if len(set(settings["images"])) > 1:
         del settings[_DIGEST]
     for name in ("seed", "attack_precision", "batch_norm"):
-        settings[name] = [report.context.get(name, "-") for report in reports]
+        settings[name.replace("_", " ")] = [report.context.get(name, "-") for report in reports]
     for name in ("keras_sat", "tensorflow", "keras"):
         settings[f"version of {name}"] = [report.context.get("versions", {}).get(name, "-") for report in reports]
     differing = {name: values for name, values in settings.items() if len(set(values)) > 1}
