@@ -20,7 +20,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Puts the reports of several evaluations side by side on one page; one report gets a page of its own."""
     _check_page(args.to)
-    reports = {}
+    reports: dict[str, evaluation.RobustnessReport] = {}
     for path in args.reports:
         report = evaluation.from_json(_file(path))
         same = next((other for other, one in reports.items() if one == report), None)

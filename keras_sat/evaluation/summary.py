@@ -154,7 +154,8 @@ def curves(report: "RobustnessReport") -> "dict[str, list[tuple[float, AttackRes
     for group in groups.values():
         if len(group) > 1:
             name = _curve_name(report, next(iter(group.values())), found)
-            found[name] = sorted({0.0: report["clean"], **group}.items())
+            points: dict[float, Any] = {0.0: report["clean"], **group}
+            found[name] = sorted(points.items(), key=lambda point: point[0])
     return found
 
 
