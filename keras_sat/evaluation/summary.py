@@ -87,7 +87,7 @@ def threat(row: "AttackResult") -> str:
     """Returns the threat model of an attack, such as "L-inf, epsilon 8 (pixels 0..255)"; "-" for a row without one."""
     if "epsilon" not in row.settings:
         return "-"
-    norm = row.settings.get("norm")
+    norm: Any = row.settings.get("norm")
     return f"{_NORMS.get(norm, norm)}, epsilon {row.epsilon_text()} ({unit(row)})"
 
 
@@ -101,7 +101,7 @@ def unit(row: "AttackResult") -> str:
 
 def axis(row: "AttackResult") -> str:
     """Returns the norm and the unit of an attack's epsilon, such as "epsilon in L-inf, pixels 0..255"."""
-    norm = row.settings.get("norm")
+    norm: Any = row.settings.get("norm")
     return f"epsilon in {_NORMS.get(norm, norm)}, {unit(row)}"
 
 
