@@ -52,11 +52,12 @@ INNER_LAYERS = {
         {"_names"},
     ],
     "evaluation": [
-        {"intervals", "state", "stages", "examples", "copies", "distortions", "_audit", "signs"},
-        {"corruptions"},
-        {"attack_names", "progress", "html_report"},
+        {"intervals", "state", "stages", "examples", "copies", "distortions", "_audit", "signs", "html_page"},
+        {"corruptions", "summary"},
+        {"attack_names", "progress", "plots"},
+        {"html_report"},
         {"report", "certification"},
-        {"report_files", "_evaluate", "_compare", "_certify", "robustbench"},
+        {"report_files", "html_comparison", "_evaluate", "_compare", "_certify", "robustbench"},
         {"corrupted_files"},
     ],
     "models.pytorch": [

@@ -31,6 +31,7 @@ from keras_sat.cli import (
     messages,
     predict,
     quickstart,
+    report,
     serve,
     train,
 )
@@ -42,6 +43,7 @@ COMMANDS: list[types.ModuleType] = [
     quickstart,
     train,
     evaluate,
+    report,
     certify,
     export,
     compare,

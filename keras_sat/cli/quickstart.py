@@ -44,7 +44,15 @@ def run(args: argparse.Namespace) -> int:
 def _evaluate(run, model, folder):
     split = run.evaluation_split()
     attacks = attack_names.from_names("pgd-50", run.ball())
-    context = {"dataset": run.dataset, "split": split, "batch_size": 200, "run": os.path.abspath(folder)}
+    context = {
+        "dataset": run.dataset,
+        "split": split,
+        "batch_size": 200,
+        "classes": run.description.classes,
+        "run": os.path.abspath(folder),
+        "network": run.network(model),
+        "preprocessing": run.description.preprocessing.settings(),
+    }
     options = {"seed": run.seed, "batch_size": 200, "context": context}
     report = evaluation.evaluate(model, run.load_data(split, 200), attacks, **options)
     report_files.write(report, folder, report_files.name("pgd-50", run.norm, [run.epsilon], split))

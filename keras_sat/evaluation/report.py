@@ -196,6 +196,10 @@ class RobustnessReport:
     def to_html(self, path: Path, audit: AuditReport | None = None, command: str | None = None) -> None:
         """Writes the report as one HTML page that needs no network, and its plots as SVG and PNG files in its folder.
 
+        The page shows the entries "dataset", "split", "classes" (a list of names), "network" (a dict of "name", "form"
+        and "activation") and "preprocessing" of the context. `keras-sat evaluate` gives them; from Python, they are
+        given to `evaluate` as `context`.
+
         Args:
             path: the file to write, such as "report.html"; the files of plots are then "report-accuracy.svg", ...
             audit: an `AuditReport` to show, or None.
@@ -217,11 +221,19 @@ def from_json(path: Path) -> RobustnessReport:
     try:
         with open(files.expanded(path), encoding="utf-8") as file:
             fields = json.load(file)
+        if not isinstance(fields, dict) or not isinstance(fields["results"], list):
+            raise ValueError("it has no list of results")
         results = [AttackResult(**{**row, "interval": tuple(row["interval"])}) for row in fields["results"]]
         seen = signs_lib.Signs(**fields["signs"]) if fields.get("signs") else None
         return RobustnessReport(results, fields["context"], fields["examples"], signs=seen)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} does not hold a report: {error}") from error
+        raise ValueError(
+            f"{path} does not hold a report of an evaluation, as `keras-sat evaluate` writes it ({_reason(error)})."
+        ) from error
+
+
+def _reason(error):
+    return f"it has no {error}" if isinstance(error, KeyError) else error
 
 
 def merge(reports: Sequence[RobustnessReport]) -> RobustnessReport:

@@ -15,6 +15,9 @@ from keras_sat.typing import Array, LogitsFunction
 IMAGES = 64  # number of images, of the first batch, that are looked at
 _SAME = 1e-4  # outputs of two passes may differ by this share of their size
 _ALONE = 0.002  # share of all images that Square alone may break, as in the authors' AutoAttack
+_RANDOM = "outputs that change from pass to pass"
+_ZERO = "gradients that are zero"
+_SQUARE = "images that only an attack without gradients breaks"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +75,23 @@ def _has_no_ascent(model, loss, images, labels):
     return ~np.isfinite(largest) | (largest == 0)
 
 
-def sentences(signs: Signs | None, results: Sequence[Any], examples: dict[str, Any]) -> list[str]:
-    """Returns a sentence for each sign, or one that says which signs were looked for and not found.
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """What an evaluation says about one sign of masked gradients.
+
+    Attributes:
+        name: the sign, such as "gradients that are zero".
+        measured: what was seen, as text, such as "0 of 64 images"; None if the sign was not looked for.
+        warnings: a sentence for each warning; empty if the sign was not seen.
+    """
+
+    name: str
+    measured: str | None
+    warnings: list[str]
+
+
+def findings(signs: Signs | None, results: Sequence[Any], examples: dict[str, Any]) -> list[Finding]:
+    """Returns a finding for each sign.
 
     Args:
         signs: what was seen; None if nothing was looked at.
@@ -81,30 +99,55 @@ def sentences(signs: Signs | None, results: Sequence[Any], examples: dict[str, A
         examples: the results of each example, see `report.RobustnessReport`.
     """
     if signs is None:
-        return []
-    looked, found = ["outputs that change from pass to pass"], []
-    if signs.random:
-        found.append(
-            "Warning: the outputs change from pass to pass: average gradients over them (samples=, or AutoAttack's "
-            'version "rand").'
-        )
-    if signs.zero_gradient is not None:
-        looked.append("gradients that are zero")
-    if signs.zero_gradient:
-        found.append(
-            f"Warning: for {signs.zero_gradient} of {signs.images} images the gradient is zero or not finite: attacks "
-            "by gradients cannot see these (see attacks.bpda)."
-        )
-    without = {row.name: _broken_without_gradients(row, results, examples) for row in results}
-    if any(count is not None for count in without.values()):
-        looked.append("images that only an attack without gradients breaks")
-    found += [
-        f"Warning: {row.name}: an attack without gradients broke {without[row.name]} of {row.n} images that attacks by "
-        "gradients did not: the gradients may be masked (run an audit)."
-        for row in results
-        if (without[row.name] or 0) > _ALONE * row.n
+        return [Finding(name, None, []) for name in (_RANDOM, _ZERO, _SQUARE)]
+    return [_randomness(signs), _zero(signs), _beyond_gradients(results, examples)]
+
+
+def sentences(signs: Signs | None, results: Sequence[Any], examples: dict[str, Any]) -> list[str]:
+    """Returns a sentence for each sign, or one that says which signs were looked for and not found.
+
+    Args:
+        signs, results, examples: see `findings`.
+    """
+    found = findings(signs, results, examples)
+    looked = [one.name for one in found if one.measured is not None]
+    warnings = [sentence for one in found for sentence in one.warnings]
+    if warnings or not looked:
+        return warnings
+    return [f"Signs of masked gradients that were looked for and not found: {', '.join(looked)}."]
+
+
+def _randomness(signs):
+    warning = (
+        "Warning: the outputs change from pass to pass: average gradients over them (samples=, or AutoAttack's version "
+        '"rand").'
+    )
+    measured = f"{'yes' if signs.random else 'no'}, on {signs.images} images"
+    return Finding(_RANDOM, measured, [warning] if signs.random else [])
+
+
+def _zero(signs):
+    if signs.zero_gradient is None:
+        return Finding(_ZERO, None, [])
+    warning = (
+        f"Warning: for {signs.zero_gradient} of {signs.images} images the gradient is zero or not finite: attacks by "
+        "gradients cannot see these (see attacks.bpda)."
+    )
+    measured = f"{signs.zero_gradient} of {signs.images} images"
+    return Finding(_ZERO, measured, [warning] if signs.zero_gradient else [])
+
+
+def _beyond_gradients(results, examples):
+    counts = [(row, _broken_without_gradients(row, results, examples)) for row in results]
+    counts = [(row, count) for row, count in counts if count is not None]
+    warnings = [
+        f"Warning: {row.name}: an attack without gradients broke {count} of {row.n} images that attacks by gradients "
+        "did not: the gradients may be masked (run an audit)."
+        for row, count in counts
+        if count > _ALONE * row.n
     ]
-    return found or [f"Signs of masked gradients that were looked for and not found: {', '.join(looked)}."]
+    measured = "; ".join(f"{row.name}: {count} of {row.n} images" for row, count in counts)
+    return Finding(_SQUARE, measured or None, warnings)
 
 
 def _broken_without_gradients(row, results, examples):

@@ -27,9 +27,9 @@ CARD = os.path.join("assets", "robustness_card.json")
 PREPROCESSING = deployed.PREPROCESSING
 ARCHITECTURE = os.path.join("assets", "keras_model.json")
 
-# Entries of a report's context that are not copied to the card: the card has its own entries for the first three, and
-# the folder of the run means nothing on other machines.
-_NOT_MEASURED = ("model", "weights_sha256", "versions", "run")
+# Entries of a report's context that are not copied to the card: the card has its own entries for the first three,
+# labels.txt has the names of the classes, and the folder of the run means nothing on other machines.
+_NOT_MEASURED = ("model", "weights_sha256", "versions", "classes", "run")
 
 
 def export_saved_model(

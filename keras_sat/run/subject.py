@@ -23,8 +23,9 @@ class Subject:
     Attributes:
         model: a Keras model, or a model that `deployed.load` returned; a function from images to logits.
         dataset: batches of images and labels, with the preprocessing of the network.
-        context: entries for the report: "dataset", "split", "batch_size", "run" or "weights", and "network" if it is
-            known: name, form, activation and normalization; see `models.describe`.
+        context: entries for the report: "dataset", "split", "batch_size", "classes" (their names, in the order of the
+            labels), "run" or "weights", and "network" if it is known: name, form, activation and normalization; see
+            `models.describe`.
         norm: norm of the threat model, a key of `BALLS`.
         epsilon: radius of the threat model in pixels 0..255; None if it is unknown.
         output: default folder for the reports; None if there is none.
@@ -79,7 +80,7 @@ def open_run(
         warnings.warn(f"The images changed since {folder} was trained. {line}.", stacklevel=2)
     if run.record and run.dataset == run.record.dataset:
         _warn_of_trained_on(run, split)
-    context = _context(run.dataset, split, batch_size) | {
+    context = _context(run.dataset, split, batch_size, run.description.classes) | {
         "run": os.path.abspath(folder),
         "network": run.network(model),
         "preprocessing": run.description.preprocessing.settings(),
@@ -133,7 +134,7 @@ def open_export(
         preprocessing = data.preprocessing_of(source, model.image_size, channels=model.channels)
         warn_of_preprocessing(path, preprocessing)
     batches = data.load(source, split, batch_size, preprocessing=preprocessing)
-    context = _context(dataset, split, batch_size) | {
+    context = _context(dataset, split, batch_size, source.classes) | {
         "run": os.path.abspath(path),
         "preprocessing": preprocessing.settings(),
     }
@@ -204,7 +205,7 @@ def open_weights(
         preprocessing = of_entry(entry)
     batches = data.load(source, split, batch_size, preprocessing=preprocessing)
     model = models.build(network, form, weights=weights, **options)
-    context = _context(name, split, batch_size) | {
+    context = _context(name, split, batch_size, source.classes) | {
         "weights": entry["id"],
         "network": models.describe(model, network, form, options["activation"]),
         "preprocessing": preprocessing.settings(),
@@ -239,8 +240,8 @@ def _stem(weights):
     return os.path.basename(text).removesuffix(".weights.h5") if text.endswith(".h5") else text.replace("/", "-")
 
 
-def _context(dataset, split, batch_size):
-    return {"dataset": dataset, "split": split, "batch_size": batch_size}
+def _context(dataset, split, batch_size, classes):
+    return {"dataset": dataset, "split": split, "batch_size": batch_size, "classes": list(classes)}
 
 
 def _source(name, names, number, data_dir, skip_damaged):
