@@ -16,6 +16,7 @@ html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 exclude_patterns = ["build"]
 default_role = "code"  # the docstrings' single quotes are Markdown's
+smartquotes_action = "qe"  # quotes and ellipses; a flag keeps its two hyphens
 myst_heading_anchors = 3
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
