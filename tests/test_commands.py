@@ -16,9 +16,11 @@ from keras_sat import cli, data, models
 
 ROOT = pathlib.Path(__file__).parent.parent
 COMMAND = re.compile(r"^ *(keras-sat .*?) *(?: #.*)?$", re.MULTILINE)
-PAGES = [
-    page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if COMMAND.search(page.read_text())
-]
+COMMANDS = {
+    page.name: COMMAND.findall(re.sub(r" *\\\n *", " ", page.read_text()))  # a backslash ends a line of a long command
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+}
+PAGES = [name for name, commands in COMMANDS.items() if commands]
 BEFORE = {"serving.md": ["keras-sat train --output=runs/gelu --activation=gelu"]}
 # Added to each command, where the last of two equal flags counts: the same work, on eight images of 16 pixels.
 SMALLER = {
@@ -54,10 +56,10 @@ def here(tmp_path, monkeypatch, write_release):
     return tmp_path
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES)
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of eight images and three classes there is much to warn about
 def test_the_commands_of_a_page_run(page, here):
-    for command in [*BEFORE.get(page.name, []), *COMMAND.findall(page.read_text())]:
+    for command in [*BEFORE.get(page, []), *COMMANDS[page]]:
         if command not in ELSEWHERE:
             print(command, flush=True)
             run(shlex.split(command))

@@ -15,6 +15,7 @@ from keras_sat import cli
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 DOCS = "\n".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
+ONE_LINE = re.sub(r" *\\\n *", " ", f"{README}\n{DOCS}")  # a backslash ends a line of a long command
 PYTHON = {
     f"{where}-{index}": pytest.param(code, marks=marks)
     for where, text, marks in (("README", README, ()), ("docs", DOCS, pytest.mark.slow))
@@ -22,7 +23,7 @@ PYTHON = {
 }
 # Trainings run on a tenth of the images; nothing else is changed.
 LARGE, SMALL = '"fashion_mnist_mini", "train", ', '"fashion_mnist_mini", "train[:1000]", '
-COMMANDS = re.findall(r"^ *(keras-sat .*?)(?: #.*)?$", f"{README}\n{DOCS}", re.MULTILINE)
+COMMANDS = re.findall(r"^ *(keras-sat .*?)(?: #.*)?$", ONE_LINE, re.MULTILINE)
 
 
 def test_there_is_something_to_check():

@@ -116,7 +116,7 @@ _DEEPMIND = _GENERATED | {
 _NEEDS_GENERATED = {
     "extra_data": "generated images of CIFAR-10 (docs/recipes.md says where their authors publish them)"
 }
-_HALF = "float32 in place of half precision (--precision=mixed_float16)"
+_HALF = "float32 in place of half precision (`--precision=mixed_float16`)"
 _START = "the random start is not cut off at 0 and 255 before the first gradient"
 
 _ALL = (
