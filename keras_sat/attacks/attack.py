@@ -162,6 +162,11 @@ class Attack(abc.ABC):
         return True
 
     @property
+    def metrics_prefix(self) -> str:
+        """What the names of metrics on these images begin with: "adversarial_", or "" for clean images (epsilon 0)."""
+        return "adversarial_" if self.ball is None or self.ball.radius else ""
+
+    @property
     def accepts_start(self) -> bool:
         """Whether a call may choose the point at which the attack starts (`start=`)."""
         return False

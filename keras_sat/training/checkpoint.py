@@ -416,7 +416,7 @@ class Checkpoint(keras.callbacks.Callback):
             return logs
         for name, variable in variables.items():
             variable.assign(self._metrics[name] + keras.ops.convert_to_numpy(variable))
-        results = self.model.get_metrics_result()
+        results = self.model.training_logs(self.model.get_metrics_result())
         return {name: results.get(name, value) for name, value in logs.items()}
 
     def keep_last(self) -> None:

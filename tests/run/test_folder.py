@@ -26,7 +26,7 @@ def test_the_folder_holds_the_weights_the_configuration_and_the_curves(short, tr
     assert record["finished"] is True
     assert record["iterations"] == 4
     assert set(record["versions"]) == {"keras_sat", "keras", "tensorflow", "python"}
-    assert set(record["history"]) >= {"loss", "accuracy", "val_accuracy", "val_robust_accuracy"}
+    assert set(record["history"]) >= {"loss", "adversarial_accuracy", "val_accuracy", "val_robust_accuracy"}
 
 
 def test_load_gives_the_trained_network_back(short, trained):
