@@ -294,5 +294,8 @@ def target_classes(
     logits = gradients.logits(logits_fn, images)
     others = logits.shape[-1] - 1
     if number > others:
-        warnings.warn(f"{name} asks for {number} target classes, there are {others}: these are taken.", stacklevel=2)
+        warnings.warn(
+            f"{name} asks for {number} target classes, but there are only {others} other classes: all are used.",
+            stacklevel=2,
+        )
     return tf.math.top_k(losses.without_label(labels, logits), min(number, others)).indices

@@ -131,7 +131,7 @@ class RobustnessReport:
             if row.not_finite
         ]
         sentences += [
-            f"{row.name}: {row.reached} of {row.n} images came to their target class."
+            f"{row.name}: {row.reached} of {row.n} images reached their target class."
             for row in self.results
             if row.reached is not None
         ]

@@ -92,23 +92,23 @@ def sentences(signs: Signs | None, results: Sequence[Any], examples: dict[str, A
         looked.append("gradients that are zero")
     if signs.zero_gradient:
         found.append(
-            f"Warning: for {signs.zero_gradient} of {signs.images} images the gradient is zero or not finite: attacks "
-            "by gradients cannot see these (see attacks.bpda)."
+            f"Warning: for {signs.zero_gradient} of {signs.images} images the gradient is zero or not finite: "
+            "gradient-based attacks make no progress on these (see attacks.bpda)."
         )
     without = {row.name: _broken_without_gradients(row, results, examples) for row in results}
     if any(count is not None for count in without.values()):
-        looked.append("images that only an attack without gradients breaks")
+        looked.append("images that only a gradient-free attack breaks")
     found += [
-        f"Warning: {row.name}: an attack without gradients broke {without[row.name]} of {row.n} images that attacks by "
-        "gradients did not: the gradients may be masked (run an audit)."
+        f"Warning: {row.name}: a gradient-free attack broke {without[row.name]} of {row.n} images that "
+        "gradient-based attacks did not: the gradients may be masked (run an audit)."
         for row in results
         if (without[row.name] or 0) > _ALONE * row.n
     ]
-    return found or [f"Signs of masked gradients that were looked for and not found: {', '.join(looked)}."]
+    return found or [f"No sign of gradient masking was found. Checked: {', '.join(looked)}."]
 
 
 def _broken_without_gradients(row, results, examples):
-    """Returns how many images an attack without gradients broke after those by gradients; None if there is none.
+    """Returns how many images a gradient-free attack broke after those by gradients; None if there is none.
 
     The attack is a stage of the row, or the row itself; the attacks by gradients are the stages before it, or the rows
     of the same norm and epsilon.

@@ -412,7 +412,7 @@ def _download_from_drive(drive_id, path):
         import gdown
     except ImportError as error:
         raise ImportError(
-            f"The weights lie on Google Drive, which gdown downloads from: {extras.install('weights')}"
+            f"The weights are on Google Drive. To download from there, install gdown: {extras.install('weights')}"
         ) from error
     gdown.download(id=drive_id, output=path)
 

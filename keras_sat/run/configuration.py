@@ -175,7 +175,7 @@ class Run:
         None, f"of the training attack alone: {', '.join(PRECISIONS)}; default: precision"
     )
     strategy: str = _flag("auto", "auto, none, mirrored (every GPU of this machine), multiworker (TF_CONFIG), tpu")
-    checkpoint_every: int = _flag(500, "steps between checkpoints; a killed run goes on from the last one")
+    checkpoint_every: int = _flag(500, "steps between checkpoints; a killed run continues from the last one")
     seed: int = _flag(0, "the same seed gives the same run")
     record: data.Description | None = None
 

@@ -125,7 +125,7 @@ def open_predictor(path: Path) -> Predictor:
     preprocessing = model.preprocessing
     if preprocessing is None:
         if model.image_size is None or model.channels is None:
-            raise ValueError(f"{path} does not say how its images are made (assets/preprocessing.json).")
+            raise ValueError(f"{path} does not describe its preprocessing (assets/preprocessing.json).")
         preprocessing = Preprocessing(model.image_size, model.image_size, model.channels)
         subject.warn_of_preprocessing(path, preprocessing)
     return Predictor(model, preprocessing, model.classes, *_threat(path))

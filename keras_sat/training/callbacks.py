@@ -171,7 +171,7 @@ class CatastrophicOverfittingGuard(keras.callbacks.Callback):
             then = f"the step size is multiplied by {factor * self.factor:g} from now on"
         warnings.warn(
             f"Catastrophic overfitting at step {self._steps}: robust accuracy fell from {100 * best:.1f} % to "
-            f"{100 * accuracy:.1f} %. The weights are those of the last good probe again; {then}.",
+            f"{100 * accuracy:.1f} %. The weights of the last good probe were restored; {then}.",
             stacklevel=2,
         )
 

@@ -83,7 +83,7 @@ TIRED = {
     "a home folder": (("train", "--output=x", "--dataset=~/none"), 1, "There is no folder"),
     "a curve in 0..1": (("evaluate", "x", "--epsilon=2/255,8/255"), 2, "epsilon is in pixels 0..255, --epsilon=2"),
     "no number": (("evaluate", "x", "--epsilon=4,big"), 2, "argument --epsilon: epsilon must be a number"),
-    "nothing to continue": (("train", "--output=x", "--continue"), 1, "holds no run to go on with"),
+    "nothing to continue": (("train", "--output=x", "--continue"), 1, "contains no run to continue"),
     "no folders of classes": (("train", "--output=x", "--dataset=."), 1, "Expected: "),
     "no output": (("train",), 2, "--output"),
     "not a number": (("train", "--output=x", "--epsilon=big"), 2, "epsilon"),

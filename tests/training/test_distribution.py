@@ -55,7 +55,7 @@ def test_two_workers_of_which_one_is_killed_equal_one_device(free_ports, run_wor
     ports = free_ports(2)
     (status, error), (killed, _) = run_workers((0, 3, *ports), (1, 3, *ports))
     assert (status, killed) == (1, -9)
-    assert "ConnectionError: Another worker is gone" in error
+    assert "ConnectionError: Another worker has ended" in error
     assert {path.name for path in (tmp_path / "checkpoints").glob("*.npz")} == {"step-2.npz"}
 
     ports = free_ports(2)
