@@ -22,9 +22,9 @@ ORIGINAL = "original"
 CLEAN = "clean"
 WORST = "worst of all"
 EXPLANATION = """\
-An image counts as correct if the network of the row classifies it correctly, both clean and attacked. "from X": on the
-adversarial images of an attack on X. "worst of all": on those of all networks. The last is lower than, or equal to, the
-robust accuracy that `keras-sat evaluate` reports, because that attacks one network alone."""
+A row is a network that classifies the images. "from X": the share of images that it classifies correctly, both clean and
+as the attacks on X changed them. "worst of all": both clean and as the attacks on any of the networks changed them. So
+"worst of all" may be lower than the robust accuracy of `keras-sat evaluate`, which attacks one network alone."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,18 @@ def test_version(capsys):
         assert (done.returncode, done.stdout.strip()) == (0, f"keras-sat {keras_sat.__version__}")
 
 
+def test_shell_completion_knows_commands_and_flags(capsys):
+    pytest.importorskip("shtab")
+    with pytest.raises(SystemExit) as left:
+        cli.parse(["keras-sat", "--print-completion", "bash"])
+    assert left.value.code == 0
+    script = capsys.readouterr().out
+    for word in ("quickstart", "certify", "--rest_port", "--batch_size", "--epsilon"):
+        assert word in script
+    done = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_help_imports_neither_runs_nor_servers():
     code = """
 import contextlib, sys
