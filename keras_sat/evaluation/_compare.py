@@ -22,9 +22,9 @@ ORIGINAL = "original"
 CLEAN = "clean"
 WORST = "worst of all"
 EXPLANATION = """\
-A row is a network that classifies the images. "from X": the share of images that it classifies correctly, both clean and
-as the attacks on X changed them. "worst of all": both clean and as the attacks on any of the networks changed them. So
-"worst of all" may be lower than the robust accuracy of `keras-sat evaluate`, which attacks one network alone."""
+A row is a network that classifies the images. "from X": the share that it classifies correctly, both clean and as the
+attacks on X changed them. "worst of all": both clean and as the attacks on each of the networks changed them. So "worst
+of all" may be lower than the robust accuracy of `keras-sat evaluate`, which attacks one network alone."""
 
 
 @dataclasses.dataclass(frozen=True)
