@@ -75,10 +75,10 @@ def train(
     steps = run.steps_per_epoch()
     with dtype_policy(run.precision), strategy.scope():
         model, lines = run.build_to_train()
-    network = f"Network: {run.model} ({activation_name(run.activation)}), {model.count_params():,} parameters."
-    begins = [] if is_chief and folder_lib.has_checkpoint(folder) else lines
-    for line in [*_about_splits(run), network, *begins, _about_training(run, steps)]:
-        say(line)
+    if is_chief:
+        begins = [] if folder_lib.has_checkpoint(folder) else lines
+        for line in [*_about_splits(run), _about_network(run, model), *begins, *_about_training(run, steps)]:
+            say(line)
     began = _began_with(run, folder) if is_chief else {}
     training = _Training(run, model, steps, folder, is_chief, say)
     with _nothing_without_a_step(folder) if is_chief else contextlib.nullcontext(), training.checkpoint:
@@ -152,8 +152,12 @@ def _about_splits(run):
     return lines
 
 
+def _about_network(run, model):
+    return f"Network: {run.model} ({activation_name(run.activation)}), {model.count_params():,} parameters."
+
+
 def _about_training(run, steps):
-    """Returns the line about the steps and the images that they train on."""
+    """Returns the lines about the steps, the images that they train on, and the guard."""
     size = f"{run.norm} epsilon {run.epsilon:g} of 255"
     if run.sigma is not None:
         on = f"on images with Gaussian noise of sigma {run.sigma:g} of 255"
@@ -163,7 +167,11 @@ def _about_training(run, steps):
         on = f"on adversarial images of {run.attack()}, {size}"
     loss = f", objective {run.objective}" if run.objective in ("trades", "mart") else ""
     epochs = "1 epoch" if run.epochs == 1 else f"{run.epochs} epochs"
-    return f"Training: {epochs} of {steps} steps, {run.batch_size} images in a step, {on}{loss}."
+    lines = [f"Training: {epochs} of {steps} steps, {run.batch_size} images in a step, {on}{loss}."]
+    if run.guard_action() != "none":
+        probes = f"{run.probe} attacks a sample of the validation images, {PROBES_PER_EPOCH} times an epoch"
+        lines.append(f"Guard against catastrophic overfitting: {probes}; the first time it is compiled.")
+    return lines
 
 
 @contextlib.contextmanager
