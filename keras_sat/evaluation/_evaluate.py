@@ -268,7 +268,7 @@ class _Evaluation:
             raise ValueError(f"targets must be one class for each image. Received {len(self.targets)}, for more images")
         own = index[self.targets[index] == labels]
         if len(own):
-            raise ValueError(f"targets must be other classes than the images' own; that of image {own[0]} is its own.")
+            raise ValueError(f"targets must differ from the labels; the target of image {own[0]} is its label.")
 
     def attack(self, name: str, stages: list[Stage], bar: Progress) -> None:
         """Runs the stages of an attack, each on the examples that are still robust."""

@@ -256,7 +256,7 @@ def _of_release(architecture, activation, tag, image_size):
         known = sorted({entry["activation"] for entry in of_network})
         raise ValueError(
             f"There are no weights {tag!r} for {architecture} with activation {activation!r}; there are for "
-            f"{', '.join(known)}. Weights of another activation would not do."
+            f"{', '.join(known)}. Weights that were trained with another activation do not fit."
         )
     for entry in fitting:
         if entry["image_size"] == image_size and entry["tag"] == f"{tag}-{image_size}":

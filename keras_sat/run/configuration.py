@@ -216,7 +216,7 @@ class Run:
         """
         if self.record and os.path.isabs(self.dataset) and not os.path.isdir(self.dataset):
             raise ValueError(
-                f"{self.dataset}, which the network was trained on, is not there: say where the images are now, "
+                f"{self.dataset}, which the network was trained on, does not exist: say where the images are now, "
                 "--dataset=FOLDER."
             )
         classes = self.record.classes if self.record else None

@@ -169,7 +169,7 @@ def written_files(images: list[str], attacks: list[str], folder: Path) -> dict[s
             if os.path.exists(path):
                 raise ValueError(f"{path} exists: choose another folder for --output.")
             if makers.setdefault(path, image) != image:
-                raise ValueError(f"{makers[path]} and {image} would both be written to {path}: predict them apart.")
+                raise ValueError(f"{makers[path]} and {image} would both be written to {path}: use two commands.")
     return paths
 
 
