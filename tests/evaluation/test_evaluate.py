@@ -183,7 +183,11 @@ def test_targeted_attacks_take_targets_by_name(tiny_model, images, tmp_path):
     assert f"PGD-20: {reached.sum()} of 8 images reached their target class." in report.table()
     report.to_json(tmp_path / "report.json")
     assert from_json(tmp_path / "report.json")["PGD-20"].reached == reached.sum()
-    for wrong, message in ((y, "that of image 0 is its own"), (targets[:5], "Received 5"), (targets + 4, "in 0..3")):
+    for wrong, message in (
+        (y, "target of image 0 is its label"),
+        (targets[:5], "Received 5"),
+        (targets + 4, "in 0..3"),
+    ):
         with pytest.raises(ValueError, match=f"targets must .*{message}"):
             evaluate(model, (x, y), attack, targets=wrong, progress=False)
 
