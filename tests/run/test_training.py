@@ -59,9 +59,9 @@ def test_data_that_changed_are_noticed_when_a_run_goes_on(quick, run_on_photos):
 
 def test_a_finished_run_can_be_continued(quick, run_on_photos, tmp_path):
     folder, photos = run_on_photos
-    with pytest.raises(ValueError, match="finished run already"):
+    with pytest.raises(ValueError, match="contains a finished run: "):
         run_lib.train(quick(photos, epochs=3), folder)
-    with pytest.raises(ValueError, match="finished run already.*a larger N"):
+    with pytest.raises(ValueError, match="contains a finished run: .*a larger N"):
         run_lib.train(quick(photos), folder, go_on=True)
     with pytest.raises(ValueError, match="contains no run to continue"):
         run_lib.train(quick(photos, epochs=3), tmp_path / "typo", go_on=True)
@@ -215,7 +215,9 @@ def test_a_named_split_for_validation(validated):
     ]
     kept = json.loads((folder / "run.json").read_text())["best"]["val_robust_accuracy"]
     assert robust_accuracy(model, run.validation_data(), PGD(run.ball(), steps=10)) == pytest.approx(kept, abs=0.06)
-    with pytest.warns(UserWarning, match=r"20 images of test are of test\[:20\], on which the network was validated"):
+    with pytest.warns(
+        UserWarning, match=r"20 images of test are also in test\[:20\], on which the network was validated"
+    ):
         run_lib.open_run(folder)
     with pytest.raises(ValueError, match="apart from train_split, train.:90.: 10 images are in both"):
         dataclasses.replace(run, validation_split="train[80:200]").steps_per_epoch()
