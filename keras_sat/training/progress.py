@@ -2,6 +2,7 @@
 
 import csv
 import io
+import statistics
 import time
 from typing import Any, TextIO
 
@@ -74,6 +75,7 @@ class Progress(keras.callbacks.Callback):
         self._line = Line(self.stream, self.every)
         self._steps, self._seconds = 0, 0.0  # that the speed is computed from
         self._is_first, self._is_estimated = True, False
+        self._step_seconds: list[float] = []  # of each step, until the time of the run is estimated
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Notes the time."""
@@ -97,7 +99,7 @@ class Progress(keras.callbacks.Callback):
         else:
             self._steps, self._seconds = self._steps + taken, self._seconds + seconds
             self._taken, self._taking = self._taken + taken, self._taking + seconds
-        self._estimate()
+            self._estimate(seconds / taken)
         self._line.show(lambda: f"{self._place(batch + 1)}: {', '.join(self._facts(self._speed(), logs))}")
 
     def on_test_begin(self, logs: Any = None) -> None:
@@ -142,15 +144,21 @@ class Progress(keras.callbacks.Callback):
     def _speed(self):
         return self._steps * self.batch_size / self._seconds if self._seconds else None
 
-    def _estimate(self):
-        """Writes, once, how long the whole run takes."""
-        left = self._left()
-        if self._is_estimated or left is None or self._seconds < min(_ESTIMATE, self.every):
+    def _estimate(self, seconds):
+        """Writes, once, how long the whole run takes. `seconds` is the time of the last step.
+
+        The median ignores steps after which a callback took long, such as the first probe of a guard, which compiles.
+        """
+        steps = self.epochs * self.steps_per_epoch - self.done
+        if self._is_estimated or not steps:
             return
-        self._is_estimated = True
+        self._step_seconds.append(seconds)
+        if self._seconds < min(_ESTIMATE, self.every):
+            return
+        self._is_estimated, step = True, statistics.median(self._step_seconds)
         what = "the rest of the run" if self._is_resumed else "the run"
-        without = "" if self._validation_seconds else ", without validation"
-        self._line.write(f"Estimated time for {what}: {duration(left)}{without}, at {_speed_text(self._speed())}.")
+        speed = _speed_text(self.batch_size / step)
+        self._line.write(f"Estimated time for {what}: {duration(steps * step)} at {speed}, and the validations.")
 
     def _facts(self, speed, logs):
         """Yields the time left, images per second, and the values of the logs, as text."""

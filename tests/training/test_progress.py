@@ -56,7 +56,7 @@ def test_in_a_file_there_is_a_line_for_each_epoch_and_one_every_few_seconds(fit)
     assert len([line for line in lines if re.fullmatch(RUNNING, line)]) == 8
     estimates = [line for line in lines if line.startswith("Estimated time for the run: ")]
     assert len(estimates) == 1
-    assert re.fullmatch(r".*: \d+ s, without validation, at \d[\d.]* images/s\.", estimates[0])
+    assert re.fullmatch(r".*: \d+ s at \d[\d.]* images/s, and the validations\.", estimates[0])
     assert "epoch 1 of 2, validating: 3 of 4 batches" in fit(io.StringIO(), every=1e-9, validation_steps=4)
 
 
