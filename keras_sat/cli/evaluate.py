@@ -51,7 +51,6 @@ def run(args: argparse.Namespace) -> int:
     if args.html and importlib.util.find_spec("matplotlib") is None:  # checked now, not after hours of attacks
         raise ValueError(f"--html draws with matplotlib: {extras.install('report')}")
     shard = parse_shard(args.shard)
-    messages.say(f"Reading {args.folder or f'{args.model} with the weights {args.weights}'} and its images ...")
     subject = _subject(args)
     norm = args.norm or subject.norm
     if args.epsilon is None and subject.epsilon is None:
@@ -101,11 +100,13 @@ def _subject(args):
     if args.model or args.weights:
         if args.folder or not (args.model and args.weights):
             raise ValueError("--model and --weights go together, in place of a folder.")
+        messages.say(f"Reading {args.model} with the weights {args.weights}, and its images ...")
         return run_lib.open_weights(args.model, args.weights, args.activation, **own, **options)
     if given := [f"--{name}" for name, value in own.items() if value is not None]:
         raise ValueError(f"{' and '.join(given)} go with --model and --weights: a folder says its own.")
     if not args.folder:
         raise ValueError("Say what to evaluate: a folder, or --model and --weights.")
+    messages.say(f"Reading {args.folder} and its images ...")
     if not run_lib.is_export(args.folder):
         return run_lib.open_run(args.folder, **options)
     if not (args.dataset and args.epsilon and args.output):

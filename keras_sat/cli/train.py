@@ -75,8 +75,8 @@ def run(args: argparse.Namespace) -> int:
     """
     from keras_sat import run as run_lib
 
-    messages.say("Reading the images, and building the network ...")
     config = _config(args)
+    messages.say(f"Reading the images of {config.dataset}, and building the network ...")
     if args.cost:
         messages.say("Measuring a few steps; the first one is compiled (up to a minute) ...")
         print(run_lib.cost(config))
