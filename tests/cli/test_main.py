@@ -138,7 +138,6 @@ def test_bad_input_is_one_clear_line(arguments, status, message, tmp_path, monke
     assert left.value.code == status
     assert message in error
     assert len(error.strip().splitlines()) == 1, error
-    assert all(
-        line.startswith(("Reading ", "Loading ")) for line in output.splitlines()
-    )  # what the command did before it failed
+    reads = ("Reading ", "Loading ")  # what the command did before it failed
+    assert all(line.startswith(reads) for line in output.splitlines())
     assert os.listdir(tmp_path) == []
