@@ -29,7 +29,7 @@ MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 # A module may import the layers below its own, and, where it belongs to a package, its package.
 LAYERS = [
     {"version", "typing"},
-    {"files", "extras", "tables", "internals", "interrupts", "activations", "losses", "preprocessing"},
+    {"files", "extras", "tables", "lines", "internals", "interrupts", "activations", "losses", "preprocessing"},
     {"data", "deployed"},
     {"provenance"},
     {"attacks", "models"},

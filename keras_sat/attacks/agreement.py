@@ -83,7 +83,7 @@ def holds(
         )
         if tolerance is LOW:
             reason += "; or the network loses too much in low precision"
-    warnings.warn(f"{name} is attacked itself, which takes longer: {reason}.", stacklevel=2)
+    warnings.warn(f"{name} is attacked itself, not a faster copy of it: {reason}.", stacklevel=2)
     return False
 
 

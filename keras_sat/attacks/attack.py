@@ -162,6 +162,11 @@ class Attack(abc.ABC):
         return True
 
     @property
+    def metrics_prefix(self) -> str:
+        """What the names of metrics on these images begin with: "adversarial_", or "" for clean images (epsilon 0)."""
+        return "adversarial_" if self.ball is None or self.ball.radius else ""
+
+    @property
     def accepts_start(self) -> bool:
         """Whether a call may choose the point at which the attack starts (`start=`)."""
         return False
@@ -289,5 +294,8 @@ def target_classes(
     logits = gradients.logits(logits_fn, images)
     others = logits.shape[-1] - 1
     if number > others:
-        warnings.warn(f"{name} asks for {number} target classes, there are {others}: these are taken.", stacklevel=2)
+        warnings.warn(
+            f"{name} asks for {number} target classes, but there are only {others} other classes: all are used.",
+            stacklevel=2,
+        )
     return tf.math.top_k(losses.without_label(labels, logits), min(number, others)).indices

@@ -60,6 +60,11 @@ class GaussianNoise(Attack):
         """Whether it uses gradients of the network: no."""
         return False
 
+    @property
+    def metrics_prefix(self) -> str:
+        """What the names of metrics on these images begin with: "noisy_"."""
+        return "noisy_"
+
     def perturb(
         self,
         logits_fn: LogitsFunction,

@@ -15,12 +15,12 @@ import threading
 import types
 import warnings
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, logging
 from absl.flags import argparse_flags
 
-from keras_sat import interrupts
+from keras_sat import extras, interrupts
 from keras_sat.cli import (
     certify,
     check,
@@ -77,17 +77,20 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """
     parser = _Parser(prog="keras-sat", description="Smooth adversarial training: train, evaluate and export.")
     parser.add_argument("--version", action="version", version=f"keras-sat {__version__}")
+    text = "print a script that completes commands and flags: source <(keras-sat --print-completion bash)"
+    parser.add_argument("--print_completion", action=_PrintCompletion, choices=("bash", "zsh"), help=text)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="COMMAND")
-    parsers = {}
+    parsers, words = {}, [_with_underscores(word) for word in argv[1:]]
     for command in COMMANDS:
         name, text = command.__name__.rpartition(".")[-1], command.run.__doc__
         sub = commands.add_parser(name, help=text.splitlines()[0], description=text, inherited_absl_flags=None)
         sub.set_defaults(run=command.run)
         sub.add_argument("--traceback", action="store_true", help=f"show all of an error, as {TRACEBACK}=1 does")
-        if name in argv[1:2]:  # only for this command: the flags of `train` and `evaluate` import much of the package
+        # Only for the command that was given: the flags of `train` and `evaluate` import much of the package.
+        if name in words[:1] or words[:1] and words[0].startswith("--print_completion"):
             command.add_flags(sub)
         parsers[name] = sub
-    args, unknown = parser.parse_known_args([_with_underscores(word) for word in argv[1:]])
+    args, unknown = parser.parse_known_args(words)
     if unknown:
         parsers[args.command].refuse(unknown[0])
     return args
@@ -105,6 +108,20 @@ class _Parser(argparse_flags.ArgumentParser):
         known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
         nearest = difflib.get_close_matches(flag.partition("=")[0], known, 1)
         self.error(f"unknown flag {flag}" + (f": did you mean {nearest[0]}?" if nearest else ""))
+
+
+class _PrintCompletion(argparse.Action):
+    """Prints the completion script of a shell, and ends the process."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, shell: Any, option_string: str | None = None
+    ) -> None:
+        try:
+            import shtab
+        except ImportError:
+            parser.exit(1, f"keras-sat: shell completion needs shtab: {extras.install('completion')}\n")
+        print(shtab.complete(parser, shell))
+        parser.exit()
 
 
 def _with_underscores(word):

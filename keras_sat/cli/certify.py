@@ -4,7 +4,7 @@ import argparse
 import os
 
 from keras_sat import evaluation, files
-from keras_sat.cli import flags
+from keras_sat.cli import flags, messages
 from keras_sat.cli.evaluate import parse_shard
 from keras_sat.evaluation import CertificationReport, report_files
 
@@ -13,8 +13,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_network_path(parser, " (see --dataset)")
     parser.add_argument("--sigma", type=float, help="of the noise, in pixels 0..255; default: the run's")
     parser.add_argument("--selection", type=int, default=100, help="noisy images that select a class (default: 100)")
-    parser.add_argument("--samples", type=int, default=100_000, help="noisy images that certify it (default: 100000)")
-    parser.add_argument("--alpha", type=float, default=0.001, help="probability of an error, of each (default: 0.001)")
+    parser.add_argument(
+        "--samples", type=int, default=100_000, help="noisy images that certify this class (default: 100000)"
+    )
+    parser.add_argument(
+        "--alpha",
+        type=float,
+        default=0.001,
+        help="probability that the radius of an image is too large (default: 0.001)",
+    )
     parser.add_argument("--radii", help="L2 radii to print, in pixels, with commas; default: multiples of sigma / 2")
     flags.add_data(parser, "the run's")
     parser.add_argument("--shard", default="0/1", help="K/N: the K-th of N parts; the last to end merges the reports")
@@ -27,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
     If it is killed, give the same command again: it continues where it stopped.
     """
     shard, radii = parse_shard(args.shard), _radii(args.radii)
+    messages.say(f"Reading {args.folder} and its images ...")
     subject, sigma = _subject(args)
     output = args.output or subject.output
     os.makedirs(output, exist_ok=True)
@@ -87,5 +95,6 @@ def _write(report, output, name, shard, radii):
             os.remove(part)
     path = report_files.unused(os.path.join(output, report_files.FOLDER, f"{name}.json"))
     report.to_json(path)
-    report_files.link(path, os.path.join(output, "certification.json"))
-    print(f"\n{report.table(radii)}\n\nWritten to {path}; {os.path.join(output, 'certification.json')} is the newest.")
+    newest = os.path.join(output, "certification.json")
+    report_files.link(path, newest)
+    print(f"\n{report.table(radii)}\n\nWritten to {path}; {newest} is the newest report.")

@@ -3,6 +3,7 @@
 import argparse
 
 from keras_sat import data
+from keras_sat.cli import messages
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +16,7 @@ def run(args: argparse.Namespace) -> int:
 
     The exit status is 1 if there are any.
     """
+    messages.say(f"Reading the images of {args.dataset} ...")
     findings = data.check(args.dataset, args.data_dir)
     print(findings.table())
     return 0 if findings.is_clean else 1

@@ -4,8 +4,8 @@ import argparse
 import os
 import warnings
 
-from keras_sat import evaluation, files
-from keras_sat.cli import flags
+from keras_sat import evaluation, files, tables
+from keras_sat.cli import flags, messages
 from keras_sat.evaluation import attack_names
 
 
@@ -21,19 +21,25 @@ def run(args: argparse.Namespace) -> int:
     """Measures what is left of the robustness of a trained network after export: float32, bfloat16, int8."""
     from keras_sat import run as run_lib
 
+    messages.say(f"Reading {', '.join([args.folder, *args.exported])} ...")
     run, model = run_lib.load(args.folder)
     run = run_lib.with_data(run, args.dataset, args.data_dir, args.skip_damaged)
     for path in args.exported:
         run_lib.check_export(run, path)
-    dataset = run.load_data(args.split or run.evaluation_split(), args.batch_size)
+    split = args.split or run.evaluation_split()
+    dataset = run.load_data(split, args.batch_size)
     attacks = attack_names.from_names(args.attack, run.ball())
     attacks = {name: attack.for_transfer() for name, attack in attacks.items()}
+    exported = _by_name(args.exported)
+    paths = {"original": args.folder} | exported
+    options = {"seed": args.seed, "context": {"networks": paths, "dataset": run.dataset, "split": split}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the table includes these warnings
-        comparison = evaluation.compare(model, _by_name(args.exported), dataset, attacks, seed=args.seed)
-    print(comparison.table())
+        comparison = evaluation.compare(model, exported, dataset, attacks, **options)
+    print(f"\n{tables.text(*((f'{name}:', path) for name, path in paths.items()))}\n\n{comparison.table()}")
     if args.output:
         comparison.to_json(args.output)
+        print(f"\nWritten to {args.output}")
     return 0
 
 

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from keras_sat import files, models
-from keras_sat.cli import flags
+from keras_sat.cli import flags, messages
 from keras_sat.models import classifier, foreign, normalization
 
 SUFFIXES = (".weights.h5", ".keras", ".safetensors")
@@ -69,7 +69,9 @@ def run(args: argparse.Namespace) -> int:
     After writing, the file is loaded again, and its network is compared with the source.
     """
     _check_target(args)
+    messages.say(f"Reading {args.source} ...")
     model, given = _network(args)
+    messages.say("Writing the file, and comparing its network with the source ...")
     with files.atomic_write(args.to) as temporary:
         _write(model, temporary)
         _check_copy(model, _read(temporary, model, given), args.to)
@@ -138,7 +140,7 @@ def _check_activation(args):
         raise ValueError(f"{args.source} does not say its activation: say it, such as --activation=relu.")
     default = _default_activation(args)
     warnings.warn(
-        f"{args.source} does not say its activation: {default} is taken. If it was trained with another one, give "
+        f"{args.source} does not say its activation: {default} is used. If it was trained with another one, give "
         "it: --activation=NAME.",
         stacklevel=2,
     )
@@ -246,7 +248,7 @@ def _line(model, given):
     facts = models.describe(model, given["name"], given["form"], given["activation"])
     shown = [f"{name} {json.dumps(facts[name])}".replace('"', "") for name in ("form", "activation", "normalization")]
     shape = f"{model.output_shape[-1]} classes, {'grey' if model.input_shape[-1] == 1 else 'RGB'} images"
-    return f"{facts['name']}, {', '.join(shown)}, {shape}; loaded again, it gives the logits of the source."
+    return f"{facts['name']}, {', '.join(shown)}, {shape}. Verified: its logits are those of the source."
 
 
 def _torch_line(path, given):

@@ -7,7 +7,7 @@ import shlex
 import sys
 
 from keras_sat import evaluation, extras, files, provenance
-from keras_sat.cli import flags
+from keras_sat.cli import flags, messages
 from keras_sat.evaluation import attack_names, report_files
 from keras_sat.models.classifier import PRECISIONS
 from keras_sat.preprocessing import CROPS
@@ -31,8 +31,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shard", default="0/1", help="K/N: the K-th of N parts; the last to end merges the reports")
     low = [precision for precision in PRECISIONS if precision != "float32"]
     parser.add_argument("--attack_precision", choices=low, help="attack in this precision first")
-    parser.add_argument("--worst_case", action="store_true", help="also a row: what is robust to every single attack")
-    parser.add_argument("--audit", action="store_true", help="also test for masked gradients")
+    parser.add_argument(
+        "--worst_case", action="store_true", help="also a row with the images that are robust to all attacks"
+    )
+    parser.add_argument("--audit", action="store_true", help="also audit for gradient masking")
     parser.add_argument("--html", action="store_true", help="also write report.html, with plots (needs matplotlib)")
     parser.add_argument(
         "--output", type=files.expanded, help="folder for the reports; default: the run's, or MODEL-ACTIVATION-WEIGHTS"
@@ -52,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     subject = _subject(args)
     norm = args.norm or subject.norm
     if args.epsilon is None and subject.epsilon is None:
-        raise ValueError("These weights come with no epsilon: say --epsilon, in pixels 0..255.")
+        raise ValueError(_without_epsilon(args))
     epsilons = [float(text) for text in (args.epsilon or str(subject.epsilon)).split(",")]
     ball, *_ = [run_lib.BALLS[norm](epsilon) for epsilon in epsilons]  # all of them, to check each epsilon
     attacks = _attacks(args, subject, ball, is_curve=len(epsilons) > 1)
@@ -68,6 +70,16 @@ def run(args: argparse.Namespace) -> int:
     if os.path.exists(state):
         os.remove(state)
     return 0
+
+
+def _without_epsilon(args):
+    """Returns the message for a network whose training had no epsilon, or does not say it."""
+    if not args.folder:
+        return "These weights do not say an epsilon: say --epsilon, in pixels 0..255."
+    return (
+        f"{args.folder} was trained on Gaussian noise: `keras-sat certify` evaluates it. To attack it anyway, say "
+        "--epsilon, in pixels 0..255."
+    )
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -88,11 +100,13 @@ def _subject(args):
     if args.model or args.weights:
         if args.folder or not (args.model and args.weights):
             raise ValueError("--model and --weights go together, in place of a folder.")
+        messages.say(f"Reading {args.model} with the weights {args.weights}, and its images ...")
         return run_lib.open_weights(args.model, args.weights, args.activation, **own, **options)
     if given := [f"--{name}" for name, value in own.items() if value is not None]:
         raise ValueError(f"{' and '.join(given)} go with --model and --weights: a folder says its own.")
     if not args.folder:
         raise ValueError("Say what to evaluate: a folder, or --model and --weights.")
+    messages.say(f"Reading {args.folder} and its images ...")
     if not run_lib.is_export(args.folder):
         return run_lib.open_run(args.folder, **options)
     if not (args.dataset and args.epsilon and args.output):
@@ -146,20 +160,24 @@ def _write(report, output, name, shard):
         if report is None:
             return None, path
     path = report_files.write(report, output, name)
-    print(f"\n{report.table()}\n\nWritten to {path}; {os.path.join(output, 'report.json')} is the newest.")
+    print(f"\n{report.table()}\n\nWritten to {path}; {os.path.join(output, 'report.json')} is the newest report.")
     return report, path
 
 
 def _audit(args, subject, ball, output, name):
+    print()
     audit = evaluation.audit(subject.model, subject.dataset, ball, seed=args.seed)
     path = report_files.unused(os.path.join(output, report_files.FOLDER, f"{name}-audit.json"))
     audit.to_json(path)
     report_files.link(path, os.path.join(output, "audit.json"))
-    print(f"\n{audit.table()}")
+    print(f"\nAudit for gradient masking:\n{audit.table()}\n\nWritten to {path}")
     return audit
 
 
 def _write_page(report, audit, path, output):
     page = f"{os.path.splitext(path)[0]}.html"
+    messages.say("\nDrawing the report page ...")
     report.to_html(page, audit, shlex.join(["keras-sat", *sys.argv[1:]]))
-    report_files.link(page, os.path.join(output, "report.html"))
+    newest = os.path.join(output, "report.html")
+    report_files.link(page, newest)
+    print(f"Written to {page}; {newest} is the newest page.")

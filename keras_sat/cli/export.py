@@ -5,7 +5,7 @@ import os
 
 from keras_sat import export as export_lib
 from keras_sat import files
-from keras_sat.cli import flags
+from keras_sat.cli import flags, messages
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +22,7 @@ def run(args: argparse.Namespace) -> int:
     """Writes a trained network as a SavedModel for TF Serving."""
     from keras_sat import run as run_lib
 
+    messages.say(f"Reading {args.folder} ...")
     run, model = run_lib.load(args.folder)
     run = run_lib.with_data(run, args.dataset, args.data_dir)
     path = args.to or os.path.join(args.folder, "saved_model")
@@ -30,11 +31,13 @@ def run(args: argparse.Namespace) -> int:
         if args.precision != "float32":
             raise ValueError(f"--int8 is made of a float32 network: leave out --precision={args.precision}.")
         images = run.calibration_images()  # read before anything is written, because the images may be missing
+    messages.say("Tracing the signatures of the SavedModel ...")
     run_lib.export(run, model, args.folder, path, args.precision)
-    print(f"Written to {path}")
+    messages.say(f"Written to {path}\nVerifying it in a process without Keras ...")
     largest = max(max(outputs.values()) for outputs in export_lib.verify(path, model).values())
-    print(f"Verified: a process without keras agrees with Keras to {largest:.1g} of the outputs' range.")
+    print(f"Verified: its outputs differ from those of Keras by at most {largest:.1g} of their range.")
     if args.int8:
+        messages.say(f"Quantizing to int8, with {len(images)} training images for calibration ...")
         export_lib.export_litert(path, args.int8, images)
-        print(f"Written to {args.int8}; what is left of its robustness: keras-sat compare")
+        print(f"Written to {args.int8}; `keras-sat compare` measures how robust it is")
     return 0

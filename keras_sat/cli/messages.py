@@ -4,6 +4,7 @@ import os
 import shlex
 import shutil
 import sys
+from typing import TextIO
 
 INTERRUPTED = 130  # the exit status of shells for Ctrl-C
 
@@ -15,9 +16,18 @@ def command_prefix() -> str:
     return shlex.quote(os.path.relpath(os.path.dirname(sys.executable)) + os.sep)
 
 
+def say(text: str, to: TextIO | None = None) -> None:
+    """Prints a line at once, also to a file or a pipe: what the command does now, before it takes a while.
+
+    Args:
+        text: the line.
+        to: where to print. Default: standard output.
+    """
+    print(text, file=to or sys.stdout, flush=True)
+
+
 def interrupted(folder: str) -> int:
     """Prints that a training was interrupted and can go on. Returns the exit status."""
-    print(
-        f"\nkeras-sat: interrupted; the same command goes on; what was trained so far lies in {folder}", file=sys.stderr
-    )
+    how = "give the same command again to continue it"
+    print(f"\nkeras-sat: interrupted. The training so far is in {folder}; {how}", file=sys.stderr)
     return INTERRUPTED

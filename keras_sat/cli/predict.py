@@ -3,9 +3,10 @@
 import argparse
 import json
 import os
+import sys
 
 from keras_sat import files, tables
-from keras_sat.cli import flags
+from keras_sat.cli import flags, messages
 from keras_sat.evaluation import attack_names
 
 
@@ -30,10 +31,13 @@ def run(args: argparse.Namespace) -> int:
     from keras_sat import run as run_lib
 
     _check(args)
+    messages.say(f"Reading {args.folder} ...", to=sys.stderr)  # standard output is for the table, or JSON
     predict = run_lib.open_predictor(args.folder)
     attacks = _attacks(args, predict) if args.attack else {}
     images = run_lib.image_files(args.images)
     paths = run_lib.written_files(images, list(attacks), args.output) if args.output else {}
+    if attacks:
+        messages.say("Compiling the attacks (up to a minute each) ...", to=sys.stderr)
     rows = [_row(predict, image, attacks, paths.get(image), args.top) for image in images]
     print(json.dumps(rows, indent=2) if args.json else _table(rows, attacks))
     return 0

@@ -1,7 +1,6 @@
 """The command `keras-sat quickstart`."""
 
 import argparse
-import functools
 import os
 import shlex
 import time
@@ -26,17 +25,14 @@ def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     folder = args.output or report_files.unused(FOLDER)
     run = run_lib.Run()
-    print(
-        f"Training {run.model} ({run.activation}) on PGD-{run.steps} examples of {run.dataset}, epsilon {run.epsilon}."
-    )
-    print("Loss and accuracy under attack are those of the training images.\n", flush=True)
-    model, is_finished = run_lib.train(run, folder, say=functools.partial(print, flush=True))
+    model, is_finished = run_lib.train(run, folder, say=messages.say)
     if not is_finished:
         return messages.interrupted(folder)
-    print("\nAttacking the whole test split with PGD-50.", flush=True)
+    messages.say("\nAttacking the whole test split with PGD-50.")
     report = _evaluate(run, model, folder)
+    messages.say("Exporting for TF Serving ...")
     run_lib.export(run, model, folder, os.path.join(folder, "saved_model", "1"))
-    print(f"\n{report.table()}\n\nAll of it took {time.perf_counter() - start:.0f} seconds. It lies in {folder}/:")
+    print(f"\n{report.table()}\n\nFinished in {time.perf_counter() - start:.0f} seconds. Written to {folder}/:")
     print(_WHERE.format(here=shlex.quote(folder), bin=messages.command_prefix()))
     return 0
 
@@ -62,13 +58,13 @@ def _evaluate(run, model, folder):
 
 _WHERE = """\
     report.txt, report.json   these figures, and all that is needed to repeat them
-    model.weights.h5          the weights of the best epoch; last.weights.h5: those of the last one
+    model.weights.h5          the weights of the best epoch; last.weights.h5: those of the last epoch
     run.json, history.csv     the configuration; the metrics of all epochs
     logs/, checkpoints/       curves for TensorBoard; what the training could be continued from
     saved_model/1             for TF Serving, or tf.saved_model.load
 
 What to do next:
-    # audit the network for masked gradients
+    # audit the network for gradient masking
     {bin}keras-sat evaluate {here} --attack=autoattack --split='test[:200]' --audit
     # train another one with relu, and compare
     {bin}keras-sat train --activation=relu --output=runs/relu

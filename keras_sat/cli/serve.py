@@ -4,6 +4,7 @@ import argparse
 import signal
 
 from keras_sat import files
+from keras_sat.cli import messages
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -20,10 +21,11 @@ def run(args: argparse.Namespace) -> int:
     """Serves a SavedModel over TF Serving's REST and gRPC interfaces: for development, on this machine."""
     from keras_sat.serving import Server  # raises ImportError without the extra `serve`
 
+    messages.say(f"Loading {args.path} ...")
     with Server(args.path, args.name, args.host, args.rest_port, args.grpc_port) as server:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: server.stop())
-        print(f"Serving {server.name} from {args.path}; for production take TF Serving. Ctrl-C ends it.")
+        print(f"Serving {server.name} from {args.path}; for production, use TF Serving. Ctrl-C ends it.")
         print(f"    REST  http://{args.host}:{server.rest_port}/v1/models/{server.name}")
         print(f"    gRPC  {args.host}:{server.grpc_port}", flush=True)
         server.wait()

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import functools
 import shlex
 import types
 import typing
@@ -16,7 +15,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     from keras_sat import run as run_lib
 
     output = parser.add_argument(
-        "--output", required=True, type=files.expanded, help="folder to write; holds no run yet, or this, unfinished"
+        "--output",
+        required=True,
+        type=files.expanded,
+        help="folder to write: a new one, or that of this run if it is unfinished",
     )
     parser.add_argument(
         "--cost",
@@ -27,7 +29,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="print the time and memory that the training needs, and end; --output is not needed",
     )
     parser.add_argument(
-        "--continue", dest="go_on", action="store_true", help="go on with a run that ended, for more --epochs"
+        "--continue", dest="go_on", action="store_true", help="continue a finished run for more --epochs"
     )
     begin = parser.add_mutually_exclusive_group()
     begin.add_argument("--recipe", choices=run_lib.RECIPES, help="published settings, which further flags change")
@@ -74,13 +76,15 @@ def run(args: argparse.Namespace) -> int:
     from keras_sat import run as run_lib
 
     config = _config(args)
+    messages.say(f"Reading the images of {config.dataset}, and building the network ...")
     if args.cost:
+        messages.say("Measuring a few steps; the first one is compiled (up to a minute) ...")
         print(run_lib.cost(config))
         return 0
-    _, is_finished = run_lib.train(config, args.output, args.go_on, functools.partial(print, flush=True))
+    _, is_finished = run_lib.train(config, args.output, args.go_on, messages.say)
     if not is_finished:
         return messages.interrupted(args.output)
-    print(f"Trained. Next: {messages.command_prefix()}keras-sat evaluate {shlex.quote(args.output)}")
+    print(f"Training finished. Next: {messages.command_prefix()}keras-sat evaluate {shlex.quote(args.output)}")
     return 0
 
 

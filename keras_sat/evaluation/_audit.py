@@ -1,4 +1,4 @@
-"""Checks whether a network is robust, or only hides its gradients from the attacks (masked gradients)."""
+"""Checks whether a network is robust, or only hides its gradients from attacks (gradient masking)."""
 
 import dataclasses
 from typing import Any
@@ -12,6 +12,7 @@ from keras_sat.attacks.attack import Attack
 from keras_sat.attacks.pgd import FGSM, PGD
 from keras_sat.attacks.square import Square
 from keras_sat.attacks.threats import Ball
+from keras_sat.lines import Line
 from keras_sat.typing import Dataset, LogitsFunction, Path
 
 _SLACK = 0.02  # an attack may be weaker by this share of the examples, by chance
@@ -68,7 +69,7 @@ class AuditReport:
         raise KeyError(f"The audit has no check {name!r}; it has {[check.name for check in self.checks]}")
 
     def table(self) -> str:
-        """Returns the audit as plain text: a line for each check, then an explanation of each failure."""
+        """Returns the audit as plain text: a line for each check, an explanation of each failure, and the verdict."""
         lines = [tables.text(*((check.name, check.outcome, check.measured) for check in self.checks))]
         lines += [f"\n{check.name}: {check.meaning}" for check in self.checks if check.outcome == FAIL]
         return "\n".join([*lines, "", self.verdict])
@@ -77,9 +78,15 @@ class AuditReport:
     def verdict(self) -> str:
         """A sentence: which checks failed, or that none did."""
         if self.failed:
-            return f"Failed: {', '.join(self.failed)}. The robust accuracy under gradients is likely too high."
-        ran = [check.name for check in self.checks if check.outcome == PASS]
-        return f"{len(ran)} checks found no masked gradients. They do not prove that there are none."
+            failed = f"{', '.join(self.failed)} (of {len(self._ran())} checks)"
+            return f"Audit failed: {failed}. The robust accuracy under gradient-based attacks is likely too high."
+        return (
+            f"Audit passed: none of {len(self._ran())} checks found gradient masking. This does not prove that there "
+            "is none."
+        )
+
+    def _ran(self):
+        return [check.name for check in self.checks if check.outcome != SKIP]
 
     def to_json(self, path: Path) -> None:
         """Writes the audit to a JSON file. See `files.atomic_write`."""
@@ -90,14 +97,17 @@ MEANINGS = {
     "softmax in the output": "A softmax saturates, and its gradient vanishes: attack the logits.",
     "randomness": "The output is random: average gradients over it, by samples= of the attacks, or take "
     'AutoAttack(ball, version="rand").',
-    "gradients": "Where a gradient is zero, not finite or missing, an attack by gradients makes no progress: in the "
+    "gradients": "Where a gradient is zero, not finite or missing, a gradient-based attack makes no progress: in the "
     "backward pass, replace the operation that causes it by something smooth (attacks.bpda), or attack with Square.",
-    "one step or many": "An iterative attack that is weaker than a single step follows gradients that mislead.",
-    "larger epsilon": "A larger ball contains the smaller one: an attack must break more examples in it.",
-    "unbounded epsilon": "With all images allowed, every network is wrong somewhere, but the attack does not find it.",
-    "black box": "A random search that sees only the logits breaks more than the gradients do: they mislead.",
-    "transfer": "Examples made for another network break more than this network's own gradients do: they mislead.",
-    "loss over steps": "More steps must raise the loss: the gradients do not point upwards.",
+    "one step or many": "An attack with many steps is weaker than one with a single step: the gradients mislead it.",
+    "larger epsilon": "A larger ball contains the smaller one, so an attack must break more images in it. It does not: "
+    "the gradients mislead it.",
+    "unbounded epsilon": "If every image is allowed, each one can be misclassified. The attack does not find how: the "
+    "gradients mislead it.",
+    "black box": "A random search that sees only the logits breaks more images than PGD: the gradients mislead PGD.",
+    "transfer": "Adversarial images of another network break more images than PGD on this network does: the gradients "
+    "mislead PGD.",
+    "loss over steps": "More steps must raise the loss, and do not: the gradients do not point upwards.",
 }
 
 
@@ -111,12 +121,13 @@ def audit(
     steps: int = 20,
     queries: int = 500,
     surrogate: LogitsFunction | None = None,
+    progress: bool = True,
 ) -> AuditReport:
-    """Checks whether a robust accuracy comes from robustness or from masked gradients.
+    """Checks whether a robust accuracy comes from robustness or from gradient masking.
 
     The checks are recommended by Athalye et al. (2018, arXiv:1802.00420) and Carlini et al. (2019, arXiv:1902.06705).
     On images that the model classifies correctly, they compare gradient-based attacks with a random search and, if a
-    `surrogate` is given, with adversarial examples of the surrogate. A network without masked gradients passes all
+    `surrogate` is given, with adversarial examples of the surrogate. A network without gradient masking passes all
     checks. Passing them does not prove robustness. The report explains each failure.
 
     Args:
@@ -129,6 +140,7 @@ def audit(
         queries: queries of `Square`. Default: 500.
         surrogate: another network for the same images, whose adversarial examples the check "transfer" uses, for
             example one that was trained without the defence. None (default): this check does not run.
+        progress: whether to show on stdout which check runs.
 
     Returns:
         An `AuditReport`.
@@ -136,6 +148,8 @@ def audit(
     Raises:
         ValueError: if no example is classified correctly, or for an invalid dataset, see `evaluate`.
     """
+    line = Line(enabled=progress)
+    line.show(f"Auditing for gradient masking, on up to {examples} images ...", is_due=True)
     network = deployed.model_of(model)
     images, labels = _take(network, dataset, examples)
     auditor = _Auditor(network, images, labels, ball, seed, steps)
@@ -150,7 +164,12 @@ def audit(
         "transfer": lambda: auditor.transfer(surrogate),
         "loss over steps": auditor.loss_over_steps,
     }
-    return AuditReport([Check(name, *ask(), MEANINGS[name]) for name, ask in questions.items()])
+    checks = []
+    for number, (name, ask) in enumerate(questions.items(), 1):
+        line.show(f"audit: check {number} of {len(questions)}, {name}", is_due=line.is_terminal)
+        checks.append(Check(name, *ask(), MEANINGS[name]))
+    line.write(f"audit: {len(images)} images, {len(questions)} checks")
+    return AuditReport(checks)
 
 
 def _take(model, dataset, count):
@@ -194,7 +213,9 @@ class _Auditor:
         outputs = [np.array(gradients.logits(self.raw, self.images)) for _ in range(3)]
         size = np.abs(outputs[0]).max() + 1e-30
         difference = max(np.abs(outputs[0] - other).max() for other in outputs[1:]) / size
-        return _outcome(difference < 1e-4), f"outputs of one input differ by {difference:.1e} of their size"
+        return _outcome(
+            difference < 1e-4
+        ), f"two passes of the same images differ by {difference:.1e} of the outputs' size"
 
     def gradients(self) -> tuple[str, str]:
         try:
@@ -205,18 +226,19 @@ class _Auditor:
             return FAIL, f"no gradient at all: {str(error).splitlines()[0][:100]}"
         zero, bad = (np.max(np.mean(are_bad, axis=1)) for are_bad in (norms == 0, ~np.isfinite(norms)))
         self.has_gradient = bad == 0
-        measured = f"zero for {100 * zero:.0f} %, not finite for {100 * bad:.0f} %"
+        measured = f"zero for {_percent(zero)} of the images, not finite for {_percent(bad)}"
         if np.mean(plain == 0) > zero + _SLACK:  # our attacks ascend its logarithm, which does not saturate
-            measured += (
-                f"; that of the plain cross entropy, which others ascend, is zero for {_percent(np.mean(plain == 0))}"
-            )
+            share = _percent(np.mean(plain == 0))
+            measured += f"; the gradient of the plain cross entropy, which other libraries ascend, is zero for {share}"
         return _outcome(zero + bad <= _SLACK), measured
 
     def one_or_many(self) -> tuple[str, str]:
         if not self.has_gradient:
             return SKIP, "no gradient"
         one, many = self._robust(FGSM(self.ball)), self._robust(self._pgd(), 1)
-        return _outcome(many <= one + _SLACK), f"{_percent(one)} stand one step, {_percent(many)} {self.steps}"
+        return _outcome(
+            many <= one + _SLACK
+        ), f"{_percent(one)} correct after 1 step, {_percent(many)} after {self.steps}"
 
     def larger_epsilon(self) -> tuple[str, str]:
         if not self.has_gradient:
@@ -225,7 +247,7 @@ class _Auditor:
         falls = all(after <= before + _SLACK for before, after in zip(shares, shares[1:]))
         moves = shares[0] - shares[-1] > _MUST_BREAK or shares[0] <= _SLACK
         text = ", ".join(map(_percent, shares))
-        return _outcome(falls and moves), f"{text} stand at 1, 2 and 4 epsilon"
+        return _outcome(falls and moves), f"{text} correct at 1, 2 and 4 times epsilon"
 
     def unbounded(self) -> tuple[str, str]:
         if not self.has_gradient:
@@ -235,12 +257,12 @@ class _Auditor:
         shares = np.ones(1) if self.ball.shares is None else self.ball.shares
         reach = np.max((high - low) / np.where(shares > 0, shares, np.inf))  # of the channel with the smallest share
         robust = self._robust(self._pgd(float(reach * size), 10 * self.steps))
-        return _outcome(robust <= _SLACK), f"{_percent(robust)} stand when every image is allowed"
+        return _outcome(robust <= _SLACK), f"{_percent(robust)} correct if every image is allowed"
 
     def black_box(self, queries: int) -> tuple[str, str]:
         searched = self._robust(Square(self.ball, queries))
         white = self._robust(self._pgd(), 1) if self.has_gradient else 1.0
-        text = f"{_percent(searched)} stand {queries} queries of Square, {_percent(white)} gradients"
+        text = f"{_percent(searched)} correct after {queries} queries of Square, {_percent(white)} under PGD"
         return _outcome(white <= searched + _SLACK), text
 
     def transfer(self, surrogate: LogitsFunction | None) -> tuple[str, str]:
@@ -249,7 +271,7 @@ class _Auditor:
         adversarial = self._pgd()(surrogate, self.images, self.labels, self.seed)
         moved = self._correct(adversarial)
         white = self._robust(self._pgd(), 1) if self.has_gradient else 1.0
-        text = f"{_percent(moved)} stand what was made for the surrogate, {_percent(white)} their own gradients"
+        text = f"{_percent(moved)} correct on the surrogate's adversarial images, {_percent(white)} under PGD"
         return _outcome(white <= moved + _SLACK), text
 
     def loss_over_steps(self) -> tuple[str, str]:

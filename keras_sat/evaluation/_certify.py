@@ -17,7 +17,7 @@ from keras_sat.attacks import gradients, randomness, threats, validation
 from keras_sat.evaluation import report
 from keras_sat.evaluation.certification import CertificationReport
 from keras_sat.evaluation.examples import Examples
-from keras_sat.evaluation.progress import open_bar
+from keras_sat.lines import Line, duration
 from keras_sat.models import classifier
 from keras_sat.typing import Dataset, LogitsFunction, Path
 
@@ -68,7 +68,7 @@ def certify(
         bounds: smallest and largest value of a pixel. The images are checked against it. Default: (0, 255).
         seed: the same seed gives the same results. Default: 0.
         batch_size: number of noisy images in a batch, rounded down to a multiple of 20, and at least 20. Default: 400.
-        progress: whether to show the progress on stdout.
+        progress: whether to show on stdout what is done, and where a certification with a `state` continues.
         state: path of a file to which the counts so far are written every five seconds. If it exists, the certification
             continues from it. Default: no file.
         shard: (k, n) certifies only the k-th of n parts, see `evaluate`. `CertificationReport.merge` joins the reports.
@@ -83,22 +83,23 @@ def certify(
             has changed since the state was written; or the state of another certification.
     """
     settings = _checked(sigma, n0, n, alpha, bounds)
+    shown = _Progress(progress)
     given, network = report.check_given(context), deployed.model_of(model)
     if isinstance(network, keras.Model):
         classifier.check_interface(network)
     facts = report.context(network, int(seed))
     counts = _Counts(state, {**settings, "shard": list(shard), **facts})
     votes, examples = _Votes(network, settings, int(seed), batch_size), Examples(dataset, batch_size, shard)
-    bar = open_bar("certify", None, progress)
+    shown.resume(counts)
     place = 0
     for index, images, labels in examples.read():
         if place == 0:
             examples.classes = _check(network, images, labels, settings["bounds"])
         _check_range(images, settings["bounds"])
         for example in zip(index.tolist(), images, labels.tolist()):
-            _certify_one(votes, counts, bar, place, *example)
+            _certify_one(votes, counts, shown, place, *example)
             place += 1
-    bar.close()
+    shown.end(place)
     if not place or place < len(counts.rows):
         raise ValueError(_CHANGED if place else "The dataset has no images to certify.")
     counts.save()
@@ -108,7 +109,38 @@ def certify(
 _CHANGED = "The dataset has changed since the state was written: it must be the same each time."
 
 
-def _certify_one(votes, counts, bar, place, index, image, label):
+class _Progress:
+    """Shows on stdout how many images are certified, and how long an image takes."""
+
+    def __init__(self, enabled: bool) -> None:
+        self._line = Line(enabled=enabled)
+        self._line.show("Compiling the network for noisy images (up to a minute) ...", is_due=True)
+        self._before, self._start = 0, time.monotonic()  # images that were certified before, and when others began
+
+    def resume(self, counts: "_Counts") -> None:
+        """Says where a certification continues. Says nothing if it is new."""
+        self._before, self._start = len(counts.rows), time.monotonic()
+        if counts.rows or counts.done:
+            self._line.write(
+                f"Continuing an interrupted certification: {len(counts.rows)} images certified, and {counts.done} "
+                "noisy images of the next one classified."
+            )
+
+    def update(self, images: int, done: int, total: int) -> None:
+        """Shows the number of images that are certified, and how many of the noisy images of the next one are done."""
+        self._line.show(lambda: f"{self._text(images)}; the next one: {done} of {total} noisy images")
+
+    def end(self, images: int) -> None:
+        """Shows the number of images that are certified, in a line that stays."""
+        self._line.write(self._text(images))
+
+    def _text(self, images):
+        seconds = (time.monotonic() - self._start) / max(1, images - self._before)
+        has_any = images > self._before
+        return f"{images} images certified" + (f", {duration(seconds)} an image" if has_any and seconds >= 1 else "")
+
+
+def _certify_one(votes, counts, shown, place, index, image, label):
     """Counts the votes of an image that the state does not have yet, and adds them to the state."""
     if place < len(counts.rows):
         if counts.rows[place][:2] != [index, label]:
@@ -117,11 +149,9 @@ def _certify_one(votes, counts, bar, place, index, image, label):
         total = votes.n0 + votes.n
         while counts.done < total:
             votes.count(image, index, counts)
-            bar.set_postfix_str(f"image {index}: {counts.done} of {total} noisy images", refresh=False)
-            bar.update(0)
+            shown.update(place, counts.done, total)
             counts.save_now_and_then()
         counts.finish(index, label)
-    bar.update(1)
 
 
 class _Votes:

@@ -15,11 +15,16 @@ from keras_sat.attacks.attack import Attack
 from keras_sat.evaluation import intervals, report
 from keras_sat.evaluation.report import AttackResult
 from keras_sat.evaluation.stages import by_name, can_attack
+from keras_sat.lines import Line
 from keras_sat.typing import Dataset, LogitsFunction, Path
 
 ORIGINAL = "original"
 CLEAN = "clean"
 WORST = "worst of all"
+EXPLANATION = """\
+A row is a network that classifies the images. "from X": the share that it classifies correctly, both clean and as the
+attacks on X changed them. "worst of all": both clean and as the attacks on each of the networks changed them. So "worst
+of all" may be lower than the robust accuracy of `keras-sat evaluate`, which attacks one network alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +47,12 @@ class Comparison:
     context: dict[str, Any]
 
     def table(self) -> str:
-        """Returns the comparison as a plain-text table, followed by its warnings."""
+        """Returns the comparison as a plain-text table, followed by an explanation and its warnings."""
         columns = list(dict.fromkeys(name for rows in self.results.values() for name in rows))
         header = ("network", *(name if name in (CLEAN, WORST) else f"from {name}" for name in columns))
         lines = [(name, *(_cell(rows.get(column)) for column in columns)) for name, rows in self.results.items()]
-        return "\n".join([tables.text(header, *lines), *(f"Warning: {text}" for text in self.warnings)])
+        warned = (f"Warning: {text}" for text in self.warnings)
+        return "\n".join([tables.text(header, *lines), "", EXPLANATION, *warned])
 
     def to_json(self, path: Path | None = None) -> str:
         """Returns the comparison as JSON text. With `path`, also writes it to that file."""
@@ -64,6 +70,7 @@ def compare(
     *,
     seed: int = 0,
     batch_size: int = 128,
+    progress: bool = True,
     context: dict[str, Any] | None = None,
 ) -> Comparison:
     """Measures how much of a network's robustness its exports keep.
@@ -79,6 +86,7 @@ def compare(
         attacks: see `evaluate`. With several attacks, an example counts as broken if one of them breaks it.
         seed: the same seed gives the same results. Default: 0.
         batch_size: number of images in a batch, if the dataset is a pair of arrays. Default: 128.
+        progress: whether to show on stdout how many images are done.
         context: see `evaluate`.
 
     Returns:
@@ -90,9 +98,15 @@ def compare(
     """
     shared = report.context(model, seed) | report.check_given(context)
     comparing = _Comparing({ORIGINAL: model} | _networks(exported), _checked(attacks), seed)
+    line = Line(enabled=progress)
+    line.show(
+        f"Attacking {len(comparing.networks)} networks; compiling the attacks (up to a minute each) ...", is_due=True
+    )
     for images, labels in data.batches(dataset, batch_size):
         images = tf.cast(images, tf.float32)
         comparing.add(images, losses.hard_labels(labels, gradients.logits(model, images[:1]).shape[-1]))
+        line.show(f"{comparing.images} images attacked and classified by {len(comparing.networks)} networks")
+    line.write(f"{comparing.images} images attacked and classified by {len(comparing.networks)} networks")
     results = comparing.results()
     sentences = _less_accurate(results) + _not_finite(results)
     for sentence in sentences:
@@ -131,7 +145,7 @@ class _Comparing:
             name: [attack for attack in attacks.values() if can_attack(attack, network)]
             for name, network in networks.items()
         }
-        self._images = 0
+        self.images = 0
         # {(network, column): the correctly classified images of each batch}
         self._correct: dict[tuple[str, str], list[np.ndarray]] = {}
         # {(network, column): number of outputs that are not finite}
@@ -139,16 +153,16 @@ class _Comparing:
 
     def add(self, images: tf.Tensor, labels: tf.Tensor) -> None:
         """Adds a batch."""
-        if self._images == 0:
+        if self.images == 0:
             for network in self.networks.values():
                 validation.check_logits(network, images, labels)
-        seeds = randomness.at_places(self._seed, tf.range(self._images, self._images + len(labels)))
+        seeds = randomness.at_places(self._seed, tf.range(self.images, self.images + len(labels)))
         self._show([images], labels, CLEAN)
         for source, attacks in self._sources.items():
             adversarial = [attack(self.networks[source], images, labels, seeds) for attack in attacks]
             if adversarial:
                 self._show(adversarial, labels, source)
-        self._images += len(labels)
+        self.images += len(labels)
 
     def _show(self, versions, labels, column):
         """Classifies images by all networks. An image counts as correct if each of its `versions` is correct."""
@@ -161,7 +175,7 @@ class _Comparing:
 
     def results(self) -> dict[str, dict[str, AttackResult]]:
         """Returns {network: {column: AttackResult}}."""
-        if self._images == 0:
+        if self.images == 0:
             raise ValueError("The dataset has no images to compare on.")
         return {name: self._rows(name) for name in self.networks}
 

@@ -63,7 +63,8 @@ def evaluate(
         attacks: an attack or a `Corruption`, a list of these, or a dict {name in the report: attack}.
         seed: the same seed gives the same results. Default: 0.
         batch_size: number of images in a batch. Default: 128.
-        progress: whether to show the progress, and an upper limit of the time left, on stdout.
+        progress: whether to show on stdout what is done, an upper limit of the time left, and where an evaluation
+            with a `state` continues.
         state: path of a file to which the results so far are written after each batch. If it exists, the evaluation
             continues from it. Default: no file.
         shard: (k, n) evaluates only the k-th of n parts, k = 0..n-1, for example in several processes. `merge` joins
@@ -92,6 +93,8 @@ def evaluate(
         for attack in named.values():
             validation.check_untargeted(attack)
     settings = {name: attack.settings() for name, attack in named.items()}
+    bar = Progress(progress)
+    bar.prepare()
     evaluation = _Evaluation(
         model, dataset, batch_size, seed, shard, targets=targets, static_shapes=static_shapes, context=context
     )
@@ -99,8 +102,8 @@ def evaluate(
     evaluation.open_state(state, {"attacks": settings, "low": attack_precision})
     evaluation.look_for_signs(named)
     low = evaluation.low_precision(attack_precision) if attack_precision else None
-    stages = {name: stages_of(attack, evaluation.folded, low) for name, attack in named.items()}
-    bar = Progress(progress, stages)
+    bar.stages = stages = {name: stages_of(attack, evaluation.folded, low) for name, attack in named.items()}
+    bar.resume(evaluation.state)
     evaluation.classify_clean(bar)
     for name in named:
         evaluation.attack(name, stages[name], bar)
@@ -154,11 +157,13 @@ def sweep(
         raise ValueError("epsilons must be at least one number. Received none")
     at = {f"epsilon {radius:g}": attack.with_radius(radius) for radius in radii}
     settings = {name: one.settings() for name, one in at.items()}
+    bar = Progress(progress)
+    bar.prepare()
     evaluation = _Evaluation(model, dataset, batch_size, seed, shard, static_shapes=static_shapes, context=context)
     evaluation.check(at)
     evaluation.open_state(state, {"sweep": settings})
     evaluation.look_for_signs(at)
-    bar = Progress(progress, {})
+    bar.resume(evaluation.state)
     evaluation.classify_clean(bar)
     evaluation.sweep(at, bar)
     bar.close()
@@ -263,7 +268,7 @@ class _Evaluation:
             raise ValueError(f"targets must be one class for each image. Received {len(self.targets)}, for more images")
         own = index[self.targets[index] == labels]
         if len(own):
-            raise ValueError(f"targets must be other classes than the images' own; that of image {own[0]} is its own.")
+            raise ValueError(f"targets must differ from the labels; the target of image {own[0]} is its label.")
 
     def attack(self, name: str, stages: list[Stage], bar: Progress) -> None:
         """Runs the stages of an attack, each on the examples that are still robust."""

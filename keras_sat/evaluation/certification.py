@@ -188,11 +188,11 @@ class CertificationReport:
         first = reports[0]
         if any((one.settings, one.context) != (first.settings, first.context) for one in reports):
             raise ValueError(
-                "The reports differ in their settings, model, seed or versions: they are no shards of one."
+                "The reports differ in their settings, model, seed or versions: they are not shards of one."
             )
         columns = {name: [value for one in reports for value in one.examples[name]] for name in COLUMNS}
         if len(set(columns["index"])) < len(columns["index"]):
-            raise ValueError("The reports share images: they are no shards of one.")
+            raise ValueError("The reports share images: they are not shards of one.")
         order = np.argsort(columns["index"])
         return cls(
             first.settings, first.context, {name: [column[k] for k in order] for name, column in columns.items()}

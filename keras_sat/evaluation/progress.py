@@ -1,20 +1,19 @@
 """Shows how far an evaluation is, and the time that it still takes at most."""
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from keras_sat.evaluation.stages import Stage
-from keras_sat.evaluation.state import Row
+from keras_sat.evaluation.state import Row, State
+from keras_sat.lines import Line, duration
 
-_MINUTE = 60.0  # seconds between two updates if the output is a file, where each update is a new line
+PREPARING = "Preparing the attacks: copies of the network are compiled and compared with it (up to a minute) ..."
 
 
 class Progress:
-    """Shows a line for the clean pass and for each stage of an attack, by tqdm, on stdout.
+    """Shows a line for the clean pass and for each stage of an attack on stdout. See `Line`.
 
     The estimate of the time left is an upper limit. It assumes that all examples that are robust now stay robust. Each
     of them then costs the `max_forward_passes` of all later attacks. The time of a pass is measured on the examples
@@ -22,93 +21,86 @@ class Progress:
 
     Args:
         enabled: whether to show anything.
-        stages: {name of an attack: its stages}, in the order in which they run.
+
+    Attributes:
+        stages: {name of an attack: its stages}, in the order in which they run. Set it before `begin`.
     """
 
-    def __init__(self, enabled: bool, stages: Mapping[str, Sequence[Stage]]) -> None:
-        self._enabled, self._stages = enabled, stages
-        self._bar: Any = None
-        self._correct = self._passes = 0
+    def __init__(self, enabled: bool) -> None:
+        self.stages: Mapping[str, Sequence[Stage]] = {}
+        self._line = Line(enabled=enabled)
+        self._text = ""  # the present state of the line
+        self._done = self._total = self._correct = self._passes = 0
         self._start: float | None = None
+
+    def prepare(self) -> None:
+        """Says that the attacks are prepared, which may take a while."""
+        self._line.show(PREPARING, is_due=True)
+
+    def resume(self, state: State) -> None:
+        """Says where an evaluation continues. Says nothing if the evaluation is new."""
+        if state.index is not None:
+            done = ["clean"] + [self._done_of(name, row) for name, row in state.rows.items()]
+            self._line.write(
+                f"Continuing an interrupted evaluation of {len(state.index)} images: {', '.join(done)} done."
+            )
+
+    def _done_of(self, name, row):
+        stages = self.stages.get(name, [])
+        if row.stage == len(stages) > 0:
+            return name
+        stage = f" in stage {row.stage + 1} of {len(stages)}" if len(stages) > 1 else ""
+        return f"{row.done} images of {name}{stage}"
 
     def clean(self, images: int, correct: int) -> None:
         """Adds a batch of the clean pass: its number of images, and how many are classified correctly."""
-        bar = self._open("clean", None) if self._bar is None else self._bar
-        self._correct += correct
-        self._show(bar, images, f"{100 * self._correct / (bar.n + images):.1f} % correct")
+        self._done, self._correct = self._done + images, self._correct + correct
+        self._text = f"clean: {self._done} images, {100 * self._correct / self._done:.1f} % correct"
+        self._line.show(self._text)
 
     def begin(self, name: str, stage: Stage, row: Row, images: int) -> None:
         """Begins a stage of the attack `name` on a number of images. The results of the stage are written to `row`."""
         self.close()
         self._name, self._stage, self._row = name, stage, row
         self._start = self._start or time.perf_counter()
+        self._done, self._total = row.done, row.done + images
+        self._title = name if name == stage.name else f"{name}: {stage.name}"
         if images:
-            self._open(name if name == stage.name else f"{name}: {stage.name}", images)
+            self._line.show(f"{self._title}: attacking {images} images, compiling the attack first", is_due=True)
 
     def update(self, images: int, robust: int) -> None:
         """Adds a batch of the stage: its number of images, and how many of them are still robust."""
         self._passes += robust * self._stage.attack.max_forward_passes
-        left = self._bar.total - self._bar.n - images
-        share = 100 * np.mean(self._row.robust())
-        self._show(self._bar, images, f"{share:.1f} % robust, {self._time_left(left)}")
+        self._done += images
+        correct = f"{100 * np.mean(self._row.robust()):.1f} % of all images still correct"
+        self._text = f"{self._title}: {self._done} of {self._total} attacked, {correct}{self._time_left()}"
+        self._line.show(self._text)
 
     def close(self) -> None:
-        """Ends the line."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        """Ends the line with the present state."""
+        if self._text:
+            self._line.write(self._text)
+        self._text = ""
 
-    def _open(self, title, total):
-        self._bar = open_bar(title, total, self._enabled)
-        return self._bar
-
-    def _show(self, bar, images, text):
-        bar.set_postfix_str(text, refresh=False)
-        bar.update(images)
-
-    def _time_left(self, images):
-        """Returns an upper limit of the time left, as text. `images` is the number of images left in this stage."""
-        passes = images * self._stage.attack.max_forward_passes + self._later_passes()
-        if passes and not self._passes:
-            return "time left unknown"
-        seconds = passes * (time.perf_counter() - self._start) / max(1, self._passes)
-        return f"{seconds:.0f} s left at most" if seconds < 100 else f"{seconds / 60:.0f} min left at most"
+    def _time_left(self):
+        """Returns an upper limit of the time left, as text; "" if it is unknown, or nothing is left."""
+        passes = (self._total - self._done) * self._stage.attack.max_forward_passes + self._later_passes()
+        if not (passes and self._passes):
+            return ""
+        seconds = passes * (time.perf_counter() - self._start) / self._passes
+        return f", at most {duration(seconds)} left"
 
     def _later_passes(self):
         """Returns the forward passes of all later stages, of this attack and of the next ones."""
-        if self._name not in self._stages:
+        if self._name not in self.stages:
             return 0
-        stages, names = self._stages[self._name], list(self._stages)
+        stages, names = self.stages[self._name], list(self.stages)
         later = stages[stages.index(self._stage) + 1 :] if self._stage in stages else []
         passes = np.count_nonzero(self._row.robust()) * _max_passes(later)
         for name in names[names.index(self._name) + 1 :]:
-            passes += len(self._row.broken_by) * _max_passes(self._stages[name])
+            passes += len(self._row.broken_by) * _max_passes(self.stages[name])
         return passes
 
 
 def _max_passes(stages):
     return sum(stage.attack.max_forward_passes for stage in stages)
-
-
-def open_bar(title: str, total: int | None, enabled: bool = True) -> Any:
-    """Returns a tqdm bar that counts images on stdout; to a file it writes a line each minute.
-
-    Args:
-        title: the beginning of the line.
-        total: number of images; None if it is not known.
-        enabled: whether to show anything.
-    """
-    import tqdm  # here, so that importing the package stays fast
-
-    count = "{n_fmt}" if total is None else "{n_fmt}/{total_fmt}"
-    interval = 0.1 if sys.stdout.isatty() else _MINUTE
-    return tqdm.tqdm(
-        desc=title,
-        total=total,
-        bar_format=f"{{desc}}: {count} images{{postfix}}",
-        file=sys.stdout,
-        disable=not enabled,
-        mininterval=interval,
-        maxinterval=interval,
-        miniters=0,  # the interval alone decides: tqdm would choose a number of images, and skip updates by it
-    )

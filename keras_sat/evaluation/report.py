@@ -131,7 +131,7 @@ class RobustnessReport:
             if row.not_finite
         ]
         sentences += [
-            f"{row.name}: {row.reached} of {row.n} images came to their target class."
+            f"{row.name}: {row.reached} of {row.n} images reached their target class."
             for row in self.results
             if row.reached is not None
         ]
@@ -250,10 +250,10 @@ def merge(reports: Sequence[RobustnessReport]) -> RobustnessReport:
         raise ValueError("There is no report to merge.")
     alike = [({r.name: r.settings for r in report.results}, report.context) for report in reports]
     if any(one != alike[0] for one in alike):
-        raise ValueError("The reports differ in their attacks, model, seed or versions: they are no shards of one.")
+        raise ValueError("The reports differ in their attacks, model, seed or versions: they are not shards of one.")
     index = [i for report in reports for i in report.examples["index"]]
     if len(set(index)) < len(index):
-        raise ValueError("The reports share examples: they are no shards of one.")
+        raise ValueError("The reports share examples: they are not shards of one.")
     order = sorted(range(len(index)), key=index.__getitem__)
     rows = [_sum([report[row.name] for report in reports]) for row in reports[0].results]
     pictures = {name: [p for one in reports for p in one.pictures.get(name, [])] for name in reports[0].pictures}

@@ -17,7 +17,7 @@ _SAME = 1e-4  # outputs of two passes may differ by this share of their size
 _ALONE = 0.002  # share of all images that Square alone may break, as in the authors' AutoAttack
 _RANDOM = "outputs that change from pass to pass"
 _ZERO = "gradients that are zero"
-_SQUARE = "images that only an attack without gradients breaks"
+_SQUARE = "images that only a gradient-free attack breaks"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +114,7 @@ def sentences(signs: Signs | None, results: Sequence[Any], examples: dict[str, A
     warnings = [sentence for one in found for sentence in one.warnings]
     if warnings or not looked:
         return warnings
-    return [f"Signs of masked gradients that were looked for and not found: {', '.join(looked)}."]
+    return [f"No sign of gradient masking was found. Checked: {', '.join(looked)}."]
 
 
 def _randomness(signs):
@@ -130,8 +130,8 @@ def _zero(signs):
     if signs.zero_gradient is None:
         return Finding(_ZERO, None, [])
     warning = (
-        f"Warning: for {signs.zero_gradient} of {signs.images} images the gradient is zero or not finite: attacks by "
-        "gradients cannot see these (see attacks.bpda)."
+        f"Warning: for {signs.zero_gradient} of {signs.images} images the gradient is zero or not finite: "
+        "gradient-based attacks make no progress on these (see attacks.bpda)."
     )
     measured = f"{signs.zero_gradient} of {signs.images} images"
     return Finding(_ZERO, measured, [warning] if signs.zero_gradient else [])
@@ -141,8 +141,8 @@ def _beyond_gradients(results, examples):
     counts = [(row, _broken_without_gradients(row, results, examples)) for row in results]
     counts = [(row, count) for row, count in counts if count is not None]
     warnings = [
-        f"Warning: {row.name}: an attack without gradients broke {count} of {row.n} images that attacks by gradients "
-        "did not: the gradients may be masked (run an audit)."
+        f"Warning: {row.name}: a gradient-free attack broke {count} of {row.n} images that gradient-based attacks did "
+        "not: the gradients may be masked (run an audit)."
         for row, count in counts
         if count > _ALONE * row.n
     ]
@@ -151,7 +151,7 @@ def _beyond_gradients(results, examples):
 
 
 def _broken_without_gradients(row, results, examples):
-    """Returns how many images an attack without gradients broke after those by gradients; None if there is none.
+    """Returns how many images a gradient-free attack broke after those by gradients; None if there is none.
 
     The attack is a stage of the row, or the row itself; the attacks by gradients are the stages before it, or the rows
     of the same norm and epsilon.

@@ -38,7 +38,7 @@ def export_litert(path: Path, to: Path, images: np.ndarray) -> None:
     if not os.path.exists(os.path.join(path, "saved_model.pb")):
         raise ValueError(f"{path} is not a SavedModel: export_saved_model writes one.")
     if _precision(path) == "bfloat16":
-        raise ValueError(f"{path} computes in bfloat16, which int8 cannot be made of: export it in float32.")
+        raise ValueError(f"{path} computes in bfloat16: export it in float32, of which int8 is made.")
     images = np.asarray(images, np.float32)
     if images.ndim != 4 or not len(images):
         raise ValueError(f"images must have shape [n, height, width, channels]. Received shape: {images.shape}")
@@ -51,8 +51,8 @@ def export_litert(path: Path, to: Path, images: np.ndarray) -> None:
         apart = _apart(path, converted, images[:_COMPARED])
     if not apart <= _TOLERANCE:  # NaN too
         raise ValueError(
-            f"{path} in int8 is another network: on the images for calibration its logits differ by {apart:.2g} of "
-            f"their standard deviation, at most {_TOLERANCE} was expected. Give more images, of all classes, in the "
+            f"{path} in int8 is too inaccurate: on the images for calibration its logits differ by {apart:.2g} of "
+            f"their standard deviation; at most {_TOLERANCE} was expected. Give more images, of all classes, in the "
             "model's range."
         )
     with files.atomic_write(to) as temporary:

@@ -176,7 +176,7 @@ def _names(asked, network, shape):
     """Returns the names of the signatures to write."""
     lacking = {}  # {name: why the network cannot have it}
     if None in shape:
-        lacking["serving_bytes"] = "it must be said to which image_size they are resized"
+        lacking["serving_bytes"] = "image_size is not given, to which they are resized"
     elif shape[-1] not in (1, 3):
         lacking["serving_bytes"] = f"image files are read as grey or RGB, not with {shape[-1]} channels"
     if classifier.features(network) is None:

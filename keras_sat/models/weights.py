@@ -256,7 +256,7 @@ def _of_release(architecture, activation, tag, image_size):
         known = sorted({entry["activation"] for entry in of_network})
         raise ValueError(
             f"There are no weights {tag!r} for {architecture} with activation {activation!r}; there are for "
-            f"{', '.join(known)}. Weights of another activation would not do."
+            f"{', '.join(known)}. Weights that were trained with another activation do not fit."
         )
     for entry in fitting:
         if entry["image_size"] == image_size and entry["tag"] == f"{tag}-{image_size}":
@@ -412,7 +412,7 @@ def _download_from_drive(drive_id, path):
         import gdown
     except ImportError as error:
         raise ImportError(
-            f"The weights lie on Google Drive, which gdown downloads from: {extras.install('weights')}"
+            f"The weights are on Google Drive. To download from there, install gdown: {extras.install('weights')}"
         ) from error
     gdown.download(id=drive_id, output=path)
 

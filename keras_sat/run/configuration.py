@@ -179,7 +179,7 @@ class Run:
         None, f"of the training attack alone: {', '.join(PRECISIONS)}; default: precision"
     )
     strategy: str = _flag("auto", "auto, none, mirrored (every GPU of this machine), multiworker (TF_CONFIG), tpu")
-    checkpoint_every: int = _flag(500, "steps between checkpoints; a killed run goes on from the last one")
+    checkpoint_every: int = _flag(500, "steps between checkpoints; a killed run continues from the last one")
     seed: int = _flag(0, "the same seed gives the same run")
     record: data.Description | None = None
 
@@ -220,7 +220,7 @@ class Run:
         """
         if self.record and os.path.isabs(self.dataset) and not os.path.isdir(self.dataset):
             raise ValueError(
-                f"{self.dataset}, which the network was trained on, is not there: say where the images are now, "
+                f"{self.dataset}, which the network was trained on, does not exist: say where the images are now, "
                 "--dataset=FOLDER."
             )
         classes = self.record.classes if self.record else None

@@ -254,7 +254,7 @@ def check_export(run: Run, path: Path) -> None:
     labels, preprocessing = deployed.labels_of(path), deployed.preprocessing_of(path)
     if labels is None:
         warnings.warn(
-            f"{path} does not name its classes (assets/labels.txt): they are taken for the run's.", stacklevel=2
+            f"{path} does not name its classes (assets/labels.txt): those of the run are assumed.", stacklevel=2
         )
     elif labels != described.classes:
         pairs = zip(labels, described.classes)
@@ -262,7 +262,7 @@ def check_export(run: Run, path: Path) -> None:
         raise ValueError(f"{path} has other classes than the run: {one!r} in its labels.txt, {other!r} in run.json.")
     if preprocessing is not None and preprocessing != described.preprocessing:
         warnings.warn(
-            f"{path} makes images otherwise than the run: {preprocessing}, not {described.preprocessing}. The run's "
-            "are shown.",
+            f"{path} has another preprocessing than the run: {preprocessing}, not {described.preprocessing}. That of "
+            "the run is used.",
             stacklevel=2,
         )

@@ -125,7 +125,7 @@ def open_predictor(path: Path) -> Predictor:
     preprocessing = model.preprocessing
     if preprocessing is None:
         if model.image_size is None or model.channels is None:
-            raise ValueError(f"{path} does not say how its images are made (assets/preprocessing.json).")
+            raise ValueError(f"{path} does not describe its preprocessing (assets/preprocessing.json).")
         preprocessing = Preprocessing(model.image_size, model.image_size, model.channels)
         subject.warn_of_preprocessing(path, preprocessing)
     return Predictor(model, preprocessing, model.classes, *_threat(path))
@@ -169,7 +169,7 @@ def written_files(images: list[str], attacks: list[str], folder: Path) -> dict[s
             if os.path.exists(path):
                 raise ValueError(f"{path} exists: choose another folder for --output.")
             if makers.setdefault(path, image) != image:
-                raise ValueError(f"{makers[path]} and {image} would both be written to {path}: predict them apart.")
+                raise ValueError(f"{makers[path]} and {image} would both be written to {path}: use two commands.")
     return paths
 
 

@@ -136,7 +136,7 @@ class Pretrained:
         elif self.classes is None:
             lines.append(
                 f"The last layer is kept: the weights have as many classes as the data, {self.number}, but do not name "
-                f"them. They are taken for those of the data in their order, {_some(classes)}."
+                f"them. They are assumed to be those of the data, in their order, {_some(classes)}."
             )
         else:
             moved = "" if order == list(range(self.number)) else "; its outputs are put into the order of the data"

@@ -47,7 +47,7 @@ def check_attacks(model: Any, attacks: dict[str, Attack]) -> None:
     """Raises ValueError if a model has no gradients, and one of the attacks, {name: attack}, needs them."""
     for name, attack in attacks.items():
         if not stages.can_attack(attack, model):
-            raise ValueError(f"{model.name} has no gradients, which {name} needs: take --attack=square.")
+            raise ValueError(f"{model.name} has no gradients, which {name} needs: use --attack=square.")
 
 
 def open_run(
@@ -69,6 +69,9 @@ def open_run(
         batch_size: number of images in a batch. Default: 200.
         skip_damaged: whether to skip files of a folder that cannot be read. Default: False.
 
+    Returns:
+        A `Subject`. Its epsilon is None if the run trained on Gaussian noise, which has none.
+
     Raises:
         ValueError: if the run or the dataset cannot be read, or the dataset has other classes.
     """
@@ -86,7 +89,7 @@ def open_run(
         "preprocessing": run.description.preprocessing.settings(),
     }
     batches = run.load_data(split, batch_size)
-    return Subject(model, batches, context, run.norm, run.epsilon, folder)
+    return Subject(model, batches, context, run.norm, run.epsilon if run.sigma is None else None, folder)
 
 
 def _warn_of_trained_on(run, split):
@@ -94,7 +97,8 @@ def _warn_of_trained_on(run, split):
         number = data.overlap(run.source, split, which) if which else 0
         if number:
             warnings.warn(
-                f"{number} images of {split} are of {which}, on which the network was {kind}: the figures flatter.",
+                f"{number} images of {split} are also in {which}, on which the network was {kind}: the measured "
+                "accuracies are too high.",
                 stacklevel=3,
             )
 
@@ -264,12 +268,12 @@ def _source(name, names, number, data_dir, skip_damaged):
 
 def _warn_of_order(why, source):
     shown = ", ".join(source.classes[:3])
-    warnings.warn(f"{why}: those of {source.name} are taken in their order, {shown}, ...", stacklevel=3)
+    warnings.warn(f"{why}: those of {source.name} are used in their order, {shown}, ...", stacklevel=3)
 
 
 def warn_of_preprocessing(path: Path, preprocessing: Preprocessing) -> None:
     """Warns that an export does not describe its preprocessing, and says which crop is used."""
     warnings.warn(
-        f"{path} does not say how its images are made (assets/preprocessing.json): crop {preprocessing.crop} is taken.",
+        f"{path} does not describe its preprocessing (assets/preprocessing.json): crop {preprocessing.crop} is used.",
         stacklevel=3,
     )

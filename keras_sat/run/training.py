@@ -16,6 +16,7 @@ from keras_sat.models import classifier
 from keras_sat.run import folder as folder_lib
 from keras_sat.run import optimizers
 from keras_sat.run.configuration import Run, dtype_policy
+from keras_sat.run.pretrained import activation_name
 from keras_sat.training import (
     AdversarialModel,
     AveragedWeights,
@@ -48,8 +49,8 @@ def train(
         go_on: True continues a run that has the same settings but fewer epochs, and may be finished. The learning rate
             then follows the schedule for the new number of epochs, so it may rise again. run.json lists the former
             numbers of epochs as "continued". Default: False.
-        say: a function that is called with lines of text: a description of the data, and whether a run is continued.
-            Default: a function that does nothing.
+        say: a function that is called with lines of text: the data, the network and the training, where a run is
+            continued, and what takes a while before the first step. Default: a function that does nothing.
 
     Returns:
         The trained keras.Model, and whether the training ran to its end. The chief's model has the weights that are
@@ -68,19 +69,19 @@ def train(
     is_chief = distribution.is_chief(strategy)
     # Workers other than the chief may have no access to the folder.
     continued = _check_goes_on(run, folder, go_on) if is_chief or os.path.isdir(folder) else []
-    if is_chief:
-        say(run.description.line())
-    if is_chief and folder_lib.has_checkpoint(folder):
-        say(f"Going on with the run in {folder}.")
+    if not is_chief:
+        say = _say_nothing
+    say(f"Data: {run.description.line()}")
     keras.utils.set_random_seed(run.seed)
     steps = run.steps_per_epoch()
     with dtype_policy(run.precision), strategy.scope():
         model, lines = run.build_to_train()
-    if is_chief and not folder_lib.has_checkpoint(folder):
-        for line in [*_about_splits(run), *lines]:
+    if is_chief:
+        begins = [] if folder_lib.has_checkpoint(folder) else lines
+        for line in [*_about_splits(run), _about_network(run, model), *begins, *_about_training(run, steps)]:
             say(line)
     began = _began_with(run, folder) if is_chief else {}
-    training = _Training(run, model, steps, folder, is_chief)
+    training = _Training(run, model, steps, folder, is_chief, say)
     with _nothing_without_a_step(folder) if is_chief else contextlib.nullcontext(), training.checkpoint:
         if is_chief:
             record = folder_lib.record(run) | {"continued": continued} | began
@@ -90,6 +91,10 @@ def train(
         if is_chief:
             _write(training, is_finished, folder, ({"continued": continued} if continued else {}) | began)
     return model, is_finished
+
+
+def _say_nothing(line):
+    """Takes the place of `say` on workers other than the chief."""
 
 
 def _began_with(run, folder):
@@ -141,7 +146,32 @@ def _about_splits(run):
         cut = run.train_split not in run.source.splits
         return lines if cut else [*lines, str(error)]
     if run.validation_split and data.overlap(run.source, run.validation_split, split):
-        lines.append(f"`keras-sat evaluate` takes {split} too: its figures flatter the epoch that was kept.")
+        lines.append(
+            f"`keras-sat evaluate` uses {split} too: its accuracies are too high, because the epoch that is kept was "
+            "chosen on these images."
+        )
+    return lines
+
+
+def _about_network(run, model):
+    return f"Network: {run.model} ({activation_name(run.activation)}), {model.count_params():,} parameters."
+
+
+def _about_training(run, steps):
+    """Returns the lines about the steps, the images that they train on, and the guard."""
+    size = f"{run.norm} epsilon {run.epsilon:g} of 255"
+    if run.sigma is not None:
+        on = f"on images with Gaussian noise of sigma {run.sigma:g} of 255"
+    elif run.replays:
+        on = f"free adversarial training with {run.replays} replays of each batch, {size}"
+    else:
+        on = f"on adversarial images of {run.attack()}, {size}"
+    loss = f", objective {run.objective}" if run.objective in ("trades", "mart") else ""
+    epochs = "1 epoch" if run.epochs == 1 else f"{run.epochs} epochs"
+    lines = [f"Training: {epochs} of {steps} steps, {run.batch_size} images in a step, {on}{loss}."]
+    if run.guard_action() != "none":
+        probes = f"{run.probe} attacks a sample of the validation images, {PROBES_PER_EPOCH} times an epoch"
+        lines.append(f"Guard against catastrophic overfitting: {probes}; the first time it is compiled.")
     return lines
 
 
@@ -209,12 +239,14 @@ def _check_goes_on(run, folder, go_on):
     has_checkpoint = folder_lib.has_checkpoint(folder)
     if not is_there and not has_checkpoint:
         if go_on:
-            raise ValueError(f"{folder} holds no run to go on with.")
+            raise ValueError(f"{folder} contains no run to continue.")
         return []
     if is_there:
         _check_unfinished(run, folder, go_on)
     if not has_checkpoint:
-        raise ValueError(f"{folder} holds a run without checkpoints to go on from: choose another output folder.")
+        raise ValueError(
+            f"{folder} contains a run without checkpoints, which cannot be continued: choose another output folder."
+        )
     before = folder_lib.read_record(folder_lib.checkpoints(folder))
     _check_settings(run, before, folder, go_on)
     _check_data(run, before, folder)
@@ -226,12 +258,12 @@ def _check_unfinished(run, folder, go_on):
     before = folder_lib.read_record(folder)
     if "ended" in before:
         raise ValueError(
-            f"{folder} holds a run that ended early ({before['ended']}): choose another output folder; "
-            f"--weights={folder} begins with its weights."
+            f"{folder} contains a run that ended early ({before['ended']}): choose another output folder; "
+            f"--weights={folder} starts with its weights."
         )
     if before.get("finished", True) and not (go_on and run.epochs > before["epochs"]):
         raise ValueError(
-            f"{folder} holds a finished run already: choose another output folder, or go on with it for more epochs, "
+            f"{folder} contains a finished run: choose another output folder, or continue it for more epochs with "
             "--continue --epochs=N, with a larger N."
         )
 
@@ -246,8 +278,8 @@ def _check_settings(run, before, folder, go_on):
     differing = [f"{name}={before[name]!r}" for name in names if before[name] != settings[name]]
     if differing:
         raise ValueError(
-            f"{folder} holds a run of other settings ({', '.join(differing)}): go on with these, or choose another "
-            f"output folder, or remove {folder_lib.checkpoints(folder)}."
+            f"{folder} contains a run with other settings ({', '.join(differing)}): continue it with these, or choose "
+            f"another output folder, or remove {folder_lib.checkpoints(folder)}."
         )
 
 
@@ -280,8 +312,10 @@ def _phases(run):
 class _Training:
     """The training of a run, in one or two phases, each with its own optimizer."""
 
-    def __init__(self, run: Run, model: keras.Model, steps: int, folder: str, is_chief: bool) -> None:
-        self.run, self.model, self.steps = run, model, steps
+    def __init__(
+        self, run: Run, model: keras.Model, steps: int, folder: str, is_chief: bool, say: Callable[[str], object]
+    ) -> None:
+        self.run, self.model, self.steps, self.folder, self.say = run, model, steps, folder, say
         self.best = _best_weights(run, folder)
         self.guard = _guard(run, steps)
         self.stateful = [callback for callback in (self.guard, self.best) if callback]
@@ -297,6 +331,10 @@ class _Training:
     def fit(self, strategy: tf.distribute.Strategy) -> bool:
         """Trains from the last checkpoint on. Returns whether the training ran to its end."""
         newest = self.checkpoint.newest_step(strategy)  # a checkpoint is restored in its own phase
+        if newest:
+            done = f"{newest} of {self.run.epochs * self.steps} steps are done"
+            self.say(f"Continuing the run in {self.folder}: {done}.")
+        self.say("Compiling copies of the network for the attacks (up to a minute) ...")
         phases = [phase for phase in _phases(self.run) if newest <= phase.last * self.steps]
         for phase in phases:
             with dtype_policy(self.run.precision), strategy.scope():

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import h5py
@@ -32,10 +32,13 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
         trainer.fit(train_dataset, validation_data=test_dataset)
 
     `train_step` attacks the batch, then takes a usual training step on the adversarial images. So the logs of training
-    show the objective, and the metrics on the adversarial images. `evaluate` reports the compiled loss and metrics on
-    the clean images, and `robust_accuracy`: the share of images that are classified correctly both clean and under
-    `evaluation_attack`. `predict`, and a call of the trainer, run the classifier without an attack. The attack ascends
-    its own loss with hard labels, even if the training loss uses label smoothing, for example.
+    have the objective as `loss`, and the compiled metrics on the adversarial images, with the prefix `adversarial_`:
+    `adversarial_accuracy`. (The prefix is `noisy_` for `GaussianNoise`; for an attack with epsilon 0, whose images are
+    the clean ones, there is none.) `evaluate` reports the compiled loss and metrics on the clean images, and
+    `robust_accuracy`: the share of images that are classified correctly both clean and under `evaluation_attack`. In
+    the logs of `fit`, these are `val_accuracy` and `val_robust_accuracy`. `predict`, and a call of the trainer, run
+    the classifier without an attack. The attack ascends its own loss with hard labels, even if the training loss uses
+    label smoothing, for example.
 
     The noise of the attack depends on `seed`, the iterations of the optimizer and the replica. The same seed gives the
     same run. A resumed run continues like one that was not interrupted. Two replicas never draw the same noise.
@@ -181,7 +184,7 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
         return super().fit(x, y, *args, **kwargs)
 
     def train_step(self, data: Any) -> dict[str, Any]:
-        """Attacks a batch, takes a step of the optimizer on it, and returns the metrics."""
+        """Attacks a batch, takes a step of the optimizer on it, and returns the objective and the metrics."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         seed = self._replica_seed(self.optimizer.iterations)
         if self.objective.replays:
@@ -189,8 +192,17 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
         else:
             adversarial = self._adversarial(x, y, seed)
             logits, _ = self._descend(x, adversarial, y, sample_weight, self._near(x, seed))
-        logs = self.compute_metrics(x, y, logits, sample_weight=sample_weight)
-        return {name: value for name, value in logs.items() if name != self.robust_accuracy.name}
+        return self.training_logs(self.compute_metrics(x, y, logits, sample_weight=sample_weight))
+
+    def training_logs(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the logs of a training step: the objective, and the metrics with the prefix of the attack's images.
+
+        Args:
+            metrics: {name: value}, from `compute_metrics` or `get_metrics_result`.
+        """
+        trained = {name: value for name, value in metrics.items() if name != self.robust_accuracy.name}
+        prefix = self.attack.metrics_prefix
+        return {name if name == "loss" else prefix + name: value for name, value in trained.items()}
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """Evaluates a batch, clean and under `evaluation_attack`, and returns the metrics."""

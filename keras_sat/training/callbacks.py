@@ -55,8 +55,8 @@ _NOWHERE = (-1, -1)
 class CatastrophicOverfittingGuard(keras.callbacks.Callback):
     """Detects catastrophic overfitting, and restores the network from before.
 
-    Adversarial training with one step may lose all robustness within an epoch, while its accuracy on its own examples
-    rises (Wong et al., arXiv:2001.03994; Andriushchenko and Flammarion, arXiv:2007.02617). Every few steps, this guard
+    Adversarial training with one step may lose all robustness within an epoch, while its `adversarial_accuracy` rises
+    (Wong et al., arXiv:2001.03994; Andriushchenko and Flammarion, arXiv:2007.02617). Every few steps, this guard
     measures robust accuracy on held-out images (a probe). If it falls below `collapse` times the best value so far, the
     guard warns, and restores the weights, moving statistics and optimizer of the last good probe.
 
@@ -205,7 +205,7 @@ class CatastrophicOverfittingGuard(keras.callbacks.Callback):
             then = f"the step size is multiplied by {factor * self.factor:g} from now on"
         warnings.warn(
             f"Catastrophic overfitting at step {self._steps}: robust accuracy fell from {100 * best:.1f} % to "
-            f"{100 * accuracy:.1f} %. The weights are those of the last good probe again; {then}.",
+            f"{100 * accuracy:.1f} %. The weights of the last good probe were restored; {then}.",
             stacklevel=2,
         )
 

@@ -209,7 +209,7 @@ class Checkpoint(keras.callbacks.Callback):
                 continue
             return record, arrays
         if damaged:
-            raise ValueError(f"No checkpoint in {self.folder} is whole: remove the folder to begin anew.")
+            raise ValueError(f"No checkpoint in {self.folder} is undamaged: remove the folder to start anew.")
         return {}, {}
 
     def _set_state(self, record, arrays):
@@ -224,7 +224,7 @@ class Checkpoint(keras.callbacks.Callback):
                 callback.set_state(_joined(record["callbacks"][name], name, arrays))
             elif self._done:
                 warnings.warn(
-                    f"{type(callback).__name__} begins anew at step {self._done}: the checkpoint has no state of it.",
+                    f"{type(callback).__name__} starts anew at step {self._done}: the checkpoint has no state of it.",
                     stacklevel=3,
                 )
 
@@ -299,8 +299,8 @@ class Checkpoint(keras.callbacks.Callback):
         end = (epoch + 1) * self._steps_per_epoch
         if self._done < end and not self.model.stop_training:
             raise ValueError(
-                f"The data ended at step {self._done}, within an epoch that ends at {end}. Of a dataset that knows "
-                "its length fit counts the steps that are skipped, too: dataset.filter(lambda *_: True) forgets it."
+                f"The data ended at step {self._done}, within an epoch that ends at {end}. If a dataset "
+                "knows its length, fit also counts the skipped steps: hide it, with dataset.filter(lambda *_: True)."
             )
         self._is_stopped = bool(self.model.stop_training)
         rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
@@ -409,14 +409,14 @@ class Checkpoint(keras.callbacks.Callback):
         shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
         if shapes != {name: array.shape for name, array in self._metrics.items()}:
             warnings.warn(
-                f"The metrics are others than in the checkpoint: those of epoch {self._epoch + 1} are computed from "
-                f"the steps after step {self._done} only.",
+                f"The metrics differ from those in the checkpoint: the values of epoch {self._epoch + 1} are computed "
+                f"from the steps after step {self._done} only.",
                 stacklevel=2,
             )
             return logs
         for name, variable in variables.items():
             variable.assign(self._metrics[name] + keras.ops.convert_to_numpy(variable))
-        results = self.model.get_metrics_result()
+        results = self.model.training_logs(self.model.get_metrics_result())
         return {name: results.get(name, value) for name, value in logs.items()}
 
     def keep_last(self) -> None:
@@ -434,7 +434,7 @@ class Checkpoint(keras.callbacks.Callback):
         with open(self._path(step, "json"), encoding="utf-8") as file:
             record = json.load(file)
         if files.sha256(self._path(step, "npz")) != record["sha256"]:
-            raise ValueError("its SHA-256 is another")
+            raise ValueError("its SHA-256 differs")
         with np.load(self._path(step, "npz")) as arrays:
             return record, dict(arrays)
 

@@ -172,8 +172,8 @@ def report_lost_workers(strategy: tf.distribute.Strategy) -> Iterator[None]:
         if not (has_several_workers(strategy) and "ollective" in error.message):
             raise
         raise ConnectionError(
-            "Another worker is gone: training cannot go on without it. Give the same command on every worker again; "
-            "the run goes on from its last checkpoint."
+            "Another worker has ended: training cannot continue without it. Give the same command on every worker "
+            "again: the run continues from its last checkpoint."
         ) from error
 
 

@@ -2,24 +2,27 @@
 
 import csv
 import io
-import shutil
-import sys
+import statistics
 import time
 from typing import Any, TextIO
 
 import keras
 
 from keras_sat import files
+from keras_sat.lines import Line, duration
 from keras_sat.training.checkpoint import Checkpoint
 from keras_sat.typing import Path
 
-_BLINK = 0.5  # seconds between two updates of the line on a terminal
+_ESTIMATE = 3.0  # seconds of steps after which the time of the run is estimated
 _SHOWN = {  # values of an epoch's logs, how they are called, and whether they are shares
     "loss": ("loss", False),
-    "accuracy": ("accuracy under attack", True),
-    "val_accuracy": ("validation accuracy", True),
+    "accuracy": ("accuracy", True),
+    "adversarial_accuracy": ("adversarial accuracy", True),
+    "noisy_accuracy": ("accuracy on noisy images", True),
+    "val_accuracy": ("clean validation accuracy", True),
     "val_robust_accuracy": ("robust validation accuracy", True),
 }
+_NOISY = _SHOWN | {"val_robust_accuracy": ("validation accuracy on noisy images", True)}
 
 
 class Progress(keras.callbacks.Callback):
@@ -27,7 +30,8 @@ class Progress(keras.callbacks.Callback):
 
     On a terminal it is one line, which is rewritten at most twice a second. In a file it is a line every `every`
     seconds. At the end of each epoch there is a line in both. Validation is shown too. The lines are written between
-    two batches, and before the first one, which takes longer: its step is compiled.
+    two batches, and before the first one, which takes longer: its step is compiled. After the first three seconds of
+    steps, one line estimates the time of the whole run.
 
     Images per second are those of the training steps that were taken, with what callbacks do between them. The first
     step, validation, and the steps that a resumed run skips do not count. The time left includes the validations that
@@ -62,15 +66,16 @@ class Progress(keras.callbacks.Callback):
         self.every = every
         self.validation_steps = validation_steps
         self._validation_seconds = 0.0  # of the last validation
-        self._epoch = self._width = 0  # the width of the line on the terminal
-        self._shown = 0.0  # when a line was written
+        self._epoch = 0
+        self._is_resumed = done > 0
+        self._line = Line(stream, every)
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Chooses the stream and how to write to it."""
-        self._out = self.stream or sys.stdout
-        self._is_terminal = self._out.isatty()
+        """Chooses the stream, and begins to measure the speed."""
+        self._line = Line(self.stream, self.every)
         self._steps, self._seconds = 0, 0.0  # that the speed is computed from
-        self._is_first = True
+        self._is_first, self._is_estimated = True, False
+        self._step_seconds: list[float] = []  # of each step, until the time of the run is estimated
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         """Notes the time."""
@@ -78,7 +83,8 @@ class Progress(keras.callbacks.Callback):
         self._began = self._step_ended = time.perf_counter()
         self._taken, self._taking = 0, 0.0  # steps of this epoch, and their seconds
         if self._is_first and self.done < (epoch + 1) * self.steps_per_epoch:
-            self._show(f"{self._place(self.done - epoch * self.steps_per_epoch)}: compiling", is_due=True)
+            place = self._place(self.done - epoch * self.steps_per_epoch)
+            self._line.show(f"{place}: compiling the first step (up to a minute)", is_due=True)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Shows the step."""
@@ -93,18 +99,19 @@ class Progress(keras.callbacks.Callback):
         else:
             self._steps, self._seconds = self._steps + taken, self._seconds + seconds
             self._taken, self._taking = self._taken + taken, self._taking + seconds
-        self._show(lambda: ": ".join((self._place(batch + 1), ", ".join(self._facts(self._speed(), logs)))))
+            self._estimate(seconds / taken)
+        self._line.show(lambda: f"{self._place(batch + 1)}: {', '.join(self._facts(self._speed(), logs))}")
 
     def on_test_begin(self, logs: Any = None) -> None:
         """Shows that validation begins."""
         self._validation_began = time.perf_counter()
         self._batches = 0
-        self._show(self._validation, is_due=self._is_terminal)
+        self._line.show(self._validation, is_due=self._line.is_terminal or not self._validation_seconds)
 
     def on_test_batch_end(self, batch: int, logs: Any = None) -> None:
         """Shows the batch of validation."""
         self._batches = batch + 1
-        self._show(self._validation)
+        self._line.show(self._validation)
 
     def on_test_end(self, logs: Any = None) -> None:
         """Notes how long the validation took."""
@@ -113,10 +120,10 @@ class Progress(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Writes the line of the epoch."""
-        took = duration(time.perf_counter() - self._began)
+        took = f"took {duration(time.perf_counter() - self._began)}"
         speed = self._taken * self.batch_size / self._taking if self._taking else None
         facts = ", ".join((took, *self._facts(speed, logs)))
-        self._line(f"epoch {epoch + 1} of {self.epochs}: {facts}")
+        self._line.write(f"epoch {epoch + 1} of {self.epochs}: {facts}")
 
     def on_train_end(self, logs: Any = None) -> None:
         """Ends the line on the terminal."""
@@ -124,31 +131,45 @@ class Progress(keras.callbacks.Callback):
 
     def close(self) -> None:
         """Ends the line on the terminal. Call it if `fit` fails or is interrupted."""
-        if self._width:
-            self._out.write("\n")
-            self._out.flush()
-            self._width = 0
+        self._line.close()
 
     def _place(self, step):
         return f"epoch {self._epoch + 1} of {self.epochs}, step {step} of {self.steps_per_epoch}"
 
     def _validation(self):
         total = f" of {self.validation_steps}" if self.validation_steps else ""
-        return f"epoch {self._epoch + 1} of {self.epochs}, validating: {self._batches}{total} batches"
+        compiles = "" if self._batches or self._validation_seconds else " (compiling the first one)"
+        return f"epoch {self._epoch + 1} of {self.epochs}, validating: {self._batches}{total} batches{compiles}"
 
     def _speed(self):
         return self._steps * self.batch_size / self._seconds if self._seconds else None
 
+    def _estimate(self, seconds):
+        """Writes, once, how long the whole run takes. `seconds` is the time of the last step.
+
+        The median ignores steps after which a callback took long, such as the first probe of a guard, which compiles.
+        """
+        steps = self.epochs * self.steps_per_epoch - self.done
+        if self._is_estimated or not steps:
+            return
+        self._step_seconds.append(seconds)
+        if self._seconds < min(_ESTIMATE, self.every):
+            return
+        self._is_estimated, step = True, statistics.median(self._step_seconds)
+        what = "the rest of the run" if self._is_resumed else "the run"
+        speed = _speed_text(self.batch_size / step)
+        self._line.write(f"Estimated time for {what}: {duration(steps * step)} at {speed}, and the validations.")
+
     def _facts(self, speed, logs):
-        """Yields images per second, the values of the logs, and the time left, as text."""
-        if speed is not None:
-            yield f"{speed:.0f} images/s" if speed >= 10 else f"{speed:.1f} images/s"
-        for name, (title, is_share) in _SHOWN.items():
-            if logs and name in logs:
-                yield f"{title} {100 * logs[name]:.1f} %" if is_share else f"{title} {logs[name]:.4g}"
+        """Yields the time left, images per second, and the values of the logs, as text."""
         left = self._left()
         if left is not None:
             yield f"{duration(left)} left"
+        if speed is not None:
+            yield _speed_text(speed)
+        for name, (title, is_share) in (_NOISY if "noisy_accuracy" in (logs or {}) else _SHOWN).items():
+            if logs and name in logs:
+                yield f"{title} {100 * logs[name]:.1f} %" if is_share else f"{title} {logs[name]:.4g}"
 
     def _left(self):
         """Returns the seconds that are left, None if the speed is unknown or nothing is left."""
@@ -157,26 +178,6 @@ class Progress(keras.callbacks.Callback):
             return None
         ends = -(-steps // self.steps_per_epoch)  # of epochs that are to come, each with a validation
         return steps * self._seconds / self._steps + ends * self._validation_seconds
-
-    def _show(self, text, is_due=False):
-        """Shows a text, or what a function returns, if it is time for it."""
-        now = time.perf_counter()
-        if not is_due and now - self._shown < (_BLINK if self._is_terminal else self.every):
-            return
-        text = text() if callable(text) else text
-        if not self._is_terminal:
-            self._line(text)
-            return
-        text = text[: shutil.get_terminal_size().columns - 1]
-        self._out.write("\r" + text.ljust(self._width))
-        self._out.flush()
-        self._width, self._shown = len(text), now
-
-    def _line(self, text):
-        """Writes a line that stays."""
-        self._out.write(("\r" if self._width else "") + text.ljust(self._width) + "\n")
-        self._out.flush()
-        self._width, self._shown = 0, time.perf_counter()
 
 
 class HistoryFile(keras.callbacks.Callback):
@@ -216,14 +217,6 @@ class HistoryFile(keras.callbacks.Callback):
         files.write_text(self.path, text.getvalue())
 
 
-def duration(seconds: float) -> str:
-    """Returns a time as text, in two units at most: "12 s", "3 min 5 s", "2 h 10 min", "1 d 4 h".
-
-    Args:
-        seconds: the time in seconds, >= 0.
-    """
-    whole = round(seconds)
-    for size, name, small, small_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= size:
-            return f"{whole // size} {name} {whole % size // small} {small_name}"
-    return f"{whole} s"
+def _speed_text(speed):
+    """Returns images per second as text."""
+    return f"{speed:.0f} images/s" if speed >= 10 else f"{speed:.1f} images/s"

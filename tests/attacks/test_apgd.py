@@ -94,7 +94,7 @@ def test_few_classes(classes):
 
 
 def test_more_targets_than_classes_are_said(tiny_model, images, labels):
-    with pytest.warns(UserWarning, match="APGD-T asks for 9 target classes, there are 3"):
+    with pytest.warns(UserWarning, match="APGD-T asks for 9 target classes, but there are only 3"):
         APGD(LinfBall(4), steps=1, targets=9)(tiny_model(), images, labels)
 
 

@@ -41,7 +41,8 @@ def test_training_takes_keras_own_step_on_noisy_images(tiny_model, images, label
     model, reference = tiny_model(), tiny_model()
     trainer = compiled(model, NOISE)
     noisy = NOISE(model, images, labels, seed=trainer._replica_seed(0))
-    trainer.train_on_batch(images, labels)
+    logs = trainer.train_on_batch(images, labels, return_dict=True)
+    assert logs.keys() == {"loss", "noisy_accuracy"}
     reference.compile(keras.optimizers.SGD(0.1), trainer.loss, jit_compile=False)
     reference.train_on_batch(noisy, labels)
     for ours, expected in zip(model.get_weights(), reference.get_weights()):

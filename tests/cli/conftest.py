@@ -1,6 +1,7 @@
 """The command, in this process or in a process of its own, and folders of trained networks."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -46,6 +47,12 @@ def folder(run, tmp_path_factory):
     done = run(*TRAIN, f"--output={path}")
     assert done.returncode == 0, done.stderr
     assert f"keras-sat evaluate {path}" in done.stdout
+    for line in (
+        "Data: fashion_mnist_mini: 10000 images of train, .*, 10 classes, 14 x 14 x 1",
+        r"Network: ResNet8 \(gelu\), \d\d,\d\d\d parameters\.",
+        r"Training: 1 epoch of 4 steps, 100 images in a step, on adversarial images of PGD-1, linf epsilon 10 of 255\.",
+    ):
+        assert re.search(f"^{line}", done.stdout, re.MULTILINE), done.stdout
     assert "robust validation accuracy" in done.stdout
     return path
 

@@ -13,7 +13,10 @@ def test_train_under_noise_and_certify(inside, photos, of_photos, tmp_path, caps
     assert inside("train", f"--dataset={photos}", f"--output={run}", "--validation=4", *flags) == 0
     stored = json.loads((run / "run.json").read_text())
     assert (stored["objective"], stored["sigma"]) == ("gaussian", 8)
-    assert "val_robust_accuracy" in stored["history"]
+    assert {"noisy_accuracy", "val_robust_accuracy"} <= set(stored["history"])
+    assert "on images with Gaussian noise of sigma 8 of 255." in capsys.readouterr().out
+    with pytest.raises(ValueError, match="was trained on Gaussian noise: `keras-sat certify` evaluates it"):
+        inside("evaluate", run)
 
     options = ("--samples=60", "--selection=20", "--alpha=0.01", "--split=test[:6]", "--radii=0,8,16")
     assert inside("certify", run, *options) == 0

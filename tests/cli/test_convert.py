@@ -53,7 +53,7 @@ def test_pytorch_to_keras_and_back(inside, torch_file, tmp_path, capsys):
     assert inside("convert", f"--from={source}", *NETWORK, f"--to={path}") == 0
     said = capsys.readouterr().out
     assert f"Written to {path}\nWideResNet10_1, form dm, activation relu, normalization [[0.5071, " in said
-    assert ", 7 classes, RGB images; " in said
+    assert ", 7 classes, RGB images. Verified: " in said
     np.testing.assert_array_equal(models.WideResNet(10, 1, **DM, weights=path)(IMAGES), model(IMAGES))
     assert inside("convert", f"--from={path}", *NETWORK, f"--to={whole}") == 0
     np.testing.assert_array_equal(keras.saving.load_model(whole).get_weights()[0], model.get_weights()[0])
@@ -129,6 +129,6 @@ def test_an_activation_that_is_not_said_is_the_default_with_a_warning(inside, tm
     source = tmp_path / "model.safetensors"
     models.pytorch.save(models.WideResNet(10, 1, "dm", normalization=((0.2,), (0.5,)), input_shape=(8, 8, 1)), source)
     flags = [f"--from={source}", "--model=WideResNet10_1", "--form=dm", "--normalization=[[0.2], [0.5]]"]
-    with pytest.warns(UserWarning, match="does not say its activation: silu is taken.*--activation="):
+    with pytest.warns(UserWarning, match="does not say its activation: silu is used.*--activation="):
         assert inside("convert", *flags, f"--to={tmp_path / 'model.weights.h5'}") == 0
     assert "activation silu, normalization [[0.2], [0.5]], 10 classes, grey images" in capsys.readouterr().out

@@ -44,14 +44,14 @@ def test_the_pixels_of_a_folder_are_the_same_everywhere(inside, photos, of_photo
 def test_an_export_of_another_tool_is_taken_with_a_word(inside, photos, tmp_path, capsys):
     model = keras.Sequential([keras.Input((16, 16, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
     model.export(tmp_path / "saved", verbose=False)
-    with pytest.warns(UserWarning, match="does not say how its images are made.*: crop stretch is taken"):
+    with pytest.warns(UserWarning, match="does not describe its preprocessing.*: crop stretch is used"):
         assert inside("predict", tmp_path / "saved", photos / "test" / "dark" / "0.png") == 0
     given = (f"--dataset={photos}", "--epsilon=4", "--attack=fgsm", f"--output={tmp_path / 'out'}")
     with pytest.warns(UserWarning) as said:
         assert inside("evaluate", tmp_path / "saved", *given) == 0
     lines = "\n".join(str(each.message) for each in said)
     assert "does not name its classes (assets/labels.txt): those of" in lines
-    assert "crop stretch is taken" in lines
+    assert "crop stretch is used" in lines
 
 
 def test_predict_names_what_cannot_be_read(inside, photos, of_photos, tmp_path, capsys):

@@ -16,8 +16,8 @@ def test_serve(exported, tmp_path):
     command = [COMMAND, "serve", str(tmp_path / "net"), "--rest_port=0", "--grpc_port=0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        lines = [process.stdout.readline() for _ in range(3)]
-        address = lines[1].split()[-1]
+        lines = [process.stdout.readline() for _ in range(4)]
+        address = lines[2].split()[-1]
         with urllib.request.urlopen(address, timeout=60) as answer:
             assert json.load(answer)["model_version_status"][0]["state"] == "AVAILABLE"
         process.send_signal(signal.SIGTERM)

@@ -68,7 +68,7 @@ def test_ctrl_c_leaves_what_was_trained_and_the_run_goes_on(inside, tmp_path):
     command += ["--train_split=train[:4000]", "--validation=500", "--guard=none"]  # seven steps an epoch
     status, error = interrupted(command, "epoch 1 of 4: ", patience=0.1)  # the first epoch is done
     assert status == 130
-    assert error.strip().endswith(f"the same command goes on; what was trained so far lies in {path}")
+    assert error.strip().endswith(f"The training so far is in {path}; give the same command again to continue it")
     assert "Traceback" not in error
     record = json.loads((path / "run.json").read_text())
     assert record["finished"] is False

@@ -106,7 +106,9 @@ def test_logits_that_are_not_finite_count_for_no_class(pictures):
     assert "Warning: for 2 images a logit" in report.table()
 
 
-def test_batch_size_shards_and_an_interruption_change_nothing(shared_model, images, labels, tmp_path, monkeypatch):
+def test_batch_size_shards_and_an_interruption_change_nothing(
+    shared_model, images, labels, tmp_path, monkeypatch, capsys
+):
     options = {"sigma": 60.0, "n0": 30, "n": 245, "progress": False, "context": {"dataset": "random"}}
     whole = certify(shared_model, (images, labels), batch_size=400, **options)
     assert set(whole.examples["predicted"]) - {-1}
@@ -133,7 +135,11 @@ def test_batch_size_shards_and_an_interruption_change_nothing(shared_model, imag
     saved = json.loads(state.read_text())
     assert 0 < saved["done"] < 275
     assert 0 < len(saved["rows"]) < 8
-    assert certify(shared_model, (images, labels), batch_size=100, state=state, **options) == whole
+    capsys.readouterr()
+    again = certify(shared_model, (images, labels), batch_size=100, state=state, **options | {"progress": True})
+    assert again == whole
+    before = f"{len(saved['rows'])} images certified, and {saved['done']} noisy images of the next one classified"
+    assert f"Continuing an interrupted certification: {before}." in capsys.readouterr().out
     with pytest.raises(ValueError, match="dataset has changed"):
         certify(shared_model, (images, (labels + 1) % 4), state=state, **options)
     with pytest.raises(ValueError, match="another certification"):

@@ -87,7 +87,8 @@ def test_without_gradients(tiny_model, data, tmp_path):
     assert comparison.results["int8"][ORIGINAL].accuracy < comparison.results["int8"]["clean"].accuracy
     comparison = compare(model, exported, data, Square(LinfBall(4), queries=20))
     assert list(comparison.results["int8"]) == ["clean", ORIGINAL, "int8", WORST]
-    header = comparison.table().splitlines()[0]
+    header, *rows = comparison.table().splitlines()
+    assert "worst of all" in " ".join(rows)  # the explanation of the columns
     assert re.split("  +", header) == ["network", "clean", "from original", "from int8", "worst of all"]
 
 

@@ -180,10 +180,14 @@ def test_targeted_attacks_take_targets_by_name(tiny_model, images, tmp_path):
     adversarial = attack(model, x[right], targets[right])
     reached = np.argmax(model(adversarial), -1) == targets[right]
     assert report["PGD-20"].reached == reached.sum() > 0
-    assert f"PGD-20: {reached.sum()} of 8 images came to their target class." in report.table()
+    assert f"PGD-20: {reached.sum()} of 8 images reached their target class." in report.table()
     report.to_json(tmp_path / "report.json")
     assert from_json(tmp_path / "report.json")["PGD-20"].reached == reached.sum()
-    for wrong, message in ((y, "that of image 0 is its own"), (targets[:5], "Received 5"), (targets + 4, "in 0..3")):
+    for wrong, message in (
+        (y, "target of image 0 is its label"),
+        (targets[:5], "Received 5"),
+        (targets + 4, "in 0..3"),
+    ):
         with pytest.raises(ValueError, match=f"targets must .*{message}"):
             evaluate(model, (x, y), attack, targets=wrong, progress=False)
 
@@ -501,9 +505,30 @@ def test_progress_tells_the_time_left(whole, capsys):
     model, data, _ = whole
     evaluate(model, data, ATTACKS)
     # A line is written anew at each update, after a carriage return: the last text is what is seen.
-    lines = [line.split("\r")[-1].rstrip() for line in capsys.readouterr().out.rstrip("\n").split("\n")]
-    assert lines[0] == "clean: 60 images, 90.0 % correct"
-    left = r"(\d+ (s|min) left at most|time left unknown)"
-    assert re.fullmatch(rf"ensemble: APGD-CE: 54/54 images, \d+\.\d % robust, {left}", lines[1])
-    assert lines[-1].startswith("PGD: PGD-4: 54/54")
-    assert lines[-1].endswith(" 0 s left at most")
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line.endswith("compiling the attack first")]
+    assert lines[1] == "clean: 60 images, 90.0 % correct"
+    still = r"\d+\.\d % of all images still correct"
+    assert re.fullmatch(rf"ensemble: APGD-CE: 54 of 54 attacked, {still}(, at most \d+ s left)?", lines[2])
+    assert re.fullmatch(rf"PGD: PGD-4: 54 of 54 attacked, {still}", lines[-1])
+
+
+def test_a_resumed_evaluation_says_where_it_continues(whole, tmp_path, capsys):
+    model, data, _ = whole
+    is_interrupted = True
+
+    class Interrupted(PGD):
+        def perturb(self, *args, **options):
+            if is_interrupted:
+                raise KeyboardInterrupt
+            return super().perturb(*args, **options)
+
+    attacks = {"one": PGD(LinfBall(1), steps=1), "two": Interrupted(LinfBall(2), steps=2)}
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, data, attacks, state=tmp_path / "state.npz")
+    assert "Continuing" not in capsys.readouterr().out
+    is_interrupted = False
+    evaluate(model, data, attacks, state=tmp_path / "state.npz")
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Continuing an interrupted evaluation of 60 images: clean, one done."
+    assert all(line.startswith("two: PGD-2: ") for line in lines[1:])
+    assert "54 of 54 attacked" in lines[-1]

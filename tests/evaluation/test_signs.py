@@ -10,7 +10,7 @@ from keras_sat.evaluation import evaluate, merge, report
 from keras_sat.evaluation.signs import Signs, sentences
 
 PGD_3 = PGD(LinfBall(40), steps=3)
-NOT_FOUND = "Signs of masked gradients that were looked for and not found: outputs that change from pass to pass"
+NOT_FOUND = "No sign of gradient masking was found. Checked: outputs that change from pass to pass"
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def last(report):
 def test_a_healthy_network_has_none(data, tmp_path):
     model, examples = data
     one = evaluate(model, examples, {"PGD": PGD_3, "Square": Square(LinfBall(40), queries=1)})
-    assert last(one) == f"{NOT_FOUND}, gradients that are zero, images that only an attack without gradients breaks."
+    assert last(one) == f"{NOT_FOUND}, gradients that are zero, images that only a gradient-free attack breaks."
     one.to_json(tmp_path / "report.json")
     assert report.from_json(tmp_path / "report.json").remarks() == one.remarks()
     assert last(evaluate(model, examples, Square(LinfBall(4), queries=1))) == f"{NOT_FOUND}."
@@ -52,11 +52,11 @@ def test_gradients_of_zero_and_what_only_square_breaks(data):
 
     table = evaluate(masked, examples, AutoAttack(LinfBall(60), steps=1, queries=60)).table()
     assert "Warning: for 24 of 24 images the gradient is zero" in table
-    assert "Warning: AutoAttack: an attack without gradients broke" in table
+    assert "Warning: AutoAttack: a gradient-free attack broke" in table
     attacks = {"PGD": PGD(LinfBall(60), steps=1, random_start=False)}
     attacks |= {"moved": Transfer(model, PGD(LinfBall(60), steps=10)), "another ball": Square(L2Ball(900), queries=60)}
     table = evaluate(masked, examples, attacks).table()
-    assert "Warning: moved: an attack without gradients broke" in table
+    assert "Warning: moved: a gradient-free attack broke" in table
     assert "Warning: another ball" not in table
 
 
@@ -88,4 +88,4 @@ def test_what_square_breaks_in_low_precision_counts(data):
     assert [name for name in one.broken_by if name.startswith("Square")] == ["Square, low precision", "Square"]
     row = dataclasses.replace(one, broken_by=dict.fromkeys(one.broken_by, 0) | {"Square, low precision": 3})
     (line,) = sentences(Signs(24, False, 0), [row], {"attacks": {}})
-    assert "AutoAttack: an attack without gradients broke 3 of 24 images" in line
+    assert "AutoAttack: a gradient-free attack broke 3 of 24 images" in line

@@ -26,7 +26,7 @@ def test_the_folder_holds_the_weights_the_configuration_and_the_curves(short, tr
     assert record["finished"] is True
     assert record["iterations"] == 4
     assert set(record["versions"]) == {"keras_sat", "keras", "tensorflow", "python"}
-    assert set(record["history"]) >= {"loss", "accuracy", "val_accuracy", "val_robust_accuracy"}
+    assert set(record["history"]) >= {"loss", "adversarial_accuracy", "val_accuracy", "val_robust_accuracy"}
 
 
 def test_load_gives_the_trained_network_back(short, trained):
@@ -88,7 +88,7 @@ def test_a_run_knows_its_classes_and_pixels(trained_on_photos, run_on_photos, tm
     run_lib.export(run, model, tmp_path / "run", tmp_path / "saved")
     assert (tmp_path / "saved" / "assets" / "labels.txt").read_text() == "bright\ndark\n"
     assert deployed.preprocessing_of(str(tmp_path / "saved")) == run.description.preprocessing
-    with pytest.raises(ValueError, match="photos, which the network was trained on, is not there.*--dataset=FOLDER"):
+    with pytest.raises(ValueError, match="photos, which the network was trained on, does not exist.*--dataset=FOLDER"):
         run.load_data("test")
 
     elsewhere = dataclasses.replace(run, dataset=str(tmp_path / "moved"))

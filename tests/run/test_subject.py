@@ -15,7 +15,9 @@ def test_every_entry_of_the_registry_has_a_preprocessing():
 
 def test_images_that_were_trained_on_are_told(run_on_photos):
     path, photos = run_on_photos
-    with pytest.warns(UserWarning, match=r"4 images of train\[20:\] are of train, on which the network was trained"):
+    with pytest.warns(
+        UserWarning, match=r"4 images of train\[20:\] are also in train, on which the network was trained"
+    ):
         open_run(path, split="train[20:]")
     open_run(path, split="test[:4]")  # a warning would be an error
     shutil.rmtree(photos / "test")

@@ -20,7 +20,7 @@ from keras_sat.training.callbacks import robust_accuracy
 def test_a_folder_is_not_overwritten(short, trained):
     folder, _ = trained
     before = (folder / "model.weights.h5").read_bytes()
-    with pytest.raises(ValueError, match="holds a finished run already.*--continue"):
+    with pytest.raises(ValueError, match="contains a finished run.*--continue"):
         run_lib.train(short, folder)
     assert (folder / "model.weights.h5").read_bytes() == before
 
@@ -59,11 +59,11 @@ def test_data_that_changed_are_noticed_when_a_run_goes_on(quick, run_on_photos):
 
 def test_a_finished_run_can_be_continued(quick, run_on_photos, tmp_path):
     folder, photos = run_on_photos
-    with pytest.raises(ValueError, match="finished run already"):
+    with pytest.raises(ValueError, match="contains a finished run: "):
         run_lib.train(quick(photos, epochs=3), folder)
-    with pytest.raises(ValueError, match="finished run already.*a larger N"):
+    with pytest.raises(ValueError, match="contains a finished run: .*a larger N"):
         run_lib.train(quick(photos), folder, go_on=True)
-    with pytest.raises(ValueError, match="holds no run to go on with"):
+    with pytest.raises(ValueError, match="contains no run to continue"):
         run_lib.train(quick(photos, epochs=3), tmp_path / "typo", go_on=True)
     os.rename(photos, tmp_path / "moved")  # the same data elsewhere
     photos = tmp_path / "moved"
@@ -183,7 +183,9 @@ def test_a_killed_run_from_weights_ends_as_if_it_was_not_killed(tmp_path, monkey
     for step in (4, 6):
         killed = tmp_path / f"killed-{step}"
         assert killed.exists()
-        run_lib.train(run, killed)
+        said: list[str] = []
+        run_lib.train(run, killed, say=said.append)
+        assert f"Continuing the run in {killed}: {step} of 8 steps are done." in said
         record = json.loads((killed / "run.json").read_text())
         assert record["iterations"] == whole["iterations"] == 8
         for name in ("val_accuracy", "val_robust_accuracy", "val_loss"):
@@ -208,11 +210,14 @@ def test_a_named_split_for_validation(validated):
     run, folder, model, lines = validated
     assert lines[1:3] == [
         "Validation: test[:20].",
-        "`keras-sat evaluate` takes test too: its figures flatter the epoch that was kept.",
+        "`keras-sat evaluate` uses test too: its accuracies are too high, because the epoch that is kept was chosen on "
+        "these images.",
     ]
     kept = json.loads((folder / "run.json").read_text())["best"]["val_robust_accuracy"]
     assert robust_accuracy(model, run.validation_data(), PGD(run.ball(), steps=10)) == pytest.approx(kept, abs=0.06)
-    with pytest.warns(UserWarning, match=r"20 images of test are of test\[:20\], on which the network was validated"):
+    with pytest.warns(
+        UserWarning, match=r"20 images of test are also in test\[:20\], on which the network was validated"
+    ):
         run_lib.open_run(folder)
     with pytest.raises(ValueError, match="apart from train_split, train.:90.: 10 images are in both"):
         dataclasses.replace(run, validation_split="train[80:200]").steps_per_epoch()

@@ -44,8 +44,14 @@ def test_a_step_is_keras_own_step_on_the_adversarial_batch(tiny_model, images, l
     )
     expected = reference.train_on_batch(FROM_IMAGE(tiny_model(), images, labels), labels, return_dict=True)
     np.testing.assert_allclose(weights(model), weights(reference), atol=1e-5)
-    assert logs.keys() == expected.keys() == {"loss", "accuracy"}
+    assert logs.keys() == {"loss", "adversarial_accuracy"}
     assert logs["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+    assert logs["adversarial_accuracy"] == pytest.approx(expected["accuracy"])
+
+
+def test_metrics_on_clean_images_are_not_called_adversarial(tiny_model, images, labels):
+    trainer = compiled(tiny_model(), PGD(LinfBall(0), steps=1))
+    assert trainer.train_on_batch(images, labels, return_dict=True).keys() == {"loss", "accuracy"}
 
 
 def test_evaluate_reports_clean_and_robust_accuracy(tiny_model, images):
@@ -70,7 +76,7 @@ def test_the_default_evaluation_attack_never_starts_clean(tiny_model):
 def test_fit_takes_datasets_and_arrays_and_predict_is_clean(tiny_model, images, labels):
     trainer = compiled(tiny_model(), RANDOM)
     history = trainer.fit(batches(images, labels), validation_data=(images, labels), epochs=2, verbose=0).history
-    assert set(history) == {"loss", "accuracy", "val_loss", "val_accuracy", "val_robust_accuracy"}
+    assert set(history) == {"loss", "adversarial_accuracy", "val_loss", "val_accuracy", "val_robust_accuracy"}
     trainer.fit(images, labels, batch_size=4, verbose=0)
     np.testing.assert_allclose(trainer.predict(images, verbose=0), trainer.classifier(images), atol=1e-4)
 

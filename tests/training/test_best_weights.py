@@ -78,7 +78,7 @@ def test_a_file_that_was_changed_is_told(trainer, ended, tmp_path):
 
 
 def test_averaged_weights_are_written_and_the_others_given_back(trainer, images, labels, tmp_path):
-    best = BestWeights(tmp_path / "best.weights.h5", keras.Model.save_weights, monitor="accuracy")
+    best = BestWeights(tmp_path / "best.weights.h5", keras.Model.save_weights, monitor="adversarial_accuracy")
     subject = trainer(use_ema=True, ema_momentum=0.9, ema_overwrite_frequency=None)
     seen = []
     look = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: seen.append(subject.classifier.get_weights()))

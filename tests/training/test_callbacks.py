@@ -121,7 +121,7 @@ def collapsing(held_out):
 def collapsed(collapsing):
     """Returns the robust accuracies of such a run without a guard, and its accuracies under the training attack."""
     _, guard, history = collapsing(collapse=1e-6)
-    return list(guard.probes.values()), history["accuracy"]
+    return list(guard.probes.values()), history["adversarial_accuracy"]
 
 
 def test_the_guard_stops_a_run_that_collapses(collapsing, collapsed, held_out):

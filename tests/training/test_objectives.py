@@ -52,7 +52,7 @@ def test_the_loss_of_a_step_is_the_published_formula(objective, tiny_model, imag
     trainer._adversarial = lambda *_: tf.constant(moved)
     logs = trainer.train_on_batch(images, labels, return_dict=True)
     assert logs["loss"] == pytest.approx(expected_objective(objective, labels, adversarial, clean), rel=1e-4)
-    assert logs["accuracy"] == pytest.approx(np.mean(adversarial.argmax(-1) == labels))
+    assert logs["adversarial_accuracy"] == pytest.approx(np.mean(adversarial.argmax(-1) == labels))
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)

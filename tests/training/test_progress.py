@@ -5,14 +5,19 @@ import re
 import keras
 import pytest
 
-from keras_sat.attacks import PGD, LinfBall
-from keras_sat.training import AdversarialModel, Checkpoint, HistoryFile, Progress, progress
+from keras_sat.attacks import PGD, GaussianNoise, LinfBall
+from keras_sat.training import AdversarialModel, Checkpoint, HistoryFile, Progress
 
-RUNNING = r"epoch \d of 2, step [1-4] of 4: (\d[\d.]* images/s, )?loss \S+, accuracy under attack \S+ %(, \d+ s left)?"
+RUNNING = r"epoch \d of 2, step [1-4] of 4: (\d+ s left, )?(\d[\d.]* images/s, )?loss \S+, adversarial accuracy \S+ %"
 ENDED = (
-    r"epoch \d of 2: \d+ s, \d[\d.]* images/s, loss \S+, accuracy under attack \S+ %, validation accuracy \S+ %, "
-    r"robust validation accuracy \S+ %(, \d+ s left)?"
+    r"epoch \d of 2: took \d+ s, (\d+ s left, )?\d[\d.]* images/s, loss \S+, adversarial accuracy \S+ %, "
+    r"clean validation accuracy \S+ %, robust validation accuracy \S+ %"
 )
+COMPILING = "epoch 1 of 2, step 0 of 4: compiling the first step (up to a minute)"
+VALIDATING = "epoch 1 of 2, validating: 0 batches (compiling the first one)"
+
+
+PGD8 = PGD(LinfBall(8), steps=1)
 
 
 class Terminal(io.StringIO):
@@ -22,8 +27,8 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def fit(tiny_model, images, labels):
-    def run(stream, checkpoint=None, initial_epoch=0, callbacks=(), **options):
-        trainer = AdversarialModel(tiny_model(), PGD(LinfBall(8), steps=1))
+    def run(stream, checkpoint=None, initial_epoch=0, callbacks=(), attack=PGD8, **options):
+        trainer = AdversarialModel(tiny_model(), attack)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         trainer.compile("sgd", loss, metrics=["accuracy"])
         if checkpoint:
@@ -39,16 +44,19 @@ def fit(tiny_model, images, labels):
 
 def test_in_a_file_there_is_a_line_for_each_epoch_and_one_every_few_seconds(fit):
     quiet = fit(io.StringIO()).splitlines()
-    assert quiet[0] == "epoch 1 of 2, step 0 of 4: compiling"
-    assert len(quiet) == 3
-    assert all(re.fullmatch(ENDED, line) for line in quiet[1:])
-    assert [line.split(":")[0] for line in quiet[1:]] == ["epoch 1 of 2", "epoch 2 of 2"]
-    assert "left" in quiet[1]
-    assert "left" not in quiet[2]
+    assert quiet[:2] == [COMPILING, VALIDATING]  # what takes long is said before
+    assert len(quiet) == 4
+    assert all(re.fullmatch(ENDED, line) for line in quiet[2:])
+    assert [line.split(":")[0] for line in quiet[2:]] == ["epoch 1 of 2", "epoch 2 of 2"]
+    assert " left, " in quiet[2]
+    assert " left, " not in quiet[3]
     lines = fit(io.StringIO(), every=1e-9).splitlines()
     assert "epoch 1 of 2, validating: 3 batches" in lines
     assert "epoch 2 of 2, validating: 3 of 4 batches" in lines
     assert len([line for line in lines if re.fullmatch(RUNNING, line)]) == 8
+    estimates = [line for line in lines if line.startswith("Estimated time for the run: ")]
+    assert len(estimates) == 1
+    assert re.fullmatch(r".*: \d+ s at \d[\d.]* images/s, and the validations\.", estimates[0])
     assert "epoch 1 of 2, validating: 3 of 4 batches" in fit(io.StringIO(), every=1e-9, validation_steps=4)
 
 
@@ -56,11 +64,24 @@ def test_on_a_terminal_one_line_is_rewritten(fit):
     text = fit(Terminal())
     assert text.count("\n") == 2  # the ends of the epochs
     first, second = (line.split("\r") for line in text.strip("\n").split("\n"))
-    assert first[1].strip() == "epoch 1 of 2, step 0 of 4: compiling"
-    assert "epoch 1 of 2, validating: 0 batches" in [part.strip() for part in first]
+    assert first[1].strip() == COMPILING
+    assert VALIDATING in [part.strip() for part in first]
     for *parts, last in (first, second):
         assert re.fullmatch(ENDED, last.strip())
         assert all(len(part) < 80 for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("attack", "trained", "validated"),
+    [
+        (GaussianNoise(60.0), "accuracy on noisy images", "validation accuracy on noisy images"),
+        (PGD(LinfBall(0), steps=1), "accuracy", "robust validation accuracy"),
+    ],
+    ids=["noise", "clean"],
+)
+def test_accuracies_are_named_after_the_images(attack, trained, validated, fit):
+    line = fit(io.StringIO(), attack=attack).splitlines()[-1]
+    assert re.search(rf", {trained} \S+ %, clean validation accuracy \S+ %, {validated} \S+ %$", line)
 
 
 def test_steps_that_are_skipped_are_not_steps(fit, tmp_path):
@@ -75,7 +96,7 @@ def test_steps_that_are_skipped_are_not_steps(fit, tmp_path):
     assert [line.split(":")[0] for line in lines if "step" in line] == [
         f"epoch 2 of 2, step {step} of 4" for step in range(5)
     ]
-    assert lines[0] == "epoch 1 of 2, validating: 0 batches"
+    assert lines[0] == VALIDATING
     rows = list(csv.DictReader(table.read_text().splitlines()))
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert set(rows[0]) == {"epoch", "learning_rate", *checkpoint.history[0]} == {"epoch", *checkpoint.history[1]}
@@ -85,11 +106,3 @@ def test_steps_that_are_skipped_are_not_steps(fit, tmp_path):
         table.unlink()
         assert fit(io.StringIO(), checkpoint, callbacks=[checkpoint, HistoryFile(table, checkpoint)]) == ""
     assert table.read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.2, "0 s"), (59.6, "1 min 0 s"), (185, "3 min 5 s"), (7800, "2 h 10 min"), (101_000, "1 d 4 h")],
-)
-def test_duration(seconds, text):
-    assert progress.duration(seconds) == text

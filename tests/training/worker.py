@@ -57,7 +57,9 @@ def main(folder, task, last, *ports):
     name = "alone" if task == "alone" else "checkpoints"
     is_chief = distribution.is_chief(strategy)
     guard = CatastrophicOverfittingGuard((images[:8], labels[:8]), PGD(LinfBall(4), steps=1), every=3, collapse=1e-9)
-    best = BestWeights(os.path.join(folder, f"{name}.weights.h5"), keras.Model.save_weights, monitor="accuracy")
+    best = BestWeights(
+        os.path.join(folder, f"{name}.weights.h5"), keras.Model.save_weights, monitor="adversarial_accuracy"
+    )
     stateful = [guard, best]
     with Checkpoint(os.path.join(folder, name), STEPS, 2, is_chief=is_chief, callbacks=stateful) as checkpoint:
         done = checkpoint.restore(trainer)
