@@ -47,7 +47,7 @@ measure() {
     run "$folder/resnet50-$first" --function=attack --train_steps="$STEPS"
     "$PYTHON" "$here/pgd_in_pytorch.py" --batch_size="$first" --image_size="$SIZE" ||
         echo "PyTorch or torchvision is missing, or failed: its figures are not here."
-    run "$folder/trained" --epochs="$EPOCHS" --output="$folder/trained.npz"
+    run "$folder/trained" --output="$folder/trained.npz"
 }
 
 finish() {

