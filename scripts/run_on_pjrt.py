@@ -137,13 +137,17 @@ def functions(run, trainer, attack_steps=10, one_hot=None):
     def targets(labels):
         return labels if one_hot is None else tf.one_hot(labels, one_hot)
 
-    return {
-        "step": lambda images, labels: trainer.train_step((images, targets(labels))),
-        "plain": lambda images, labels: keras.Model.train_step(trainer, (images, targets(labels))),
-        "attack": lambda images, labels, seed: {
-            "adversarial": attack(folded.bind(), images, labels, seed, static_shapes=True)
-        },
-    }
+    def step(images, labels):
+        return trainer.train_step((images, targets(labels)))
+
+    def plain(images, labels):
+        logs = keras.Model.train_step(trainer, (images, targets(labels)))
+        return {name: logs[name] for name in ("loss", "accuracy")}
+
+    def attacked(images, labels, seed):
+        return {"adversarial": attack(folded.bind(), images, labels, seed, static_shapes=True)}
+
+    return {"step": step, "plain": plain, "attack": attacked}
 
 
 @dataclasses.dataclass(frozen=True)
