@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Measures this package's steps and attacks on a GPU whose machine has jax and PyTorch, but no TensorFlow and no network.
+#
+#   scripts/measure_on_gpu.sh prepare gpu              # where keras_sat is installed: writes the folder gpu
+#   bash gpu/measure_on_gpu.sh measure gpu             # where the GPU is: ten minutes; the folder is all that it needs
+#   scripts/measure_on_gpu.sh finish gpu               # where keras_sat is installed: evaluates what was trained
+#
+# `measure` prints, and writes to gpu/figures.txt:
+#   - ResNet-50, 224 px, bfloat16: a PGD-1 training step and a plain one, batches of 128 and 256;
+#   - PGD-10 on the same network, batches of 128, and beside it PyTorch's (channels last, bfloat16, torch.compile);
+#   - a WideResNet-16-4 trained with PGD-10 on the whole of Fashion-MNIST (scripts/import_fashion_mnist.py prepares it).
+#
+# Variables of the environment make everything smaller, to try it on a CPU:
+#   SIZE=32 BATCHES="4 8" NETWORK=ResNet8 DATASET=fashion_mnist_mini EPOCHS=1 STEPS=20 scripts/measure_on_gpu.sh ...
+set -euo pipefail
+what=${1:?prepare, measure or finish} folder=${2:?a folder}
+PYTHON=${PYTHON:-python3}
+SIZE=${SIZE:-224} BATCHES=${BATCHES:-128 256} STEPS=${STEPS:-60}
+NETWORK=${NETWORK:-WideResNet16_4} DATASET=${DATASET:-fashion_mnist} EPOCHS=${EPOCHS:-5}
+here=$(dirname "$0")
+first=${BATCHES%% *}
+
+prepare() {
+    mkdir -p "$folder"
+    cp "$0" "$here/run_on_pjrt.py" "$here/../benchmarks/pgd_in_pytorch.py" "$folder"
+    for batch in $BATCHES; do
+        "$PYTHON" "$here/run_on_pjrt.py" lower "$folder/resnet50-$batch" --model=ResNet50 --dataset=fashion_mnist_mini \
+            --image_size="$SIZE" --channels=3 --classes=1000 --epsilon=4 --steps=1 --optimizer=sgd --learning_rate=0.1 \
+            --precision=mixed_bfloat16 --batch_size="$batch" --without_weights
+    done
+    "$PYTHON" "$here/run_on_pjrt.py" lower "$folder/trained" --model="$NETWORK" --dataset="$DATASET" \
+        --epsilon=25.5 --steps=10 --step_size=6.4 --attack_precision=mixed_bfloat16 --optimizer=sgd --learning_rate=0.1 \
+        --weight_decay=0.0001 --label_smoothing=0.1 --warmup_epochs=1 --epochs="$EPOCHS" --batch_size=128 --with_images
+    du -sh "$folder"
+}
+
+run() {
+    echo "--- $*"
+    "$PYTHON" "$here/run_on_pjrt.py" run "$@"
+}
+
+measure() {
+    for batch in $BATCHES; do
+        run "$folder/resnet50-$batch" --function=step --train_steps="$STEPS"
+        run "$folder/resnet50-$batch" --function=plain --train_steps="$STEPS"
+    done
+    run "$folder/resnet50-$first" --function=attack --train_steps="$STEPS"
+    "$PYTHON" "$here/pgd_in_pytorch.py" --batch_size="$first" --image_size="$SIZE" ||
+        echo "PyTorch or torchvision is missing, or failed: its figures are not here."
+    run "$folder/trained" --output="$folder/trained.npz"
+}
+
+finish() {
+    "$PYTHON" "$here/run_on_pjrt.py" weights "$folder/trained" "$folder/trained.npz" "$folder/trained.weights.h5"
+    "$(dirname "$(command -v "$PYTHON")")/keras-sat" evaluate --model="$NETWORK" --activation=silu \
+        --weights="$folder/trained.weights.h5" --dataset="$DATASET" --epsilon=25.5 --split='test[:1000]' \
+        --output="$folder/evaluated"
+}
+
+case $what in
+prepare) prepare ;;
+measure) measure 2>&1 | tee "$folder/figures.txt" ;;
+finish) finish ;;
+*) echo "Say prepare, measure or finish. Received: $what" >&2 && exit 2 ;;
+esac

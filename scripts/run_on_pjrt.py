@@ -1,0 +1,783 @@
+"""Trains and attacks on a GPU, a TPU or a CPU of a machine that has jax and NumPy, but no TensorFlow.
+
+    # 1. Where TensorFlow and keras_sat are: lower the training step and the attack to StableHLO.
+    python scripts/run_on_pjrt.py lower lowered --model=ResNet8 --dataset=fashion_mnist_mini --epochs=8 --with_images
+    # 2. Where the device is: this file and the folder are all that it needs.
+    python run_on_pjrt.py run lowered --output=trained.npz
+    python run_on_pjrt.py run lowered --function=attack --train_steps=50
+    # 3. Where TensorFlow and keras_sat are: write a file of weights, and evaluate it.
+    python scripts/run_on_pjrt.py weights lowered trained.npz trained.weights.h5
+    keras-sat evaluate --model=ResNet8 --activation=silu --weights=trained.weights.h5 --dataset=... --epsilon=25.5
+
+`lower` writes three functions: `step`, the adversarial training step (`AdversarialModel.train_step`); `plain`, the same
+network's step without an attack; and `attack`, PGD-k on a network with fixed weights. Variables are arguments and
+results. Before it writes, `lower` runs each lowered function once and compares all results with those of TensorFlow.
+
+`run` compiles a function for the first device that jax finds, runs it, and prints the time of a step, images per second
+and memory. `compile` compiles it for a TPU on a machine without a TPU, and prints the memory. It needs libtpu:
+
+    python -m venv jax-environment                                    # separate from TensorFlow's environment
+    jax-environment/bin/pip install jax==0.10.2 libtpu==0.0.52
+    jax-environment/bin/python scripts/run_on_pjrt.py compile lowered --topology=v5e:2x2
+
+Batch size and memory are those of one device.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import re
+import statistics
+import sys
+import time
+
+import numpy as np
+
+FUNCTIONS = ("step", "plain", "attack")
+MANIFEST, VALUES, IMAGES = "manifest.json", "values.npz", "images.npz"
+CHECKED = 4  # images of the batch with which `lower` checks the lowered functions
+TOLERANCE = 1e-3  # of the largest change or value; a wrong argument differs by more than 1e-2, rounding by 1e-6
+GROUP = 10  # steps that are timed together, because a device works on several steps ahead
+
+# ---------------------------------------------------------------------------------------------------------------------
+# With TensorFlow: lower, weights
+
+
+def _settings(args):
+    """Returns the `Run` of the flags."""
+    from keras_sat.run import Run
+
+    given = {name: value for name, value in vars(args).items() if name in FLAGS}
+    return Run(**given, validation=0.0, guard="none", strategy="none")
+
+
+def network(run, classes=None):
+    """Returns the untrained network of a `Run`, with random weights that depend on its seed alone.
+
+    Args:
+        run: the configuration.
+        classes: number of classes, in place of the dataset's.
+    """
+    import keras
+
+    from keras_sat import models
+    from keras_sat.models import normalization
+    from keras_sat.run.configuration import dtype_policy
+
+    keras.utils.set_random_seed(run.seed)
+    described = run.description
+    options = {"input_shape": described.preprocessing.shape, "classes": classes or len(described.classes)}
+    with dtype_policy(run.precision):
+        return models.build(
+            run.model, run.form, run.normalization or normalization.PUBLISHED, activation=run.activation, **options
+        )
+
+
+def trainer_of(run, model):
+    """Returns a compiled AdversarialModel whose attacks keep the shape of a batch, as XLA requires."""
+    from keras_sat.run import optimizers
+    from keras_sat.run.configuration import dtype_policy
+    from keras_sat.training import AdversarialModel
+
+    with dtype_policy(run.precision):
+        trainer = AdversarialModel(
+            model, run.attack(), seed=run.seed, attack_precision=run.attack_precision, static_shapes=True
+        )
+        steps = run.steps_per_epoch()
+        rate = optimizers.learning_rate(run, steps, run.epochs)
+        optimizer = optimizers.optimizer(run, model, steps, rate)
+        trainer.compile(optimizer, optimizers.loss(run), metrics=["accuracy"], jit_compile=False)
+    return trainer
+
+
+def prepare(trainer, images, labels):
+    """Creates all variables of a trainer, and leaves their initial values.
+
+    Args:
+        trainer: a compiled trainer, not trained yet.
+        images, labels: a batch, for a step that is undone.
+
+    Returns:
+        The variables, {kind: list of Keras variables}. The kinds are "weight" (those of the network, in its order),
+        "optimizer", "metric" and "other".
+    """
+    weights = trainer.classifier.variables
+    trainer.optimizer.build(trainer.trainable_variables)
+    kept = [*trainer.variables, *weights, *trainer.optimizer.variables]
+    values = [variable.numpy() for variable in kept]
+    trainer.train_on_batch(images, labels)
+    trainer.reset_metrics()
+    for variable, value in zip(kept, values):
+        variable.assign(value)
+    trainer.reset_metrics()
+    kinds = {"weight": weights, "optimizer": trainer.optimizer.variables, "metric": trainer.metrics_variables}
+    known = {id(variable) for variables in kinds.values() for variable in variables}
+    return kinds | {"other": [variable for variable in trainer.variables if id(variable) not in known]}
+
+
+def functions(run, trainer, attack_steps=10, one_hot=None):
+    """Returns {name: a function of images, labels and, for the attack, a seed, that returns {name: tensor}}.
+
+    Args:
+        run: the configuration.
+        trainer: a prepared trainer.
+        attack_steps: gradient steps of the attack.
+        one_hot: number of classes if the loss takes one-hot labels; None if it takes integers.
+    """
+    import keras
+    import tensorflow as tf
+
+    from keras_sat.models import folding
+
+    attack = dataclasses.replace(run.validation_attack(), steps=attack_steps)
+    folded = folding.Folding(trainer.classifier, run.attack_precision)
+
+    def targets(labels):
+        return labels if one_hot is None else tf.one_hot(labels, one_hot)
+
+    def step(images, labels):
+        return trainer.train_step((images, targets(labels)))
+
+    def plain(images, labels):
+        logs = keras.Model.train_step(trainer, (images, targets(labels)))
+        return {name: logs[name] for name in ("loss", "accuracy")}
+
+    def attacked(images, labels, seed):
+        return {"adversarial": attack(folded.bind(), images, labels, seed, static_shapes=True)}
+
+    return {"step": step, "plain": plain, "attack": attacked}
+
+
+@dataclasses.dataclass(frozen=True)
+class Lowered:
+    """A function as a StableHLO module.
+
+    Attributes:
+        module: the module, a portable artifact of StableHLO.
+        arguments: of the module, in order: {"input": its name} or {"variable": its index}, with "shape" and "dtype".
+        results: of the module, in order: {"output": its name}, or {"variable": the index of the variable that gets the
+            result}, with "shape" and "dtype".
+        function: the compiled tf.function that was lowered.
+    """
+
+    module: bytes
+    arguments: list
+    results: list
+    function: object
+
+
+def lower(function, inputs, variables=()):
+    """Lowers a function for XLA.
+
+    Args:
+        function: a function of tensors that returns {name: tensor}. It may read and assign variables.
+        inputs: {name: tf.TensorSpec} of its arguments, in order.
+        variables: the Keras variables that it may use.
+
+    Returns:
+        A `Lowered`. `check` shows whether its arguments and results are what it says.
+
+    Raises:
+        ValueError: if the function uses a variable or tensor that is not in `variables`, or if the module does not say
+            which result is which variable.
+    """
+    import tensorflow as tf
+
+    compiled = tf.function(function, jit_compile=True, autograph=False)
+    concrete = compiled.get_concrete_function(*inputs.values())
+    text = compiled.experimental_get_compiler_ir(*inputs.values())(stage="stablehlo")
+    places = {id(variable.value.handle): place for place, variable in enumerate(variables)}
+    captured = [places.get(id(handle)) for handle in concrete.captured_inputs]
+    if None in captured:
+        unknown = concrete.captured_inputs[captured.index(None)]
+        raise ValueError(f"The function uses a value that is none of the trainer's variables: {unknown}")
+    arguments = [_record("input", name, spec) for name, spec in inputs.items()]
+    arguments += [_record("variable", place, variables[place]) for place in captured]
+    outputs = concrete.structured_outputs
+    results = [_record("output", name, outputs[name]) for name in sorted(outputs)]  # TensorFlow sorts a dict's keys
+    return Lowered(_artifact(text), arguments, results + _assigned(text, arguments, len(results)), compiled)
+
+
+def _record(kind, name, tensor):
+    """Returns what the manifest says of an argument or a result."""
+    dtype = tensor.dtype if isinstance(tensor.dtype, str) else tensor.dtype.name
+    return {kind: name, "shape": list(tensor.shape), "dtype": dtype}
+
+
+def text_of(lowered):
+    """Returns the module of a `Lowered` as text."""
+    from tensorflow.compiler.mlir.stablehlo import stablehlo
+
+    return stablehlo.deserialize_portable_artifact_str(lowered.module).decode()
+
+
+def _artifact(text):
+    """Returns the portable artifact of a module, which later versions of XLA read too."""
+    from tensorflow.compiler.mlir.stablehlo import stablehlo
+
+    # TensorFlow copies values that it assigns to variables. Only its own compilers know this operation.
+    text = re.sub(r"mhlo\.copy (%\S+)", r"stablehlo.optimization_barrier \1", text)
+    text = re.sub(r"^(module @\S+) attributes \{.*\} \{$", r"\1 {", text, count=1, flags=re.MULTILINE)
+    return stablehlo.serialize_portable_artifact_str(text, stablehlo.get_current_version())
+
+
+def _assigned(text, arguments, outputs):
+    """Returns the results of a module that follow its outputs: the new values of variables.
+
+    An attribute of the module says which result takes the place of which argument.
+
+    Args:
+        text: the module.
+        arguments: see `Lowered`.
+        outputs: number of outputs.
+    """
+    pairs = re.findall(r"parameter_number = (\d+) : i64\}, output_index = array<i64: (\d+)>", text)
+    replaced = {int(result): arguments[int(argument)] for argument, result in pairs}
+    results = re.search(r"@main\(.*?\) -> (.*)", text).group(1).count("tensor<")
+    if sorted(replaced) != list(range(outputs, results)):
+        raise ValueError(f"The module does not say which of its {results} results are variables: {sorted(replaced)}")
+    return [replaced[place] for place in sorted(replaced)]
+
+
+def check(lowered, inputs, variables):
+    """Runs a lowered function, and TensorFlow's own, on changed variables, and compares all results.
+
+    Each variable is changed at random, so that no two are equal. XLA compiles both for the CPU. At the end the
+    variables have their former values.
+
+    Args:
+        lowered: a `Lowered`.
+        inputs: {name: tensor}.
+        variables: the Keras variables.
+
+    Raises:
+        ValueError: if a result differs, or if TensorFlow changes a variable that is no result.
+    """
+    before = [variable.numpy() for variable in variables]
+    try:
+        _change(variables)
+        changed = [variable.numpy() for variable in variables]
+        values = [inputs[a["input"]] if "input" in a else changed[a["variable"]] for a in lowered.arguments]
+        found = _call(lowered, values)
+        outputs = lowered.function(*inputs.values())
+        after = [variable.numpy() for variable in variables]
+        for result, value in zip(lowered.results, found, strict=True):
+            if "output" in result:
+                _compare(result["output"], value, outputs[result["output"]].numpy())
+            else:
+                place = result["variable"]
+                _compare(variables[place].path, value, after[place], changed[place])
+        written = {result.get("variable") for result in lowered.results}
+        for place, variable in enumerate(variables):
+            if place not in written and not np.array_equal(after[place], changed[place]):
+                raise ValueError(f"TensorFlow changes {variable.path}, which is no result of the lowered function.")
+    finally:
+        for variable, value in zip(variables, before):
+            variable.assign(value)
+
+
+def _change(variables):
+    """Changes each variable at random by about a tenth, and keeps its sign."""
+    rng = np.random.default_rng(0)
+    for variable in variables:
+        value = variable.numpy()
+        if np.issubdtype(value.dtype, np.integer):
+            variable.assign(value + rng.integers(1, 4))
+        else:
+            noise = (np.abs(value) + 0.1) * rng.uniform(0.01, 0.1, value.shape)
+            variable.assign((value + np.where(value < 0, -noise, noise)).astype(value.dtype))
+
+
+def _call(lowered, values):
+    """Runs a module with XLA on the CPU, and returns its results as arrays."""
+    import tensorflow as tf
+    from tensorflow.compiler.tf2xla.python import xla
+
+    @tf.function(jit_compile=True, autograph=False)
+    def run(*arguments):
+        shapes = [tuple(result["shape"]) for result in lowered.results]
+        types = [tf.as_dtype(result["dtype"]) for result in lowered.results]
+        return xla.call_module(arguments, version=9, module=lowered.module, Tout=types, Sout=shapes, platforms=["CPU"])
+
+    return [result.numpy() for result in run(*map(tf.constant, values))]
+
+
+def _compare(name, found, expected, before=0.0):
+    """Raises ValueError if an array differs from what was expected by more than rounding.
+
+    Args:
+        name: for the message.
+        found, expected: the arrays.
+        before: the value that the function changed, whose change is the measure.
+    """
+    change = np.max(np.abs(np.subtract(expected, before, dtype=np.float64)), initial=0.0)
+    difference = np.max(np.abs(np.subtract(found, expected, dtype=np.float64)), initial=0.0)
+    if not difference <= TOLERANCE * change:  # also if either is not finite
+        raise ValueError(
+            f"{name} of the lowered function differs from TensorFlow's by {difference:.1e}, where it changes by "
+            f"{change:.1e}: the order of arguments or results is not the expected one."
+        )
+
+
+def _lower(args):
+    """Lowers all functions, checks them, and writes the folder."""
+    import tensorflow as tf
+
+    run = _settings(args)
+    trainer = trainer_of(run, network(run, args.classes))
+    shape, classes = run.description.preprocessing.shape, trainer.classifier.output_shape[-1]
+    one_hot = classes if run.has_soft_labels else None
+
+    def inputs(name, batch_size, make):
+        made = {"images": make((batch_size, *shape), tf.uint8), "labels": make((batch_size,), tf.int32)}
+        return made | ({"seed": make((2,), tf.int32)} if name == "attack" else {})
+
+    random = _random(classes)
+    batch = inputs("step", CHECKED, random)
+    labels = tf.one_hot(batch["labels"], classes) if one_hot else batch["labels"]
+    kinds = prepare(trainer, batch["images"], labels)
+    variables = [variable for group in kinds.values() for variable in group]
+    os.makedirs(args.folder, exist_ok=True)
+    described = {}
+    for name, function in functions(run, trainer, args.attack_steps, one_hot).items():
+        begin = time.perf_counter()
+        small = lower(function, inputs(name, CHECKED, tf.TensorSpec), variables)
+        check(small, inputs(name, CHECKED, random), variables)
+        is_small = run.batch_size == CHECKED
+        whole = small if is_small else lower(function, inputs(name, run.batch_size, tf.TensorSpec), variables)
+        if _places(whole) != _places(small):
+            raise ValueError(f"{name}: the order of arguments or results depends on the batch size.")
+        with open(os.path.join(args.folder, f"{name}.stablehlo"), "wb") as file:
+            file.write(whole.module)
+        described[name] = {"arguments": whole.arguments, "results": whole.results}
+        print(
+            f"{name}: {len(whole.module) / 2**20:.1f} MiB, lowered and checked in {time.perf_counter() - begin:.0f} s"
+        )
+    _write(args, run, kinds, {"functions": described, "classes": classes, "attack_steps": args.attack_steps})
+
+
+def _random(classes):
+    """Returns a function that makes a tensor of integers of a shape and type: pixels if uint8, else classes."""
+    import tensorflow as tf
+
+    rng = np.random.default_rng(0)
+    return lambda shape, dtype: tf.constant(rng.integers(0, 256 if dtype == tf.uint8 else classes, shape), dtype)
+
+
+def _places(lowered):
+    """Returns which arguments and results a function has, without their shapes."""
+    return [(one.get("input"), one.get("output"), one.get("variable")) for one in lowered.arguments + lowered.results]
+
+
+def _write(args, run, kinds, manifest):
+    """Writes the manifest, the initial values and the images of the training split."""
+    variables = [(kind, variable) for kind, group in kinds.items() for variable in group]
+    values = [variable.numpy() for _, variable in variables]
+    manifest |= {
+        "precision": run.precision + (f" (attack: {run.attack_precision})" if run.attack_precision else ""),
+        "settings": run.settings(),
+        "batch_size": run.batch_size,
+        "training_steps": run.steps_per_epoch() * run.epochs,
+        "seed": run.seed,
+        "variables": [
+            _record("name", variable.path, variable)
+            | {"kind": kind, "mean": float(np.mean(value)), "std": float(np.std(value))}
+            for (kind, variable), value in zip(variables, values)
+        ],
+    }
+    with open(os.path.join(args.folder, MANIFEST), "w", encoding="utf-8") as file:
+        json.dump(manifest, file, indent=1)
+    if not args.without_weights:
+        np.savez_compressed(
+            os.path.join(args.folder, VALUES), **{str(place): value for place, value in enumerate(values)}
+        )
+    if args.with_images:
+        parts = [(images.numpy(), labels.numpy()) for images, labels in run.load_data(run.train_split)]
+        images, labels = (np.concatenate(part) for part in zip(*parts))
+        np.savez_compressed(os.path.join(args.folder, IMAGES), image=images, label=labels)
+    print(f"Written to {args.folder}.")
+
+
+def _weights(args):
+    """Writes trained values as a file of weights of the network."""
+    from keras_sat import models
+    from keras_sat.run import Run
+
+    with open(os.path.join(args.folder, MANIFEST), encoding="utf-8") as file:
+        manifest = json.load(file)
+    model = network(Run(**manifest["settings"]), manifest["classes"])
+    described = [one for one in manifest["variables"] if one["kind"] == "weight"]
+    with np.load(args.trained) as trained:
+        for place, (variable, record) in enumerate(zip(model.variables, described, strict=True)):
+            if [record["name"].rpartition("/")[2], record["shape"]] != [variable.name, list(variable.shape)]:
+                raise ValueError(f"{variable.path} of the network is {record['name']} in {args.folder}.")
+            variable.assign(trained[str(place)])
+    models.weights.save_file(model, args.output)
+    print(f"Written to {args.output}.")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# With jax and NumPy alone: run, compile
+
+
+def program(folder, name, platform):
+    """Returns what a lowered function is, and the function itself for jax.
+
+    Args:
+        folder: the folder that `lower` wrote.
+        name: "step", "plain" or "attack".
+        platform: jax' name of the platform: "cpu", "cuda", "rocm" or "tpu".
+
+    Returns:
+        The contents of the manifest, and a function (state, fixed, inputs) -> (state, outputs). `state` are the values
+        of the variables that the function changes, {index: array}; `fixed` those of the others. Metrics are fixed too:
+        each call begins with the same, so that what it returns are the metrics of its own batch.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    jax.config.update("jax_enable_x64", True)  # iterations are int64
+    with open(os.path.join(folder, MANIFEST), encoding="utf-8") as file:
+        manifest = json.load(file)
+    if name not in manifest["functions"]:
+        raise ValueError(f"{folder} holds no function {name!r}, only {', '.join(manifest['functions'])}.")
+    arguments, results = (manifest["functions"][name][key] for key in ("arguments", "results"))
+
+    def same_signature(*_):
+        return [jnp.zeros(result["shape"], result["dtype"]) for result in results]
+
+    # jax calls a StableHLO module through an Exported. This one takes and returns the same types, and gets the module.
+    exported = jax.export.export(jax.jit(same_signature, keep_unused=True), platforms=[platform])(*_specs(arguments))
+    with open(os.path.join(folder, f"{name}.stablehlo"), "rb") as file:
+        exported = dataclasses.replace(exported, mlir_module_serialized=file.read())
+    changed = _changed(manifest, name)
+
+    def function(state, fixed, inputs):
+        variables = fixed | state
+        found = exported.call(*(variables[a["variable"]] if "variable" in a else inputs[a["input"]] for a in arguments))
+        outputs = {}
+        for result, value in zip(results, found, strict=True):
+            if "output" in result:
+                outputs[result["output"]] = value
+            elif result["variable"] in changed:
+                state = state | {result["variable"]: value}
+        return state, outputs
+
+    return manifest, function
+
+
+def _specs(records, **options):
+    """Returns the types of arguments, as jax' functions take them."""
+    import jax
+
+    return [jax.ShapeDtypeStruct(tuple(one["shape"]), np.dtype(one["dtype"]), **options) for one in records]
+
+
+def _changed(manifest, name):
+    """Returns the indices of the variables that a function changes, without metrics."""
+    written = {result["variable"] for result in manifest["functions"][name]["results"] if "variable" in result}
+    return {place for place in written if manifest["variables"][place]["kind"] != "metric"}
+
+
+def _split(manifest, name, values):
+    """Returns the values of the variables that a function changes, and those that it only reads, {index: value}."""
+    changed = _changed(manifest, name)
+    read = {one["variable"] for one in manifest["functions"][name]["arguments"] if "variable" in one}
+    return {i: values[i] for i in sorted(changed)}, {i: values[i] for i in sorted(read - changed)}
+
+
+def initial_values(folder, manifest):
+    """Returns the initial values of all variables. What is not in the file is drawn, with the same mean and std."""
+    path = os.path.join(folder, VALUES)
+    if os.path.exists(path):
+        with np.load(path) as file:
+            return [file[str(place)] for place in range(len(manifest["variables"]))]
+    rng = np.random.default_rng(0)
+    return [_drawn(rng, variable) for variable in manifest["variables"]]
+
+
+def _drawn(rng, variable):
+    values = rng.standard_normal(variable["shape"], np.float32) * variable["std"] + variable["mean"]
+    return np.asarray(values).astype(variable["dtype"])
+
+
+def batches(images, labels, batch_size, epochs, seed=0):
+    """Yields (images, labels, whether an epoch ends here). Each epoch has another order; the rest is left out.
+
+    Args:
+        images: uint8 [n, height, width, channels].
+        labels: integers [n].
+        batch_size: number of images in a batch, at most n.
+        epochs: number of epochs.
+        seed: the same seed gives the same order.
+    """
+    steps = len(images) // batch_size
+    for epoch in range(epochs):
+        order = np.random.default_rng([seed, epoch]).permutation(len(images))
+        for step in range(steps):
+            chosen = order[step * batch_size : (step + 1) * batch_size]
+            yield images[chosen], labels[chosen].astype(np.int32), step == steps - 1
+
+
+def _compiled(args, platform, **options):
+    """Compiles a lowered function. Returns the manifest, what the inputs are, the function, and seconds."""
+    import jax
+
+    manifest, function = program(args.folder, args.function, platform)
+    specs = dict(enumerate(_specs(manifest["variables"], **options)))
+    state, fixed = _split(manifest, args.function, specs)
+    records = {one["input"]: one for one in manifest["functions"][args.function]["arguments"] if "input" in one}
+    inputs = dict(zip(records, _specs(records.values(), **options)))
+    begin = time.perf_counter()
+    compiled = jax.jit(function, donate_argnums=0).lower(state, fixed, inputs).compile()
+    return manifest, records, compiled, time.perf_counter() - begin
+
+
+def _show(lines):
+    for name, text in lines.items():
+        print(f"{name:<28}{text}", flush=True)
+
+
+def _memory(compiled):
+    """Returns what a compiled function needs, {name: MiB}."""
+    memory = compiled.memory_analysis()
+    needed = {
+        "weights, optimizer, batch": memory.argument_size_in_bytes,
+        "other outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        "temporary": memory.temp_size_in_bytes,
+        "code": memory.generated_code_size_in_bytes,
+    }
+    return {name: size / 2**20 for name, size in {**needed, "all of it": sum(needed.values())}.items()}
+
+
+def _show_memory(compiled):
+    _show({name: f"{size:10.1f} MiB" for name, size in _memory(compiled).items()})
+
+
+def _compile(args):
+    """Compiles for a TPU that is not there, and prints the memory that the function needs on it."""
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # do not query the metadata server of Google Cloud
+    import jax
+    from jax.experimental import topologies
+
+    device = topologies.get_topology_desc(args.topology, platform="tpu").devices[0]
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    *_, compiled, seconds = _compiled(args, "tpu", sharding=sharding)
+    print(f"{args.function} compiles for a {device.device_kind} in {seconds:.0f} s (jax {jax.__version__})")
+    _show_memory(compiled)
+
+
+def _images(args):
+    """Returns (images, labels) to run on; None for random ones."""
+    path = args.images or os.path.join(args.folder, IMAGES)
+    if not args.images and not os.path.exists(path):
+        return None
+    with np.load(path) as file:
+        return file["image"], file["label"]
+
+
+def _batches(args, manifest, shape):
+    """Returns an iterator of (images, labels, whether an epoch ends here), see `batches`.
+
+    Args:
+        shape: the shape of a batch of images.
+    """
+    found = _images(args)
+    if found is None:
+        return itertools.repeat(_random_batch(args.order, shape, manifest["classes"]), args.train_steps or 50)
+    images, labels = found
+    if images.shape[1:] != tuple(shape[1:]) or images.dtype != np.uint8 or len(images) < shape[0]:
+        raise ValueError(
+            f"The function takes batches of uint8 images {shape}. Received: {images.dtype} {images.shape}."
+        )
+    epochs = manifest["settings"]["epochs"] if args.epochs is None else args.epochs
+    steps = min(len(images) // shape[0] * epochs, args.train_steps or sys.maxsize)
+    if args.function != "attack" and steps > manifest["training_steps"]:
+        raise ValueError(
+            f"The schedule of the learning rate ends after {manifest['training_steps']} steps: lower it for more "
+            f"--epochs. Received: {steps} steps."
+        )
+    return itertools.islice(batches(images, labels, shape[0], epochs, args.order), steps)
+
+
+def _random_batch(seed, shape, classes):
+    """Returns random images and labels that stay on the device, and False, as in `batches`."""
+    import jax
+
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, shape[0]).astype(np.int32)
+    return *jax.device_put((rng.integers(0, 256, shape, np.uint8), labels)), False
+
+
+def _inputs(args, manifest, records):
+    """Yields the inputs of each step, and whether an epoch ends with it.
+
+    Args:
+        records: {name of an input: what the manifest says of it}.
+    """
+    for number, (images, labels, is_last) in enumerate(_batches(args, manifest, records["images"]["shape"])):
+        given = {"images": images, "labels": labels, "seed": np.array([manifest["seed"], number], np.int32)}
+        yield {name: given[name] for name in records}, is_last
+
+
+def _loop(function, state, fixed, steps, keeps_arrays):
+    """Runs all steps.
+
+    Args:
+        function: the compiled function.
+        state, fixed: see `program`; on the device.
+        steps: see `_inputs`.
+        keeps_arrays: whether to keep the outputs that are no numbers.
+
+    Returns:
+        The state, the list of the steps' outputs, and a list of seconds: of a step, in each group of GROUP steps.
+    """
+    import jax
+
+    outputs, times, epoch = [], [], 0
+    begin = time.perf_counter()
+    for number, (inputs, is_last) in enumerate(steps, 1):
+        state, found = function(state, fixed, inputs)
+        outputs.append({name: value for name, value in found.items() if keeps_arrays or not value.ndim})
+        if number % GROUP == 0:
+            jax.block_until_ready((state, found))
+            now = time.perf_counter()
+            times.append((now - begin) / GROUP)
+            begin = now
+        if is_last:
+            epoch += 1
+            _show({f"epoch {epoch}": _means(outputs[-(number // epoch) :]) or "done"})
+    outputs = jax.device_get(outputs)
+    times = times or [(time.perf_counter() - begin) / len(outputs)]
+    return state, outputs, times[1:] or times  # the first steps load the program
+
+
+def _means(outputs):
+    """Returns the means of numbers over steps, as text."""
+    names = [name for name, value in outputs[0].items() if not value.ndim]
+    return ", ".join(f"{name} {np.mean([float(one[name]) for one in outputs]):.4f}" for name in names)
+
+
+def _title(function, manifest):
+    """Returns what was lowered, as text."""
+    settings = manifest["settings"]
+    attack = {"step": f"PGD-{settings['steps']} ", "plain": "", "attack": f"PGD-{manifest['attack_steps']} "}[function]
+    shape = " x ".join(map(str, manifest["functions"][function]["arguments"][0]["shape"]))
+    return f"{attack}{function}, {settings['model']} ({settings['activation']}), {manifest['precision']}, {shape}"
+
+
+def _run(args):
+    """Runs a lowered function on the first device, prints time and memory, and writes what --output names."""
+    import jax
+
+    device = jax.devices()[0]
+    _show({"device": f"{device.device_kind} ({device.platform}), jax {jax.__version__}"})
+    manifest, records, compiled, seconds = _compiled(args, jax.export.default_export_platform())
+    _show({"function": _title(args.function, manifest), "compiled in": f"{seconds:.1f} s"})
+    values = initial_values(args.folder, manifest)
+    state, fixed = jax.device_put(_split(manifest, args.function, dict(enumerate(values))), device)
+    is_attack = args.function == "attack"
+    steps = _inputs(args, manifest, records)
+    state, outputs, times = _loop(compiled, state, fixed, steps, is_attack and bool(args.output))
+    step, images = statistics.median(times), manifest["batch_size"] / statistics.median(times)
+    _show({"step": f"{1000 * step:.2f} ms ({1000 * min(times):.2f}..{1000 * max(times):.2f})"})
+    _show({"images/s": f"{images:.1f}"})
+    _show_memory(compiled)
+    peak = (device.memory_stats() or {}).get("peak_bytes_in_use")  # a CPU has none
+    if peak:
+        _show({"peak of the device": f"{peak / 2**20:10.1f} MiB"})
+    if args.report:
+        numbers = [{name: float(value) for name, value in one.items() if not value.ndim} for one in outputs]
+        report = {"device": device.device_kind, "jax": jax.__version__, "function": args.function}
+        report |= {
+            "title": _title(args.function, manifest),
+            "step_s": step,
+            "images_per_s": images,
+            "compile_s": seconds,
+        }
+        report |= {"memory_mib": _memory(compiled), "peak_bytes": peak, "steps": numbers}
+        with open(args.report, "w", encoding="utf-8") as file:
+            json.dump(report, file, indent=1)
+    if args.output:
+        _write_output(args.output, outputs if is_attack else dict(enumerate(values)) | state)
+
+
+def _write_output(path, found):
+    """Writes the adversarial images of all steps, or the values of all variables."""
+    if isinstance(found, dict):
+        arrays = {str(place): np.asarray(value) for place, value in found.items()}
+    else:
+        arrays = {"adversarial": np.concatenate([one["adversarial"] for one in found])}
+    np.savez(path, **arrays)
+    print(f"Written to {path}.")
+
+
+FLAGS = {
+    "model": str,
+    "form": str,
+    "activation": str,
+    "dataset": str,
+    "data_dir": str,
+    "train_split": str,
+    "image_size": int,
+    "channels": int,
+    "epsilon": float,
+    "steps": int,
+    "step_size": float,
+    "clean_start": float,
+    "epochs": int,
+    "batch_size": int,
+    "optimizer": str,
+    "learning_rate": float,
+    "warmup_epochs": float,
+    "weight_decay": float,
+    "label_smoothing": float,
+    "precision": str,
+    "attack_precision": str,
+    "seed": int,
+}  # of `keras-sat train`, with the same defaults
+
+
+def parser():
+    """Returns the parser of the command line."""
+    whole = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = whole.add_subparsers(required=True)
+    made = {}
+    for name, function in {"lower": _lower, "run": _run, "compile": _compile, "weights": _weights}.items():
+        made[name] = commands.add_parser(name, description=function.__doc__)
+        made[name].set_defaults(function_of_command=function)
+        made[name].add_argument("folder", help="the folder that `lower` writes")
+    for name, kind in FLAGS.items():
+        made["lower"].add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS, help="see `keras-sat train -h`")
+    lowering = made["lower"].add_argument
+    lowering("--attack_steps", type=int, default=10, help="steps of the function `attack` (default: 10)")
+    lowering("--classes", type=int, help="number of classes of the network; default: the dataset's")
+    lowering("--with_images", action="store_true", help=f"also write the images of the training split, {IMAGES}")
+    lowering("--without_weights", action="store_true", help="write no initial values: `run` draws some, for timings")
+    for name in ("run", "compile"):
+        made[name].add_argument("--function", choices=FUNCTIONS, default="step", help="default: step")
+    made["compile"].add_argument("--topology", default="v5e:2x2", help="default: v5e:2x2")
+    running = made["run"].add_argument
+    running("--images", help=f"an .npz file of image (uint8) and label; default: {IMAGES} of the folder, or random")
+    running("--train_steps", type=int, help="steps to run; default: all of --epochs, or 50 with random images")
+    running("--epochs", type=int, help="epochs over the images; default: those that it was lowered for")
+    running("--order", type=int, default=0, help="seed of the order of the images (default: 0)")
+    running("--output", help="an .npz file to write: the trained variables; of `attack`, the adversarial images")
+    running("--report", help="a JSON file to write: times, memory, and loss and metrics of each step")
+    made["weights"].add_argument("trained", help="the .npz file that `run --output` wrote")
+    made["weights"].add_argument("output", help="the .weights.h5 file to write")
+    return whole
+
+
+def main():
+    args = parser().parse_args()
+    try:
+        args.function_of_command(args)
+    except (ValueError, OSError) as error:
+        sys.exit(f"{os.path.basename(__file__)}: {error}")
+
+
+if __name__ == "__main__":
+    main()
