@@ -22,7 +22,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")
 HISTORIES = {"CONTRIBUTING.md"}  # it also names what is no longer there
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-CODE = re.compile(r"`([^`\n]+)`")
+CODE = re.compile(r"`([^`]+)`")
 CODE_WIDTH = 88  # what fits the column of the site
 WITH_LONG_LINES = {"README.md", "CONTRIBUTING.md", "study.md"}  # of commands that others shorten
 
