@@ -664,9 +664,13 @@ def _means(outputs):
 def _title(function, manifest):
     """Returns what was lowered, as text."""
     settings = manifest["settings"]
-    attack = {"step": f"PGD-{settings['steps']} ", "plain": "", "attack": f"PGD-{manifest['attack_steps']} "}[function]
+    names = {
+        "step": f"PGD-{settings['steps']} step",
+        "plain": "plain step",
+        "attack": f"PGD-{manifest['attack_steps']}",
+    }
     shape = " x ".join(map(str, manifest["functions"][function]["arguments"][0]["shape"]))
-    return f"{attack}{function}, {settings['model']} ({settings['activation']}), {manifest['precision']}, {shape}"
+    return f"{names[function]}, {settings['model']} ({settings['activation']}), {manifest['precision']}, {shape}"
 
 
 def _run(args):
