@@ -75,8 +75,12 @@ def network(run, classes=None):
         )
 
 
-def trainer_of(run, model):
-    """Returns a compiled AdversarialModel whose attacks keep the shape of a batch, as XLA requires."""
+def trainer_of(run, model, jit_compile=False):
+    """Returns a compiled AdversarialModel whose attacks keep the shape of a batch, as XLA requires.
+
+    With `jit_compile=True`, its own steps draw the noise that a lowered step draws. Without it, TensorFlow draws other
+    noise from the same seed: its kernels turn a seed into Philox' key in another way than XLA does (TensorFlow 2.21).
+    """
     from keras_sat.run import optimizers
     from keras_sat.run.configuration import dtype_policy
     from keras_sat.training import AdversarialModel
@@ -88,7 +92,7 @@ def trainer_of(run, model):
         steps = run.steps_per_epoch()
         rate = optimizers.learning_rate(run, steps, run.epochs)
         optimizer = optimizers.optimizer(run, model, steps, rate)
-        trainer.compile(optimizer, optimizers.loss(run), metrics=["accuracy"], jit_compile=False)
+        trainer.compile(optimizer, optimizers.loss(run), metrics=["accuracy"], jit_compile=jit_compile)
     return trainer
 
 
@@ -155,6 +159,7 @@ class Lowered:
     """A function as a StableHLO module.
 
     Attributes:
+        text: the module as text.
         module: the module, a portable artifact of StableHLO.
         arguments: of the module, in order: {"input": its name} or {"variable": its index}, with "shape" and "dtype".
         results: of the module, in order: {"output": its name}, or {"variable": the index of the variable that gets the
@@ -162,6 +167,7 @@ class Lowered:
         function: the compiled tf.function that was lowered.
     """
 
+    text: str
     module: bytes
     arguments: list
     results: list
@@ -184,6 +190,7 @@ def lower(function, inputs, variables=()):
             which result is which variable.
     """
     import tensorflow as tf
+    from tensorflow.compiler.mlir.stablehlo import stablehlo
 
     compiled = tf.function(function, jit_compile=True, autograph=False)
     concrete = compiled.get_concrete_function(*inputs.values())
@@ -197,7 +204,11 @@ def lower(function, inputs, variables=()):
     arguments += [_record("variable", place, variables[place]) for place in captured]
     outputs = concrete.structured_outputs
     results = [_record("output", name, outputs[name]) for name in sorted(outputs)]  # TensorFlow sorts a dict's keys
-    return Lowered(_artifact(text), arguments, results + _assigned(text, arguments, len(results)), compiled)
+    results += _assigned(text, arguments, len(results))
+    text = _portable(text)
+    # Later versions of XLA read this artifact too. Text has no such promise.
+    module = stablehlo.serialize_portable_artifact_str(text, stablehlo.get_current_version())
+    return Lowered(text, module, arguments, results, compiled)
 
 
 def _record(kind, name, tensor):
@@ -206,21 +217,11 @@ def _record(kind, name, tensor):
     return {kind: name, "shape": list(tensor.shape), "dtype": dtype}
 
 
-def text_of(lowered):
-    """Returns the module of a `Lowered` as text."""
-    from tensorflow.compiler.mlir.stablehlo import stablehlo
-
-    return stablehlo.deserialize_portable_artifact_str(lowered.module).decode()
-
-
-def _artifact(text):
-    """Returns the portable artifact of a module, which later versions of XLA read too."""
-    from tensorflow.compiler.mlir.stablehlo import stablehlo
-
-    # TensorFlow copies values that it assigns to variables. Only its own compilers know this operation.
+def _portable(text):
+    """Returns the text of a module without what TensorFlow's own compilers alone know."""
+    # TensorFlow copies values that it assigns to variables. No other compiler knows this operation.
     text = re.sub(r"mhlo\.copy (%\S+)", r"stablehlo.optimization_barrier \1", text)
-    text = re.sub(r"^(module @\S+) attributes \{.*\} \{$", r"\1 {", text, count=1, flags=re.MULTILINE)
-    return stablehlo.serialize_portable_artifact_str(text, stablehlo.get_current_version())
+    return re.sub(r"^(module @\S+) attributes \{.*\} \{$", r"\1 {", text, count=1, flags=re.MULTILINE)
 
 
 def _assigned(text, arguments, outputs):
@@ -279,14 +280,14 @@ def check(lowered, inputs, variables):
 
 
 def _change(variables):
-    """Changes each variable at random by about a tenth, and keeps its sign."""
+    """Changes each variable at random, by a tenth up to all of it, and keeps its sign."""
     rng = np.random.default_rng(0)
     for variable in variables:
         value = variable.numpy()
         if np.issubdtype(value.dtype, np.integer):
             variable.assign(value + rng.integers(1, 4))
         else:
-            noise = (np.abs(value) + 0.1) * rng.uniform(0.01, 0.1, value.shape)
+            noise = (np.abs(value) + 0.1) * rng.uniform(0.1, 1.0, value.shape)
             variable.assign((value + np.where(value < 0, -noise, noise)).astype(value.dtype))
 
 
@@ -663,9 +664,13 @@ def _means(outputs):
 def _title(function, manifest):
     """Returns what was lowered, as text."""
     settings = manifest["settings"]
-    attack = {"step": f"PGD-{settings['steps']} ", "plain": "", "attack": f"PGD-{manifest['attack_steps']} "}[function]
+    names = {
+        "step": f"PGD-{settings['steps']} step",
+        "plain": "plain step",
+        "attack": f"PGD-{manifest['attack_steps']}",
+    }
     shape = " x ".join(map(str, manifest["functions"][function]["arguments"][0]["shape"]))
-    return f"{attack}{function}, {settings['model']} ({settings['activation']}), {manifest['precision']}, {shape}"
+    return f"{names[function]}, {settings['model']} ({settings['activation']}), {manifest['precision']}, {shape}"
 
 
 def _run(args):
