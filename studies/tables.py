@@ -169,8 +169,9 @@ def _accuracy_robustness(axis, runs, kinds, colours):
 def _training(axis, runs, kinds, colours):
     for kind in kinds:
         histories = [runs[f"{kind}-{seed}"]["history"] for seed in seeds(runs, kind)]
-        for metric, style, label in (("val_robust_accuracy", "-", kind), ("accuracy", ":", None)):
-            values = 100 * np.mean([history[metric] for history in histories], axis=0)
+        for metric, style, label in (("val_robust_accuracy", "-", kind), ("adversarial_accuracy", ":", None)):
+            # The first study was made when `adversarial_accuracy` was called `accuracy`.
+            values = 100 * np.mean([history.get(metric) or history["accuracy"] for history in histories], axis=0)
             axis.plot(range(1, len(values) + 1), values, style, color=colours[kind], label=label)
     axis.set(xlabel="epoch", ylabel="%, under PGD-10 (held-out; solid), on PGD-1 (training; dotted)")
 
