@@ -24,7 +24,7 @@ FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 CODE = re.compile(r"`([^`]+)`")
 CODE_WIDTH = 88  # what fits the column of the site
-WITH_LONG_LINES = {"README.md", "CONTRIBUTING.md", "study.md"}  # of commands that others shorten
+WITH_LONG_LINES = {"README.md", "CONTRIBUTING.md"}
 
 
 def text_of(page):
