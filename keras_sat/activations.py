@@ -162,15 +162,15 @@ class SmoothBackwardReLU(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("keras_sat")
 class PSSiLU(keras.layers.Layer):
-    """Parametric shifted SiLU, x (sigmoid(|alpha| x) - |beta|) / (1 - |beta|) (Dai et al. 2021, arXiv:2110.05626).
+    """Parametric shifted SiLU, x (sigmoid(alpha x) - beta) / (1 - beta) (Dai et al. 2021, arXiv:2110.05626).
 
-    Each layer trains its own alpha and beta, weights of shape [1]. The paper's networks share one pair among all their
-    layers.
+    Each layer trains its own alpha and beta, weights of shape [1], of which the function takes the absolute values. The
+    paper's networks share one pair among all their layers.
 
     Args:
         alpha: initial value of alpha, > 0, 1 by default, as in the paper.
-        beta: initial value of beta, 0 < beta < 1, 1e-8 by default, as in the paper: with 0, |beta| would have no
-            gradient, and would never move.
+        beta: initial value of beta, 0 < beta < 1, 1e-8 by default, as in the paper: at 0 the
+            absolute value has no gradient, so that beta would never move.
         kwargs: arguments of keras.layers.Layer.
 
     Raises:
@@ -359,7 +359,7 @@ def curvature(spec: Any, low: float = -8.0, high: float = 8.0) -> float:
         low, high: the interval, -8 and 8 by default.
 
     Returns:
-        The largest |f''|; infinity if f or its derivative is not continuous.
+        The largest absolute value of f''; infinity if f or its derivative is not continuous.
 
     Raises:
         ValueError: if the function does not compute in float64, or is not finite on the interval.

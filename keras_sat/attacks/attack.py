@@ -163,7 +163,7 @@ class Attack(abc.ABC):
 
     @property
     def metrics_prefix(self) -> str:
-        """What the names of metrics on these images begin with: "adversarial_", or "" for clean images (epsilon 0)."""
+        """The first part of the names of metrics on these images: `adversarial_`; empty for clean ones (epsilon 0)."""
         return "adversarial_" if self.ball is None or self.ball.radius else ""
 
     @property

@@ -62,7 +62,7 @@ class GaussianNoise(Attack):
 
     @property
     def metrics_prefix(self) -> str:
-        """What the names of metrics on these images begin with: "noisy_"."""
+        """The first part of the names of metrics on these images: `noisy_`."""
         return "noisy_"
 
     def perturb(
