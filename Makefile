@@ -26,7 +26,7 @@ test: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest -m 'not slow' --numprocesses=auto --dist=loadfile
 
 test-slow: test
-	$(VENV)/bin/python -m pytest -m slow --numprocesses=auto
+	$(VENV)/bin/python -m pytest -m slow --numprocesses=auto --dist=loadgroup
 
 docs: $(VENV)/installed-docs
 	$(VENV)/bin/python -m sphinx --fail-on-warning --keep-going -b html docs docs/build/html
