@@ -381,14 +381,12 @@ def curvature(spec: Any, low: float = -8.0, high: float = 8.0) -> float:
 def _second_derivative(activation, x):
     """Returns |f''| at each point of an array; 0 where TensorFlow finds none, as for a linear function."""
     points = tf.constant(x, tf.float64)
-    with tf.GradientTape() as outer:
-        outer.watch(points)
-        with tf.GradientTape() as inner:
-            inner.watch(points)
+    ones, zero = tf.ones_like(points), tf.UnconnectedGradients.ZERO
+    with tf.autodiff.ForwardAccumulator(points, ones) as outer:
+        with tf.autodiff.ForwardAccumulator(points, ones) as inner:
             outputs = activation(points)
-        first = inner.gradient(outputs, points)
-    second = None if first is None else outer.gradient(first, points)
-    return np.zeros_like(x) if second is None else np.abs(second.numpy())
+        first = inner.jvp(outputs, zero)
+    return np.abs(outer.jvp(first, zero).numpy())
 
 
 def _jumps(activation, low, high, step):

@@ -152,7 +152,7 @@ def test_weights_of_a_file(inside, photos, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     flags = ["--model=WideResNet10_1", "--form=dm", f"--weights={path}", "--activation=relu", f"--dataset={photos}"]
     flags += ["--normalization=cifar10", "--attack=fgsm"]
-    with pytest.warns(UserWarning, match="taken in their order, bright, dark"):
+    with pytest.warns(UserWarning, match="used in their order, bright, dark"):
         assert inside("evaluate", *flags, "--epsilon=4") == 0
     context = json.loads((tmp_path / "WideResNet10_1-relu-net" / "report.json").read_text())["context"]
     mean, std = normalization.statistics("cifar10", 1)

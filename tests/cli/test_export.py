@@ -37,6 +37,6 @@ def test_what_is_refused_is_refused_before_anything_is_written(inside, of_photos
             inside("export", of_photos, f"--to={tmp_path / 'saved'}", *flags)
     assert os.listdir(tmp_path) == []
     given = (f"--dataset={photos}", "--epsilon=4", f"--output={tmp_path / 'out'}")
-    with pytest.raises(ValueError, match="has no gradients, which .* needs: take --attack=square"):
+    with pytest.raises(ValueError, match="has no gradients, which .* needs: use --attack=square"):
         inside("evaluate", exported[1], "--attack=pgd-5", *given)
     assert not (tmp_path / "out").exists()

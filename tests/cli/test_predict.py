@@ -106,7 +106,7 @@ def test_what_an_attack_needs_and_what_would_be_overwritten_is_refused(inside, p
     for arguments, message in (
         (
             (exported[1], image, "--attack=pgd-5", "--epsilon=4"),
-            "has no gradients, which PGD-5 needs: take --attack=square",
+            "has no gradients, which PGD-5 needs: use --attack=square",
         ),
         ((of_photos, image, "--attack=pgd"), "attack must be one of"),
         ((of_photos, image, f"--output={tmp_path}"), "--output goes with --attack"),

@@ -428,7 +428,7 @@ def test_refusals_write_nothing(tiny_model, tmp_path):
         (tiny, {"image_size": 0}, "integers >= 1"),
         (tiny, {"image_size": (8, 8, 3)}, "one or two integers"),
         (of_no_image_size(tiny), {"image_size": 3}, "takes no images of 3 x 3 x 3"),
-        (any_size, {"signatures": ["serving_bytes"]}, "to which image_size"),
+        (any_size, {"signatures": ["serving_bytes"]}, "image_size is not given"),
         (tiny, {"signatures": "features"}, "signatures must be names"),
         (tiny, {"signatures": ["serve"]}, "serving_default, serving_uint8"),
         (tiny, {"labels": ["a", "b"]}, "labels must be 4 names"),

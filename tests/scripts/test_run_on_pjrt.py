@@ -91,9 +91,8 @@ def compare(script, folder, tmp_path, steps=20):
     for ours, theirs, before in zip(
         other.variables, trainer.classifier.variables, script.network(Run(**_settings(script, folder))).variables
     ):
-        # Losses agree to 1e-5. Few weights differ by 1.5e-5: where a gradient is nearly 0, rounding decides its sign.
-        np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-5, atol=5e-5, err_msg=ours.path)
-        assert "kernel" not in ours.path or np.abs(ours.numpy() - before.numpy()).max() > 1e-3  # it was trained
+        np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-5, atol=1e-5, err_msg=ours.path)
+        assert "kernel" not in ours.path or np.abs(ours.numpy() - before.numpy()).max() > 1e-4  # it was trained
 
 
 def _settings(script, folder):
@@ -116,8 +115,7 @@ def test_an_attack_is_tensorflows(script, lowered, tmp_path):
     with np.load(lowered / script.IMAGES) as file:
         batches = list(zip(script.batches(file["image"], file["label"], run.batch_size, 1), range(3)))
     attack = dataclasses.replace(run.validation_attack(), steps=3)
-    compiled = tf.function(lambda *batch: attack(model, *batch, static_shapes=True), jit_compile=True, autograph=False)
-    expected = [compiled(images, labels, tf.constant([0, step])) for (images, labels, _), step in batches]
+    expected = [attack(model, images, labels, tf.constant([0, step])) for (images, labels, _), step in batches]
     with np.load(output) as file:
         difference = np.abs(file["adversarial"] - np.concatenate(expected))
     assert np.mean(difference < 1e-3) > 0.999
@@ -192,6 +190,7 @@ def test_too_few_images_are_refused(lowered, tmp_path):
 
 def test_the_documented_commands_parse(script):
     text = SCRIPT.read_text() + (ROOT / "docs" / "accelerators.md").read_text()
+    text = re.sub(r" *\\\n *", " ", text)  # a backslash ends a line of a long command
     commands = re.findall(r"run_on_pjrt\.py ((?:lower|run|compile|weights) .*?)(?: #.*)?$", text, re.MULTILINE)
     assert len(commands) >= 8
     for command in commands:
