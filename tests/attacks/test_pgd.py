@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import gc
 import weakref
 
@@ -199,44 +200,45 @@ def test_more_steps_are_stronger(tiny_model, images):
     assert loss[1] > loss[0] > float(tf.reduce_mean(losses.cross_entropy(labels, model(images))))
 
 
-@pytest.fixture(scope="module")
-def fashion():
+@functools.cache
+def embedded():
     """Returns an embedded network that was trained adversarially, and 100 images with their labels."""
     ((images, labels),) = data.load("fashion_mnist_mini", "test[:100]", 100).as_numpy_iterator()
     return models.ResNet8(activation="silu", weights="sat-fashion-mnist"), images, labels
 
 
-def robust(fashion, attack, scale=1.0, precision=None):
+@functools.cache  # two tests ask for the same
+def robust(attack, scale=1, precision=None):
     """Returns the robust accuracy in % of the network if an attack sees its logits multiplied by a number."""
-    model, images, labels = fashion
+    model, images, labels = embedded()
     attacked = classifier.in_precision(model, precision) if precision else model
     adversarial = attack(lambda x: scale * tf.cast(attacked(x), tf.float32), images, labels, seed=0)
     return 100 * np.mean(losses.is_correct(labels, model(adversarial)))
 
 
-def test_large_logits_do_not_blind_the_attack(fashion):
+def test_large_logits_do_not_blind_the_attack():
     attack, plain = (PGD(LinfBall(25.5), 20, keep="first", loss=loss) for loss in LOSSES)
-    small, large = (robust(fashion, attack, scale) for scale in (1, 1000))
+    small, large = (robust(attack, scale) for scale in (1, 1000))
     assert large <= small  # measured on 300 images: 79.3 and 78.3 %
-    assert robust(fashion, plain, 1000) >= large + 4  # 85.7 %: the cross entropy rounds to 0
-    assert abs(robust(fashion, plain) - small) <= 1
+    assert robust(plain, 1000) >= large + 4  # 85.7 %: the cross entropy rounds to 0
+    assert abs(robust(plain) - small) <= 1
 
 
-def test_apgd_too_finds_as_much_with_large_logits(fashion):
-    small, large = (robust(fashion, APGD(LinfBall(25.5), 20), scale) for scale in (1, 1000))
+def test_apgd_too_finds_as_much_with_large_logits():
+    small, large = (robust(APGD(LinfBall(25.5), 20), scale) for scale in (1, 1000))
     assert abs(large - small) <= 1
-    assert robust(fashion, APGD(LinfBall(25.5), 20, loss=losses.cross_entropy), 1000) >= large + 4
+    assert robust(APGD(LinfBall(25.5), 20, loss=losses.cross_entropy), 1000) >= large + 4
 
 
 @pytest.mark.parametrize("scale", [1, 1000])
-def test_an_attack_in_float16_is_as_strong(fashion, scale):
+def test_an_attack_in_float16_is_as_strong(scale):
     """(The gradient of the cross entropy underflows in float16 where it does not in float32.)"""
     attack = PGD(LinfBall(25.5), 20, keep="first")
-    assert abs(robust(fashion, attack, scale, "mixed_float16") - robust(fashion, attack, scale)) <= 1
+    assert abs(robust(attack, scale, "mixed_float16") - robust(attack, scale)) <= 1
 
 
-def test_a_step_is_that_of_the_cross_entropy(fashion):
-    model, images, labels = fashion
+def test_a_step_is_that_of_the_cross_entropy():
+    model, images, labels = embedded()
     attack, plain = (PGD(LinfBall(8), 1, random_start=False, loss=loss)(model, images, labels) for loss in LOSSES)
     assert np.mean(attack.numpy() != plain.numpy()) < 1e-4
 
