@@ -23,7 +23,7 @@ ROWS = {
     "clean": ("pgd-50", "clean"),
     "PGD-50": ("pgd-50", "PGD-50"),
     "AutoAttack": ("autoattack", "AutoAttack"),
-    "APGD-CE + APGD-T": ("autoattack-short", "AutoAttack short"),
+    "APGD-CE + APGD-T": ("autoattack-short", "AutoAttack-short"),
 }
 RESAMPLES = 2000
 
