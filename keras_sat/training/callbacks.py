@@ -174,8 +174,8 @@ class CatastrophicOverfittingGuard(keras.callbacks.Callback):
             if accuracy < self.collapse * best:
                 warnings.warn(
                     f"Partial catastrophic overfitting at step {self._steps}: robust accuracy at {factor:g} times "
-                    f"epsilon fell from {100 * best:.1f} % to {100 * accuracy:.1f} %. The weights are kept. More steps of "
-                    "the training attack, or a smooth activation, may help.",
+                    f"epsilon fell from {100 * best:.1f} % to {100 * accuracy:.1f} %. The weights are kept. More steps "
+                    "of the training attack, or a smooth activation, may help.",
                     stacklevel=2,
                 )
 
