@@ -105,24 +105,6 @@ def no_process_in_a_fast_test(request, monkeypatch):
         monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
 
 
-NOT_OPTIMIZED = {"attacks", "cli", "run"}  # folders of tests
-
-
-@pytest.fixture(scope="module", autouse=True)
-def graph_optimization(request):
-    """Switches TensorFlow's graph optimization off for tests that compile many small graphs and run each once or twice.
-
-    It takes a quarter of their time, and what they test does not depend on it. The tests of networks, training,
-    evaluation, export and serving, the commands in processes of their own, and those of the pages run with it.
-    """
-    if request.path.parent.name not in NOT_OPTIMIZED:
-        yield
-        return
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-    yield
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
-
-
 @pytest.fixture(scope="session")
 def tiny_model():
     """Returns a function that builds a convolutional classifier: images of 8 x 8 x 3 pixels, 4 classes."""

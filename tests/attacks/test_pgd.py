@@ -24,6 +24,14 @@ def grey(n=5):
     return np.full((n, 2, 2, 3), 128, np.uint8), np.zeros(n, int)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def graph_optimization():
+    """Switches TensorFlow's graph optimization off: these tests compile many small graphs, and run each once or twice."""
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    yield
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
+
+
 CONTRACT = {
     "pgd": PGD(LinfBall(8), steps=3),
     "pgd-l2": PGD(L2Ball(60), steps=3),
