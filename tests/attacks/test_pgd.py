@@ -26,7 +26,7 @@ def grey(n=5):
 
 @pytest.fixture(scope="module", autouse=True)
 def graph_optimization():
-    """Switches TensorFlow's graph optimization off: these tests compile many small graphs, and run each once or twice."""
+    """Switches TensorFlow's graph optimization off: these tests compile many small graphs, and run each once."""
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     yield
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
