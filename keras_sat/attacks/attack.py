@@ -8,9 +8,10 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import tensorflow as tf
 
-from keras_sat import losses
+from keras_sat import internals, losses
 from keras_sat.attacks import gradients, randomness, threats, validation
 from keras_sat.typing import Array, LogitsFunction, LossFunction
 
@@ -94,7 +95,7 @@ class Attack(abc.ABC):
         validation.check_values(images, self.bounds, are_levels)
         if self.ball is not None:
             self.check_network(logits_fn, images, labels)
-        return _run_compiled(self, logits_fn, tensors, static_shapes, scales)
+        return _run_compiled(*self.runs_on(logits_fn), tensors, static_shapes, scales)
 
     def check_network(self, logits_fn: LogitsFunction, images: tf.Tensor, labels: tf.Tensor) -> None:
         """Raises ValueError if the network returns no logits, or too few for the labels. `__call__` calls it."""
@@ -254,7 +255,7 @@ def _as_tensors(attack, images, labels):
 
 def _run_compiled(attack, logits_fn, tensors, static_shapes, scales):
     seed = tensors[2]
-    function = _compiled(attack, tensors[0].shape[-1], seed.shape.rank, static_shapes)
+    function = _compiled(attack, tensors[0].shape[-1], seed.shape.rank, static_shapes, _constants(logits_fn))
     # Traces for any number of images at once. Otherwise a last batch of another size would be traced again.
     specs = [_any_number(tensor) if tensor is not seed or seed.shape.rank == 2 else tensor for tensor in tensors]
     function.get_concrete_function(logits_fn, *specs, **scales)
@@ -262,14 +263,25 @@ def _run_compiled(attack, logits_fn, tensors, static_shapes, scales):
 
 
 @functools.lru_cache(maxsize=64)
-def _compiled(attack: Attack, channels: int, seed_rank: int, static_shapes: bool) -> Callable:
+def _compiled(
+    attack: Attack, channels: int, seed_rank: int, static_shapes: bool, constants: tuple[int, ...]
+) -> Callable:
     """Returns the attack as a compiled function. The function does not keep a `logits_fn` alive.
 
     There is one function for each number of channels and each rank of seeds: a common one would be traced for images
-    and seeds where these are unknown.
+    and seeds where these are unknown. There is one for each state of a network's `_constants`, too.
     """
     perturb = functools.partial(attack.perturb, static_shapes=static_shapes)
     return tf.function(perturb, autograph=False, reduce_retracing=True)
+
+
+def _constants(logits_fn):
+    """Returns the ids of the tensors that the layers of a Keras model hold in place of variables.
+
+    A compiled function keeps such a tensor. Normalization makes new ones when it is adapted again.
+    """
+    layers = internals.all_layers(logits_fn) if isinstance(logits_fn, keras.layers.Layer) else ()
+    return tuple(id(value) for layer in layers for value in vars(layer).values() if isinstance(value, tf.Tensor))
 
 
 def _any_number(tensor):

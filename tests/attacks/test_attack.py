@@ -1,5 +1,6 @@
 import dataclasses
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -108,3 +109,16 @@ def test_static_shapes_are_no_part_of_an_attack(tiny_model, images, labels):
     assert "static_shapes" not in attack.settings()
     plain, static = (attack(tiny_model(), images, labels, seed=1, static_shapes=shapes) for shapes in (False, True))
     np.testing.assert_allclose(plain, static, atol=1e-3)
+
+
+def test_it_sees_what_layers_of_the_network_computed_since_the_last_call(images, labels):
+    """A Normalization layer computes constants from its weights, which a traced function keeps."""
+    normalization = keras.layers.Normalization()
+    inner = keras.Sequential([keras.Input((8, 8, 3)), normalization, keras.layers.Conv2D(4, 3, activation="silu")])
+    model = keras.Sequential([inner, keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3)])
+    attack, results = PGD(BALL, steps=2, random_start=False), []
+    for power in (1, 1.5):
+        normalization.adapt(images.astype(np.float32) ** power)
+        results.append(attack(model, images, labels % 3))
+        np.testing.assert_allclose(results[-1], attack(lambda x: model(x), images, labels % 3), atol=1e-3)
+    assert np.abs(results[0] - results[1]).max() > 1
