@@ -78,8 +78,7 @@ def network(run, classes=None):
 def trainer_of(run, model, jit_compile=False):
     """Returns a compiled AdversarialModel whose attacks keep the shape of a batch, as XLA requires.
 
-    With `jit_compile=True`, its own steps draw the noise that a lowered step draws. Without it, TensorFlow draws other
-    noise from the same seed: its kernels turn a seed into Philox' key in another way than XLA does (TensorFlow 2.21).
+    With `jit_compile=True`, XLA compiles its own steps too. Its noise is that of a lowered step in both cases.
     """
     from keras_sat.run import optimizers
     from keras_sat.run.configuration import dtype_policy
