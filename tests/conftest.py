@@ -1,4 +1,5 @@
 import fnmatch
+import gc
 import io
 import os
 import socket
@@ -22,6 +23,12 @@ with keras_sat_command.quiet():  # TensorFlow's start-up notes would come after 
         tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
     )
     tf.config.list_logical_devices()
+
+# TensorFlow is a million objects that stay. The garbage collector need not look at them again while tests trace graphs,
+# which saves a tenth of the time.
+gc.collect()
+gc.freeze()
+gc.set_threshold(100_000, 50, 100)
 
 # What `make test-fast` runs: patterns of test ids, in which the part in brackets is left out.
 # These tests start no process and trace no large graph.
