@@ -13,7 +13,7 @@ class Line:
     """A line that shows the progress of a long computation.
 
     On a terminal it is rewritten in place, at most twice a second. In a file, where a line cannot be rewritten, it is
-    written anew every `every` seconds.
+    written anew every `every` seconds, and never twice in a row.
 
     Args:
         stream: where to write. Default: sys.stdout.
@@ -30,6 +30,7 @@ class Line:
         self._enabled = enabled
         self._width = 0  # of the text on the terminal
         self._written = 0.0  # when a text was written
+        self._last = ""  # the last line of the file
         self.is_terminal = self._stream.isatty()
 
     def show(self, text: str | Callable[[], str], is_due: bool = False) -> None:
@@ -53,8 +54,9 @@ class Line:
 
     def write(self, text: str) -> None:
         """Writes a text that stays; on a terminal, in place of what was shown."""
-        if not self._enabled:
+        if not self._enabled or (not self.is_terminal and text == self._last):
             return
+        self._last = text
         self._stream.write(("\r" if self._width else "") + text.ljust(self._width) + "\n")
         self._stream.flush()
         self._width, self._written = 0, time.perf_counter()

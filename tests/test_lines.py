@@ -16,6 +16,7 @@ def test_in_a_file_each_text_is_a_line_of_its_own_and_most_are_left_out():
     line.show("begin", is_due=True)
     line.show("1 of 3")
     line.show(lambda: 1 / 0)
+    line.show("3 of 3", is_due=True)
     line.write("3 of 3")
     line.close()
     assert stream.getvalue() == "begin\n3 of 3\n"

@@ -41,7 +41,8 @@ dt {{ color: var(--quiet); }} dd {{ margin: 0; }}
 .verdict.alarm {{ border-color: var(--alarm); }} .alarm strong {{ color: var(--alarm); }}
 .verdict p {{ margin: .5rem 0; }} .verdict table {{ max-width: 100%; }}
 .large {{ font-size: 1.4rem; font-weight: 600; white-space: nowrap; }}
-.plots {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr)); gap: 1.5rem; }}
+.plots {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr)); gap: 1.5rem;
+  margin-top: 1.5rem; }}
 figure {{ margin: 0; min-width: 0; }} figure svg {{ max-width: 100%; height: auto; fill: currentColor; }}
 .pictures {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 27rem), 1fr)); gap: 1.5rem; }}
 .three {{ display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: .5rem; }}

@@ -53,12 +53,12 @@ def _facts(report):
 
 def _verdict(report, audit):
     strongest = summary.strongest(report)
-    rows = [(summary.baseline(report), "no attack", _large(report["clean"]))]
-    rows += [(threat, summary.attack(report, row), _large(row)) for threat, row in strongest]
+    rows = [(summary.baseline(report), _large(report["clean"]), "no attack")]
+    rows += [(threat, _large(row), summary.attack(report, row)) for threat, row in strongest]
     if corrupted := [row.accuracy for row in summary.corrupted(report)]:
         mean = element("span", intervals.percent(float(np.mean(corrupted))), style="large")
-        rows.append(("corruptions", f"mean of {len(corrupted)} rows", mean))
-    header = ("threat model", "strongest attack of this report", "accuracy, 95 % interval")
+        rows.append(("corruptions", mean, f"mean of {len(corrupted)} rows"))
+    header = ("threat model", "accuracy, 95 % interval", "strongest attack of this report")
     outcome, sentence = summary.masking(report)
     masked = outcome == summary.SEEN
     parts = [table(header, rows), element("p", element("strong", sentence) if masked else sentence)]
@@ -85,8 +85,8 @@ def _results(report):
     rows = []
     for row in report.results:
         shares = (intervals.percent(row.accuracy), intervals.text(row.interval))
-        rows.append((row.name, summary.threat_model(report, row) or "-", row.n, *shares, f"{row.seconds:.1f}"))
-    header = ("", "threat model", "images", "accuracy", "95 % interval", "seconds")
+        rows.append((row.name, *shares, row.n, summary.threat_model(report, row) or "-", f"{row.seconds:.1f}"))
+    header = ("", "accuracy", "95 % interval", "images", "threat model", "seconds")
     about_signs = signs.sentences(report.signs, report.results, report.examples)  # they have a table of their own
     remarks = [element("p", remark) for remark in report.remarks() if remark not in about_signs]
     if "sweep" in report.context:

@@ -89,7 +89,7 @@ def test_the_verdict_is_that_of_the_strongest_attack_in_each_threat_model(tmp_pa
     rows = [AttackResult.of(name, 40, correct, 1, settings) for name, (correct, settings) in found.items()]
     RobustnessReport(rows, {}).to_html(tmp_path / "report.html")
     verdict = re.search(r'<div class="verdict">.*?</div>\n?', (tmp_path / "report.html").read_text(), re.DOTALL)[0]
-    assert re.findall(r"<td>(clean|L-inf.*?)</td><td>(.*?)</td>", verdict) == [
+    assert re.findall(r"<td>(clean|L-inf.*?)</td><td>.*?</td><td>(.*?)</td>", verdict) == [
         ("clean", "no attack"),
         ("L-inf, epsilon 4 (pixels 0..255)", "strong"),
         ("L-inf, epsilon 1 (pixels 0..255)", "small"),
