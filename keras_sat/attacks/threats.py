@@ -351,8 +351,8 @@ def _check(ball):
     object.__setattr__(ball, "bounds", bounds)
     if 0 < np.max(epsilon) < 1 and bounds == PIXELS:
         warnings.warn(
-            f"epsilon {np.max(epsilon):g} is less than one level of an image in 0..255. For images in 0..1 say "
-            f"{name}({np.max(epsilon):g}, bounds=(0, 1)).",
+            f"epsilon {np.max(epsilon):g} is less than one level of an image in 0..255. For pixels 0..255 say "
+            f"{255 * np.max(epsilon):g}; for images in 0..1, in Python, {name}({np.max(epsilon):g}, bounds=(0, 1)).",
             stacklevel=4,
         )
 

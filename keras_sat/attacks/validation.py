@@ -44,6 +44,14 @@ def check_integers(attack: "Attack", positive: tuple = (), not_negative: tuple =
             object.__setattr__(attack, name, int(value))
 
 
+def too_short(steps: int, step_size: float, epsilon: float) -> str:
+    """Returns the warning for an attack whose steps together are shorter than epsilon, in the images' unit."""
+    return (
+        f"{steps} x step_size {step_size:g} is less than epsilon {epsilon:g}: the attack does not reach most of the "
+        "ball, and robust accuracy looks too high. step_size is in the images' unit, as epsilon is."
+    )
+
+
 def check_shapes(images: tf.Tensor, labels: tf.Tensor, ball: threats.Ball | None) -> None:
     """Raises ValueError unless images and labels have the shapes and types that attacks need.
 
@@ -52,7 +60,7 @@ def check_shapes(images: tf.Tensor, labels: tf.Tensor, ball: threats.Ball | None
         labels: must be integers [batch].
         ball: the threat model, or None.
     """
-    if images.shape.rank != 4:
+    if images.shape.rank != 4 or images.shape[0] == 0:
         raise ValueError(f"images must have shape [batch, height, width, channels]. Received shape: {images.shape}")
     if ball is not None and ball.channels not in (None, images.shape[-1]):
         raise ValueError(
@@ -143,16 +151,24 @@ def check_batch(images: tf.Tensor, labels: tf.Tensor, ball: threats.Ball | None,
             all values are 0 or 1, the images may be nearly black. Then there is only a warning.)
         ValueError: for another shape.
     """
+    check_shapes(tf.cast(images, tf.float32), labels, ball)
+    try:
+        check_range(images, bounds)
+    except ValueError as error:
+        raise BadBatch(None, None, f"keras_sat: {error}") from None
+
+
+def check_range(images: tf.Tensor, bounds: tuple[Any, Any]) -> None:
+    """Raises ValueError for the values for which `check_batch` raises BadBatch; warns where it warns."""
     pixels = tf.cast(images, tf.float32)
-    check_shapes(pixels, labels, ball)
     fault = _range_fault(pixels, bounds)
     if fault is None and images.dtype.is_floating and looks_scaled(pixels, bounds):
         if bool(tf.reduce_any(pixels != tf.round(pixels))):
             fault = _scaled_text(pixels, bounds)
         else:  # images of the two values 0 and 1, or nearly black images
-            warnings.warn(f"Unless these images are nearly black: {_scaled_text(pixels, bounds)}", stacklevel=2)
+            warnings.warn(f"Unless these images are nearly black: {_scaled_text(pixels, bounds)}", stacklevel=3)
     if fault:
-        raise BadBatch(None, None, f"keras_sat: {fault}")
+        raise ValueError(fault)
 
 
 def assert_labels(labels: tf.Tensor, logits: tf.Tensor) -> tf.Operation:

@@ -53,8 +53,8 @@ def run(args: argparse.Namespace) -> int:
     shard = parse_shard(args.shard)
     subject = _subject(args)
     norm = args.norm or subject.norm
-    if args.epsilon is None and subject.epsilon is None:
-        raise ValueError(_without_epsilon(args))
+    if args.epsilon is None:
+        flags.check_has_epsilon(norm, subject, _without_epsilon(args))
     epsilons = [float(text) for text in (args.epsilon or str(subject.epsilon)).split(",")]
     ball, *_ = [run_lib.BALLS[norm](epsilon) for epsilon in epsilons]  # all of them, to check each epsilon
     attacks = _attacks(args, subject, ball, is_curve=len(epsilons) > 1)
@@ -102,8 +102,8 @@ def _subject(args):
             raise ValueError("--model and --weights go together, in place of a folder.")
         messages.say(f"Reading {args.model} with the weights {args.weights}, and its images ...")
         return run_lib.open_weights(args.model, args.weights, args.activation, **own, **options)
-    if given := [f"--{name}" for name, value in own.items() if value is not None]:
-        raise ValueError(f"{' and '.join(given)} go with --model and --weights: a folder says its own.")
+    if given := [f"--{name}" for name, value in {"activation": args.activation, **own}.items() if value is not None]:
+        raise ValueError(f"Say {' and '.join(given)} with --model and --weights only: a folder says its own.")
     if not args.folder:
         raise ValueError("Say what to evaluate: a folder, or --model and --weights.")
     messages.say(f"Reading {args.folder} and its images ...")

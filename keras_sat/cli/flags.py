@@ -50,6 +50,33 @@ def curve(text: str) -> str:
     return text
 
 
+def positive(text: str) -> int:
+    """Returns an integer >= 1. Raises ArgumentTypeError for another text."""
+    if not (text.isdigit() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"an integer >= 1 was expected. Received: {text!r}")
+    return int(text)
+
+
+def check_has_epsilon(norm: str, known: Any, without: str) -> float:
+    """Returns the epsilon that a command takes if no --epsilon is given.
+
+    Args:
+        norm: norm of the attack.
+        known: has `norm` and `epsilon`, the threat model that the network was trained for; epsilon may be None.
+        without: the error message if this epsilon is not known.
+
+    Raises:
+        ValueError: if it is not known, or belongs to another norm.
+    """
+    if known.epsilon is None:
+        raise ValueError(without)
+    if norm != known.norm:
+        raise ValueError(
+            f"The known epsilon, {known.epsilon:g}, is for --norm={known.norm}: say --epsilon for --norm={norm} too."
+        )
+    return known.epsilon
+
+
 def add_network(parser: argparse.ArgumentParser, of: str, required: str) -> None:
     """Adds the flags --activation, --form and --normalization, which say what a network is besides its --model.
 
@@ -89,7 +116,7 @@ def add_data(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument("--data_dir", help="folder of prepared TFDS datasets; default: the run's, or TFDS' own")
     parser.add_argument("--split", help="such as test[:500]; of ImageNet also robustbench; default: all of test")
     parser.add_argument("--skip_damaged", action="store_true", help="leave out files of a folder that cannot be read")
-    parser.add_argument("--batch_size", type=int, default=200, help="images in a batch (default: 200)")
+    parser.add_argument("--batch_size", type=positive, default=200, help="images in a batch (default: 200)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same figures (default: 0)")
 
 

@@ -54,10 +54,11 @@ def _attacks(args, predict):
     """Returns {name: attack}. Raises ValueError if epsilon is unknown, or the network lacks gradients."""
     from keras_sat import run as run_lib
 
-    epsilon = predict.epsilon if args.epsilon is None else args.epsilon
+    norm, epsilon = args.norm or predict.norm, args.epsilon
     if epsilon is None:
-        raise ValueError(f"{args.folder} does not say an epsilon: say --epsilon, in pixels 0..255.")
-    attacks = attack_names.from_names(args.attack, run_lib.BALLS[args.norm or predict.norm](epsilon))
+        without = f"{args.folder} does not say an epsilon: say --epsilon, in pixels 0..255."
+        epsilon = flags.check_has_epsilon(norm, predict, without)
+    attacks = attack_names.from_names(args.attack, run_lib.BALLS[norm](epsilon))
     run_lib.check_attacks(predict.model, attacks)
     return attacks
 

@@ -34,7 +34,10 @@ def batches(dataset: Dataset, batch_size: int) -> Iterator[tuple[Array, Array]]:
         )
     for batch in parts:
         if not _is_pair(batch):
-            raise ValueError(f"A batch must be a pair of images and labels. Received: {_outline(batch)}")
+            raise ValueError(
+                "A batch must be a pair of images [batch, height, width, channels] and labels. "
+                f"Received: {_outline(batch)}"
+            )
         yield batch[0], batch[1]
 
 
@@ -54,5 +57,5 @@ def _outline(batch):
     if isinstance(batch, dict):
         return f"a dict of {', '.join(map(str, batch))}"
     if isinstance(batch, (tuple, list)):
-        return f"{len(batch)} parts"
+        return f"{len(batch)} parts, of shapes {', '.join(str(tuple(np.shape(part))) for part in batch)}"
     return f"{type(batch).__name__} of shape {tuple(getattr(batch, 'shape', ()))}"

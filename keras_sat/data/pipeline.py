@@ -299,7 +299,7 @@ def load(
     if training and number < batch_size:
         raise ValueError(
             f"{opened.name} {split} has fewer images ({number}{f', with hold_out={hold_out:g}' if hold_out else ''}) "
-            f"than a batch of {batch_size}."
+            f"than a batch of {batch_size}: choose a smaller batch_size."
         )
     if extra is not None:
         _check_extra(extra, opened, how)

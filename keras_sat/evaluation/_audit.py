@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_sat import data, deployed, files, losses, tables
-from keras_sat.attacks import gradients, judging
+from keras_sat.attacks import gradients, judging, validation
 from keras_sat.attacks.attack import Attack
 from keras_sat.attacks.pgd import FGSM, PGD
 from keras_sat.attacks.square import Square
@@ -17,6 +17,7 @@ from keras_sat.typing import Dataset, LogitsFunction, Path
 
 _SLACK = 0.02  # an attack may be weaker by this share of the examples, by chance
 _MUST_BREAK = 0.05  # an attack with four times epsilon must break at least this share of the examples more
+_FEW = 20  # images: a check that one image decides is none
 PASS, FAIL, SKIP = "pass", "FAIL", "not run"
 
 
@@ -43,9 +44,11 @@ class AuditReport:
 
     Attributes:
         checks: a list of `Check`.
+        images: the number of images that were attacked; None if it is unknown.
     """
 
     checks: list[Check]
+    images: int | None = None
 
     @property
     def passed(self) -> bool:
@@ -76,13 +79,15 @@ class AuditReport:
 
     @property
     def verdict(self) -> str:
-        """A sentence: which checks failed, or that none did."""
+        """Sentences: which checks failed, or that none did; and whether there were too few images to tell."""
+        few = self.images is not None and self.images < _FEW
+        only = f" It had {self.images} images only, which is too few to tell." if few else ""
         if self.failed:
             failed = f"{', '.join(self.failed)} (of {len(self._ran())} checks)"
-            return f"Audit failed: {failed}. The robust accuracy under gradient-based attacks is likely too high."
+            return f"Audit failed: {failed}. The robust accuracy under gradient-based attacks is likely too high.{only}"
         return (
             f"Audit passed: none of {len(self._ran())} checks found gradient masking. This does not prove that there "
-            "is none."
+            f"is none.{only}"
         )
 
     def _ran(self):
@@ -90,7 +95,14 @@ class AuditReport:
 
     def to_json(self, path: Path) -> None:
         """Writes the audit to a JSON file. See `files.atomic_write`."""
-        files.write_json(path, {"passed": self.passed, "checks": [dataclasses.asdict(check) for check in self.checks]})
+        files.write_json(
+            path,
+            {
+                "passed": self.passed,
+                "images": self.images,
+                "checks": [dataclasses.asdict(check) for check in self.checks],
+            },
+        )
 
 
 MEANINGS = {
@@ -148,10 +160,12 @@ def audit(
     Raises:
         ValueError: if no example is classified correctly, or for an invalid dataset, see `evaluate`.
     """
+    validation.check_ball(ball)
     line = Line(enabled=progress)
     line.show(f"Auditing for gradient masking, on up to {examples} images ...", is_due=True)
     network = deployed.model_of(model)
     images, labels = _take(network, dataset, examples)
+    validation.check_range(images, ball.bounds)
     auditor = _Auditor(network, images, labels, ball, seed, steps)
     questions = {
         "softmax in the output": auditor.softmax,
@@ -169,7 +183,7 @@ def audit(
         line.show(f"audit: check {number} of {len(questions)}, {name}", is_due=line.is_terminal)
         checks.append(Check(name, *ask(), MEANINGS[name]))
     line.write(f"audit: {len(images)} images, {len(questions)} checks")
-    return AuditReport(checks)
+    return AuditReport(checks, len(images))
 
 
 def _take(model, dataset, count):
@@ -187,8 +201,8 @@ def _take(model, dataset, count):
             break
     if sum(map(len, labels)) == 0:
         raise ValueError(
-            "No example is classified correctly: there is nothing to audit. "
-            f"(For {not_finite} a logit is NaN or infinite.)"
+            "No example is classified correctly: there is nothing to audit. Check labels, weights and preprocessing."
+            + (f" (For {not_finite} a logit is NaN or infinite.)" if not_finite else "")
         )
     return tf.cast(tf.concat(images, 0)[:count], tf.float32), tf.concat(labels, 0)[:count]
 

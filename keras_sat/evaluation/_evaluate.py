@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import numbers
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -14,7 +15,7 @@ from keras_sat import deployed, losses
 from keras_sat.attacks import agreement, gradients, judging, randomness, validation
 from keras_sat.attacks.attack import Attack
 from keras_sat.evaluation import copies, report, signs
-from keras_sat.evaluation.examples import Examples
+from keras_sat.evaluation.examples import Examples, digests_of
 from keras_sat.evaluation.progress import Progress
 from keras_sat.evaluation.stages import Stage, by_name, stage_of, stages_of
 from keras_sat.evaluation.state import PICTURES, ROBUST, State
@@ -66,7 +67,7 @@ def evaluate(
         progress: whether to show on stdout what is done, an upper limit of the time left, and where an evaluation
             with a `state` continues.
         state: path of a file to which the results so far are written after each batch. If it exists, the evaluation
-            continues from it. Default: no file.
+            continues from it, after it has read all images and compared them. Default: no file.
         shard: (k, n) evaluates only the k-th of n parts, k = 0..n-1, for example in several processes. `merge` joins
             the reports.
         attack_precision: "mixed_bfloat16" or "mixed_float16": all stages first attack a copy of the Keras model in this
@@ -92,6 +93,8 @@ def evaluate(
     if targets is None:
         for attack in named.values():
             validation.check_untargeted(attack)
+    elif not any(attack.targeted for attack in named.values()):
+        raise ValueError("targets= is for targeted attacks, such as PGD(ball, targeted=True). Here is none.")
     settings = {name: attack.settings() for name, attack in named.items()}
     bar = Progress(progress)
     bar.prepare()
@@ -152,6 +155,8 @@ def sweep(
         raise ValueError(f"sweep takes an attack with a ball, such as PGD(LinfBall(4)). Received: {attack!r}")
     attack = named[0]
     validation.check_untargeted(attack)
+    if isinstance(epsilons, numbers.Real):
+        raise ValueError(f"epsilons must be a list of numbers, such as [4, 8]. Received: {epsilons!r}")
     radii = sorted({float(epsilon) for epsilon in epsilons})
     if not radii:
         raise ValueError("epsilons must be at least one number. Received none")
@@ -220,9 +225,10 @@ class _Evaluation:
         raise ValueError("The dataset has no images to evaluate on.")
 
     def check(self, attacks: dict[str, Attack]) -> None:
-        """Raises ValueError if the surrogate of an attack does not fit. The model has been checked already."""
+        """Raises ValueError if images or surrogate of an attack do not fit. The model has been checked already."""
         images, labels = map(tf.convert_to_tensor, self.first_batch)
         for attack in attacks.values():
+            validation.check_range(images, attack.bounds)
             if attack.runs_on(self.model)[1] is not self.model:
                 attack.check_network(self.model, images, labels)
 
@@ -232,6 +238,12 @@ class _Evaluation:
         if self.targets is not None:
             configuration["targets"] = hashlib.sha256(self.targets.tobytes()).hexdigest()
         self.state = State(path, configuration)
+        before = (self.state.index, self.state.label, self.state.digest)
+        if self.state.index is not None and not self.examples.are(*before):
+            raise ValueError(
+                f"{path} is the state of an evaluation on other images or labels: remove it, or give this evaluation "
+                "another file."
+            )
 
     def look_for_signs(self, attacks: dict[str, Attack]) -> None:
         """Looks for signs of masked gradients on the first images."""
@@ -250,14 +262,14 @@ class _Evaluation:
         for index, images, labels in self.examples.read():
             self._check_targets(index, labels)
             correct, margin, _ = self._judged(images, labels)
-            parts.append((index, labels, correct, margin))
+            parts.append((index, labels, digests_of(images), correct, margin))
             bar.clean(len(labels), int(np.count_nonzero(correct)))
-        index, label, clean, margin = map(np.concatenate, zip(*parts))
+        index, label, digest, clean, margin = map(np.concatenate, zip(*parts))
         if self.targets is not None and self.shard[1] == 1 and len(self.targets) != len(index):
             raise ValueError(
                 f"targets must be one class for each image. Received {len(self.targets)}, for {len(index)} images"
             )
-        self.state.add_examples(index, label, clean, margin)
+        self.state.add_examples(index, label, digest, clean, margin)
         self.state.seconds = time.perf_counter() - start
         self.state.save()
 
@@ -330,7 +342,8 @@ class _Evaluation:
 
     def _read(self, places):
         """Yields (places in the state, images, labels) of the examples at `places`, in full batches."""
-        for part, images, labels in self.examples.read_again(self.state.index[places], self.state.label[places]):
+        known = (column[places] for column in (self.state.index, self.state.label, self.state.digest))
+        for part, images, labels in self.examples.read_again(*known):
             yield places[part], images, labels
 
     def _seeds(self, number, places):

@@ -1,5 +1,6 @@
 """Reads the examples of an evaluation from its dataset, once for each stage, and packs them into full batches."""
 
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -36,12 +37,13 @@ class Examples:
         """Yields (indices in the dataset, images, labels) of all examples of the shard, in batches."""
         return self._batches(lambda index: index % self._shard[1] == self._shard[0])
 
-    def read_again(self, index: np.ndarray, labels: np.ndarray) -> Iterator[Batch]:
+    def read_again(self, index: np.ndarray, labels: np.ndarray, digests: np.ndarray) -> Iterator[Batch]:
         """Yields (slice of `index`, images, labels) of some examples, in batches.
 
         Args:
             index: indices of these examples in the dataset, int [n], ascending.
             labels: the labels that the first pass read for them, int [n].
+            digests: the `digests` of the images that it read, [n].
 
         Raises:
             ValueError: if the dataset has changed.
@@ -50,11 +52,22 @@ class Examples:
         for places, images, read in self._batches(lambda every: np.isin(every, index), len(index)):
             part = slice(end, end + len(places))
             end += len(places)
-            if not np.array_equal(labels[part], read):
+            if not (np.array_equal(labels[part], read) and np.array_equal(digests[part], digests_of(images))):
                 raise ValueError("The dataset has changed since its first pass: it must not shuffle, nor augment.")
             yield part, images, read
         if end < len(index):
             raise ValueError("The dataset has become shorter since its first pass: it must be the same each time.")
+
+    def are(self, index: np.ndarray, labels: np.ndarray, digests: np.ndarray) -> bool:
+        """Returns whether these are the examples of the shard, in their order. See `read_again`."""
+        end = 0
+        for places, images, read in self.read():
+            part = slice(end, end + len(places))
+            end += len(places)
+            found = zip((index, labels, digests), (places, read, digests_of(images)))
+            if not all(np.array_equal(before[part], now) for before, now in found):
+                return False
+        return end == len(index)
 
     def _batches(self, is_wanted: Callable[[np.ndarray], np.ndarray], count: int | None = None) -> Iterator[Batch]:
         """Yields indices, images and labels of the wanted examples; `count` of them, if it is given."""
@@ -75,6 +88,11 @@ class Examples:
                 break  # the rest of the dataset need not be read
         if kept and sum(len(part[0]) for part in kept):
             yield tuple(_joined(kept))
+
+
+def digests_of(images: np.ndarray) -> np.ndarray:
+    """Returns a checksum (CRC-32) of each image's values as float32, uint32 [batch]."""
+    return np.array([zlib.crc32(np.asarray(image, np.float32).tobytes()) for image in images], np.uint32)
 
 
 def _joined(parts):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from keras_sat import files, provenance, tables
+from keras_sat.attacks import validation
 from keras_sat.evaluation import html_report, intervals
 from keras_sat.evaluation import signs as signs_lib
 from keras_sat.evaluation._audit import AuditReport
@@ -123,7 +124,7 @@ class RobustnessReport:
         return "\n".join([tables.text(header, *map(_cells, self.results)), *self.remarks()])
 
     def remarks(self) -> list[str]:
-        """Returns sentences: logits that are not finite, targets reached, a scaled step size, masked gradients."""
+        """Returns sentences: what makes the figures doubtful, targets reached, a scaled step size, masked gradients."""
         sentences = [
             f"Warning: {row.name}: for {row.not_finite} of {row.n} images a logit is NaN or infinite; these count as "
             "misclassified."
@@ -135,6 +136,8 @@ class RobustnessReport:
             for row in self.results
             if row.reached is not None
         ]
+        sentences += [f"Warning: {row.name}: {text}" for row in self.results if (text := _too_short(row.settings))]
+        sentences += _of_labels(self.examples)
         if "step_size" in self.context:
             sentences.append(f"In each row the step size is {self.context['step_size']}.")
         return sentences + signs_lib.sentences(self.signs, self.results, self.examples)
@@ -211,6 +214,34 @@ class RobustnessReport:
         html_report.write(self, path, audit, command)
 
 
+def _too_short(settings):
+    """Returns a warning if the steps of a row's PGD are too short for its epsilon; None otherwise."""
+    steps, step_size, epsilon = (settings.get(name) for name in ("steps", "step_size", "epsilon"))
+    if None in (steps, step_size, epsilon):
+        return None
+    radius = float(np.max(epsilon))
+    return validation.too_short(steps, step_size, radius) if steps * step_size < radius * (1 - 1e-6) else None
+
+
+def _of_labels(examples):
+    """Returns a warning if no image is classified correctly, or if one class may be all that the network answers."""
+    labels, clean = np.array(examples.get("label", [])), np.array(examples.get("clean", []), bool)
+    if not len(labels):
+        return []
+    if not clean.any():
+        return [
+            "Warning: no image is classified correctly, so none was attacked. Check the labels (0..classes-1), the "
+            "weights and the preprocessing."
+        ]
+    (*answered,) = np.unique(labels[clean])
+    if len(answered) == 1 and np.all(clean == (labels == answered[0])) and not np.all(clean):
+        return [
+            f"Warning: all images of class {answered[0]} are classified correctly, and no others: the network seems to "
+            "answer this class always."
+        ]
+    return []
+
+
 def from_json(path: Path) -> RobustnessReport:
     """Returns the report that `to_json` wrote to a file. It has no pictures.
 
@@ -224,9 +255,12 @@ def from_json(path: Path) -> RobustnessReport:
         if not isinstance(fields, dict) or not isinstance(fields["results"], list):
             raise ValueError("it has no list of results")
         results = [AttackResult(**{**row, "interval": tuple(row["interval"])}) for row in fields["results"]]
+        for row in results:
+            if not 0 <= row.correct <= row.n or abs(row.accuracy - row.correct / row.n) > 1e-9:
+                raise ValueError(f"{row.name}: {row.correct} of {row.n} images are not {row.accuracy!r}")
         seen = signs_lib.Signs(**fields["signs"]) if fields.get("signs") else None
         return RobustnessReport(results, fields["context"], fields["examples"], signs=seen)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         raise ValueError(
             f"{path} does not hold a report of an evaluation, as `keras-sat evaluate` writes it ({_reason(error)})."
         ) from error
@@ -240,11 +274,11 @@ def merge(reports: Sequence[RobustnessReport]) -> RobustnessReport:
     """Returns the report of a whole dataset from the reports of its shards.
 
     Args:
-        reports: the reports of all shards, in any order. Missing shards are not detected.
+        reports: the reports of all shards, in any order.
 
     Raises:
         ValueError: if there is no report, if the reports have different attacks, models, seeds or versions, or if
-            shards have examples in common.
+            shards are missing or have examples in common.
     """
     if not reports:
         raise ValueError("There is no report to merge.")
@@ -254,6 +288,9 @@ def merge(reports: Sequence[RobustnessReport]) -> RobustnessReport:
     index = [i for report in reports for i in report.examples["index"]]
     if len(set(index)) < len(index):
         raise ValueError("The reports share examples: they are not shards of one.")
+    if max(index) >= len(index):
+        missing = min(set(range(len(index))) - set(index))
+        raise ValueError(f"Image {missing} is in none of the reports: the reports of all shards are needed.")
     order = sorted(range(len(index)), key=index.__getitem__)
     rows = [_sum([report[row.name] for report in reports]) for row in reports[0].results]
     pictures = {name: [p for one in reports for p in one.pictures.get(name, [])] for name in reports[0].pictures}

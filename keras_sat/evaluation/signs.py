@@ -98,7 +98,7 @@ def findings(signs: Signs | None, results: Sequence[Any], examples: dict[str, An
         results: the rows of a report, see `report.AttackResult`.
         examples: the results of each example, see `report.RobustnessReport`.
     """
-    if signs is None:
+    if signs is None or not any(examples.get("clean", [True])):  # nothing was attacked
         return [Finding(name, None, []) for name in (_RANDOM, _ZERO, _SQUARE)]
     return [_randomness(signs), _zero(signs), _beyond_gradients(results, examples)]
 

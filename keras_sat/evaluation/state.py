@@ -11,6 +11,7 @@ from keras_sat import files
 from keras_sat.typing import Path
 
 ROBUST, MISCLASSIFIED = 0, -1  # values of `Row.broken_by`; n > 0: broken by the n-th stage
+_COLUMNS = ("index", "label", "digest", "clean", "margin")
 PICTURES = 8  # number of adversarial examples of each attack that are stored as pictures
 
 
@@ -53,7 +54,7 @@ class State:
         ValueError: for a file of another configuration, or one that is not the state of an evaluation.
 
     Attributes:
-        index, label, clean, margin: arrays [examples], see `add_examples`; None before the clean pass.
+        index, label, digest, clean, margin: arrays [examples], see `add_examples`; None before the clean pass.
         seconds: wall-clock time of the clean pass.
         rows: {name of an attack: its `Row`}.
     """
@@ -62,6 +63,7 @@ class State:
         self.path, self.configuration = path and files.expanded(path), json.dumps(configuration, sort_keys=True)
         self.index: Any = None
         self.label: Any = None
+        self.digest: Any = None
         self.clean: Any = None
         self.margin: Any = None
         self.seconds = 0.0
@@ -69,17 +71,20 @@ class State:
         if self.path and os.path.exists(self.path):
             self._load()
 
-    def add_examples(self, index: np.ndarray, label: np.ndarray, clean: np.ndarray, margin: np.ndarray) -> None:
+    def add_examples(
+        self, index: np.ndarray, label: np.ndarray, digest: np.ndarray, clean: np.ndarray, margin: np.ndarray
+    ) -> None:
         """Stores the results of the clean pass, arrays [examples].
 
         Args:
             index: int, indices in the dataset.
             label: int, class numbers.
+            digest: uint32, checksums of the images, see `examples.digests_of`.
             clean: bool, whether the clean image is classified correctly.
             margin: float32, the largest logit of a wrong class minus the logit of the label; NaN if a logit is not
                 finite.
         """
-        self.index, self.label, self.clean, self.margin = index, label, clean, margin
+        self.index, self.label, self.digest, self.clean, self.margin = index, label, digest, clean, margin
 
     def row(self, name: str, on_all: bool = False) -> Row:
         """Returns the row of an attack. It is created if the attack has not begun.
@@ -97,7 +102,7 @@ class State:
         """Writes the file atomically, see `files.atomic_write`. Does nothing without a path."""
         if not self.path:
             return
-        arrays = {name: getattr(self, name) for name in ("index", "label", "clean", "margin")}
+        arrays = {name: getattr(self, name) for name in _COLUMNS}
         meta: dict[str, Any] = {"configuration": self.configuration, "seconds": self.seconds, "rows": {}}
         for number, (name, row) in enumerate(self.rows.items()):
             pictures = [(int(index), int(predicted)) for index, _, _, predicted in row.pictures]
@@ -114,6 +119,7 @@ class State:
             with np.load(self.path) as loaded:
                 arrays = dict(loaded)
             meta = json.loads(str(arrays["meta"]))
+            columns = [arrays[name] for name in _COLUMNS]
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"{self.path} is not the state of an evaluation: {error}. Choose another file.") from error
         if meta["configuration"] != self.configuration:
@@ -121,7 +127,7 @@ class State:
                 f"{self.path} is the state of another evaluation: give this one a file of its own.\n"
                 f"There: {meta['configuration']}\nHere:  {self.configuration}"
             )
-        self.add_examples(*(arrays[name] for name in ("index", "label", "clean", "margin")))
+        self.add_examples(*columns)
         self.seconds = meta["seconds"]
         for number, (name, row) in enumerate(meta["rows"].items()):
             row["pictures"] = [

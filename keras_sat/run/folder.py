@@ -102,6 +102,14 @@ def _read_json(path):
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
+def _advice(folder):
+    """Returns what a folder without run.json is, with a space before; "" if it is unknown."""
+    if os.path.isdir(os.path.join(folder, "checkpoints")):
+        return " Its training has not ended: the same `keras-sat train` continues it."
+    exports = [entry.path for entry in os.scandir(folder) if entry.is_dir() and is_export(entry.path)]
+    return f" It holds an export: say {max(exports, key=lambda path: (len(path), path))}." if exports else ""
+
+
 def load(folder: Path) -> tuple[Run, keras.Model]:
     """Returns the `Run` of a folder and its trained network. The dataset is not necessary for this.
 
@@ -119,7 +127,7 @@ def load(folder: Path) -> tuple[Run, keras.Model]:
     try:
         stored = read_record(folder)
     except FileNotFoundError:
-        raise ValueError(f"{folder} holds no run: {run_json(folder)} is missing.") from None
+        raise ValueError(f"{folder} holds no run: {run_json(folder)} is missing.{_advice(folder)}") from None
     try:
         run = _of_record(stored)
     except (ValueError, KeyError, TypeError) as error:

@@ -130,6 +130,7 @@ def test_fgsm_is_one_step_of_epsilon_from_the_image():
     assert FGSM(LinfBall(3), random_start=True).random_start
 
 
+@pytest.mark.filterwarnings("ignore:1 x step_size")
 def test_clean_start_is_one_coin_for_the_batch():
     """With a step size near 0, the result is the start: either all images of the batch are clean, or none is."""
     attack = PGD(LinfBall(8), steps=1, step_size=1e-30, clean_start=0.2)
@@ -361,11 +362,10 @@ STANDARDISED = (-MEAN / DEVIATION, (1 - MEAN) / DEVIATION)
 def test_images_standardised_by_channel_are_attacked_as_their_pixels(name, kind, tiny_model, images):
     model, unit = tiny_model(), 255 * DEVIATION
     labels = np.argmax(model(images), -1)
-    attack = dataclasses.replace(CONTRACT[name], ball=kind(30.0))
-    same = dataclasses.replace(attack, ball=kind(30.0 / unit, bounds=STANDARDISED))
-    if getattr(attack, "step_size", None):  # FGSM's, which is epsilon
-        attack = dataclasses.replace(attack, step_size=attack.ball.radius)
-        same = dataclasses.replace(same, step_size=same.ball.radius)
+    balls = [kind(30.0), kind(30.0 / unit, bounds=STANDARDISED)]
+    has_step = getattr(CONTRACT[name], "step_size", None)  # FGSM's, which is epsilon
+    changes = [{"ball": ball, "step_size": ball.radius} if has_step else {"ball": ball} for ball in balls]
+    attack, same = (dataclasses.replace(CONTRACT[name], **change) for change in changes)
     standardised = ((images / 255 - MEAN) / DEVIATION).astype(np.float32)
     adversarial = same(lambda x: model(x * unit + 255 * MEAN), standardised, labels, seed=1)
     differs = np.abs(adversarial * unit + 255 * MEAN - attack(model, images, labels, seed=1)) > 0.05
@@ -454,3 +454,20 @@ def test_settings_say_all_that_is_needed_to_repeat_it():
         "samples": 1,
     }
     assert str(attack) == "PGD-3"
+
+
+def test_steps_that_do_not_reach_the_ball_are_warned_of():
+    with pytest.warns(UserWarning, match="10 x step_size 0.00784.* is less than epsilon 8: .*in the images' unit"):
+        PGD(LinfBall(8), steps=10, step_size=2 / 255)
+    PGD(LinfBall(8), steps=10, step_size=0.8)
+
+
+@pytest.mark.parametrize("kind", [PGD, APGD])
+def test_a_loss_is_a_function(kind):
+    with pytest.raises(ValueError, match="loss must be a function, see keras_sat.losses. Received: 'cee'"):
+        kind(LinfBall(8), loss="cee")
+
+
+def test_no_images_is_an_error(tiny_model, images, labels):
+    with pytest.raises(ValueError, match=r"images must have shape .* Received shape: \(0, 8, 8, 3\)"):
+        PGD(LinfBall(8))(tiny_model(), images[:0], labels[:0])

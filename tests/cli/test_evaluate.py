@@ -73,9 +73,18 @@ def test_bad_flags_of_evaluate(inside, folder, tmp_path):
         ("--dataset=x", "no dataset 'x'"),
         ("--attack=pgd-fifty", "attack must be one of fgsm, pgd-STEPS"),
         ("--attack=autoatack", "autoattack-plus"),
+        ("--activation=relu", "Say --activation with --model and --weights only: a folder says its own"),
+        ("--norm=l2", "The known epsilon, 10, is for --norm=linf: say --epsilon for --norm=l2 too"),
     ):
         with pytest.raises(ValueError, match=message):
             inside("evaluate", folder, flag)
+
+
+@pytest.mark.parametrize("size", ["0", "-3", "two"])
+def test_a_batch_has_images(inside, folder, size, capsys):
+    with pytest.raises(SystemExit):
+        inside("evaluate", folder, f"--batch_size={size}")
+    assert f"an integer >= 1 was expected. Received: '{size}'" in capsys.readouterr().err
 
 
 def test_a_killed_evaluation_goes_on(run, folder, tmp_path):

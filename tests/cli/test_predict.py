@@ -109,6 +109,7 @@ def test_what_an_attack_needs_and_what_would_be_overwritten_is_refused(inside, p
             "has no gradients, which PGD-5 needs: use --attack=square",
         ),
         ((of_photos, image, "--attack=pgd"), "attack must be one of"),
+        ((of_photos, image, "--attack=pgd-5", "--norm=l2"), "is for --norm=linf: say --epsilon for --norm=l2 too"),
         ((of_photos, image, f"--output={tmp_path}"), "--output goes with --attack"),
         ((of_photos, image, "--epsilon=4"), "--epsilon goes with --attack"),
         ((tmp_path / "unnamed", image, "--attack=fgsm"), "does not say an epsilon: say --epsilon"),

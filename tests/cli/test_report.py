@@ -48,6 +48,10 @@ def test_pages_of_one_and_of_several_reports(inside, here, capsys):
 def test_bad_input(inside, here):
     (here / "other.json").write_text(json.dumps({"results": {"original": 3}}))
     (here / "rows.json").write_text(json.dumps({"results": [{"name": "clean"}], "context": {}, "examples": {}}))
+    for name, changes in (("many", {"correct": 999}), ("words", {"accuracy": "high"})):
+        changed = json.loads((here / "a" / "report.json").read_text())
+        changed["results"][0] |= changes
+        (here / f"{name}.json").write_text(json.dumps(changed))
     (here / "audit.json").write_text(json.dumps({"checks": []}))
     (here / "text.json").write_text("no JSON")
     (here / "list.json").write_text("[]")
@@ -59,6 +63,8 @@ def test_bad_input(inside, here):
         (("a", "link.json"), "a and link.json hold the same report"),
         (("other.json",), "other.json does not hold a report of an evaluation.*no list of results"),
         (("rows.json",), "rows.json does not hold a report"),
+        (("many.json",), "many.json does not hold a report.*clean: 999 of .* images are not"),
+        (("words.json",), "words.json does not hold a report"),
         (("audit.json",), "audit.json does not hold a report.*it has no 'results'"),
         (("text.json",), "text.json does not hold a report"),
         (("list.json",), "list.json does not hold a report.*no list of results"),

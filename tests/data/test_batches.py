@@ -25,7 +25,7 @@ def test_batches_of_what_others_hold():
         (iter(()), "can be read only once.*Received: tuple_iterator"),
         (images, "Received: ndarray"),
         ((images, labels[:5]), r"differ in number.*\(5,\)"),
-        (tf.data.Dataset.from_tensors({"image": images}), "pair of images and labels. Received: a dict of image"),
+        (tf.data.Dataset.from_tensors({"image": images}), "and labels. Received: a dict of image"),
         (tf.data.Dataset.from_tensors(images), r"Received: EagerTensor of shape \(6, 2, 2, 1\)"),
     ):
         with pytest.raises(ValueError, match=message):

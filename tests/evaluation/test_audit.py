@@ -164,7 +164,7 @@ def test_what_is_not_finite_is_not_correct(data):
 
     report = audit(in_half, (images, labels), BALL, steps=2, queries=10)
     assert report["randomness"].outcome == PASS
-    with pytest.raises(ValueError, match=r"nothing to audit. \(For 50 a logit is NaN or infinite.\)"):
+    with pytest.raises(ValueError, match=r"nothing to audit. .* \(For 50 a logit is NaN or infinite.\)"):
         audit(lambda x: model(x) * float("nan"), (images, 0 * labels), BALL)
 
 

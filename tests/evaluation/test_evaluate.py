@@ -11,7 +11,7 @@ import tensorflow as tf
 
 import keras_sat
 from keras_sat.attacks import APGD, FGSM, PGD, AutoAttack, L2Ball, LinfBall
-from keras_sat.evaluation import Corruption, evaluate, from_json, merge, sweep
+from keras_sat.evaluation import Corruption, audit, evaluate, from_json, merge, sweep
 from keras_sat.training import distribution
 
 
@@ -49,6 +49,7 @@ def test_several_attacks_and_all_that_is_needed_to_repeat_them(tiny_model, image
     assert "strong" in capsys.readouterr().out  # the progress bar
 
 
+@pytest.mark.filterwarnings("ignore:1 x step_size")
 def test_same_seed_same_figures(tiny_model):
     model = tiny_model()
     images = np.random.default_rng(5).integers(0, 256, (64, 8, 8, 3)).astype(np.uint8)
@@ -87,6 +88,12 @@ def test_refusals(tiny_model, images):
         evaluate(model, data(model, images), "autoattack", progress=False)
     with pytest.raises(ValueError, match='"clean"'):
         evaluate(model, data(model, images), {"clean": attack}, progress=False)
+    with pytest.raises(ValueError, match="targets= is for targeted attacks"):
+        evaluate(model, data(model, images), attack, targets=np.zeros(8, int), progress=False)
+    with pytest.raises(ValueError, match=r"epsilons must be a list of numbers, such as \[4, 8\]. Received: 8"):
+        sweep(model, data(model, images), attack, 8, progress=False)
+    with pytest.raises(ValueError, match="ball must be a LinfBall"):
+        audit(model, data(model, images), attack, progress=False)
     with pytest.raises(ValueError, match="softmax hides the gradient"):
         evaluate(lambda x: tf.nn.softmax(model(x)), data(model, images), attack, progress=False)
 
@@ -311,6 +318,8 @@ def test_shards_merge_to_the_whole(whole, tmp_path):
     assert [(row.n, row.correct) for row in merged.results] == [(row.n, row.correct) for row in report.results]
     with pytest.raises(ValueError, match="share examples"):
         merge([parts[0], parts[0]])
+    with pytest.raises(ValueError, match="Image 1 is in none of the reports: the reports of all shards"):
+        merge(parts[:1])
     other = evaluate(model, data, ATTACKS["PGD"], seed=4, progress=False)
     with pytest.raises(ValueError, match="differ in their attacks"):
         merge([parts[0], other])
@@ -400,6 +409,60 @@ def test_the_state_of_another_evaluation_is_refused(whole, tmp_path):
     (tmp_path / "state.npz").write_bytes(b"no")
     with pytest.raises(ValueError, match="is not the state of an evaluation"):
         evaluate(model, data, attack, state=path, progress=False)
+
+
+def test_the_state_of_other_images_or_labels_is_refused(tiny_model, images, tmp_path):
+    model, path, attack = tiny_model(), tmp_path / "state.npz", PGD(LinfBall(3), steps=1)
+    x, y = data(model, images)
+    report = evaluate(model, (x, y), attack, state=path, progress=False)
+    changed = x.copy()
+    changed[5, 0, 0, 0] ^= 1
+    for other in (
+        (x[::-1], y[::-1]),
+        (x, (y + 1) % 4),
+        (x[:4], y[:4]),
+        (changed, y),
+        (x[[*range(8), 0]], y[[*range(8), 0]]),
+    ):
+        with pytest.raises(ValueError, match="state of an evaluation on other images or labels: remove it"):
+            evaluate(model, other, attack, state=path, progress=False)
+    again = evaluate(model, tf.data.Dataset.from_tensor_slices((x, y)).batch(3), attack, state=path, progress=False)
+    assert by_example(again) == by_example(report)
+
+
+def test_images_in_another_range_than_the_ball_are_refused(tiny_model, images):
+    model = tiny_model()
+    unit, labels = lambda x: model(255 * x), np.argmax(model(images), -1)
+    pgd, scaled = PGD(LinfBall(8), steps=1), images / np.float32(255)
+    for measure in (
+        lambda: evaluate(unit, (scaled, labels), pgd, progress=False),
+        lambda: sweep(unit, (scaled, labels), pgd, [4, 8], progress=False),
+        lambda: audit(unit, (scaled, labels), LinfBall(8), progress=False),
+    ):
+        with pytest.raises(ValueError, match=r"images reach from 0 to 1, the bounds of the attack are \(0.0, 255.0\)"):
+            measure()
+
+
+def test_labels_that_cannot_be_right_are_warned_of(tiny_model, images):
+    model = tiny_model()
+    labels = np.argmax(model(images), -1)
+    attack = PGD(LinfBall(1), steps=1)
+    table = evaluate(model, (images, (labels + 1) % 4), attack, progress=False).table()
+    assert "Warning: no image is classified correctly, so none was attacked. Check the labels" in table
+    assert "No sign" not in table
+
+    def constant(x):
+        return 5 * tf.one_hot(tf.fill(tf.shape(x)[:1], 2), 4) + 0 * model(x)
+
+    table = evaluate(constant, (images, [2, 2, 0, 1, 2, 3, 0, 1]), attack, progress=False).table()
+    assert "Warning: all images of class 2 are classified correctly, and no others" in table
+
+
+def test_a_row_says_that_its_steps_were_too_short(tiny_model, images):
+    model = tiny_model()
+    attack = PGD(LinfBall(8), steps=2, step_size=3)  # more than half of epsilon: there is no warning before
+    report = evaluate(model, data(model, images), attack, progress=False)
+    assert "Warning: PGD-2: 2 x step_size 3 is less than epsilon 8" in report.table()
 
 
 def test_a_dataset_that_shuffles_is_refused(whole):

@@ -59,7 +59,7 @@ def test_what_was_done_before_an_interruption(capsys):
     bar.stages = {name: stages_of(attack, None) for name, attack in attacks.items()}
     bar.resume(state)
     assert capsys.readouterr().out == ""
-    state.add_examples(np.arange(25), np.zeros(25, int), np.ones(25, bool), np.zeros(25))
+    state.add_examples(np.arange(25), np.zeros(25, int), np.zeros(25, np.uint32), np.ones(25, bool), np.zeros(25))
     state.row("one").stage = 1
     state.row("two").stage, state.row("two").done = 2, 10
     bar.resume(state)

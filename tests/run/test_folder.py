@@ -56,8 +56,16 @@ def test_what_cannot_be_read_is_named(trained, tmp_path):
     folder, _ = trained
     with pytest.raises(ValueError, match="no folder"):
         run_lib.load(tmp_path / "none")
-    with pytest.raises(ValueError, match="run.json is missing"):
+    with pytest.raises(ValueError, match="run.json is missing.$"):
         run_lib.load(tmp_path)
+    (tmp_path / "unfinished" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(ValueError, match="training has not ended: the same `keras-sat train` continues it"):
+        run_lib.load(tmp_path / "unfinished")
+    for version in ("1", "2"):
+        (tmp_path / "served" / version).mkdir(parents=True)
+        (tmp_path / "served" / version / "saved_model.pb").touch()
+    with pytest.raises(ValueError, match=r"It holds an export: say .*served/2\.$"):
+        run_lib.load(tmp_path / "served")
     (tmp_path / "run.json").write_text('{"model": "ResNet8"')
     with pytest.raises(ValueError, match="run.json is damaged"):
         run_lib.load(tmp_path)
