@@ -97,6 +97,18 @@ def curve_table(runs, kinds):
     return "\n".join(lines)
 
 
+def beyond_table(runs, kinds):
+    """Returns a Markdown table of robust accuracy at 1.25 epsilon under several attacks, in %, means over seeds."""
+    rows = ("PGD-50", "APGD-T", "Square", "worst case")
+    lines = ["| at epsilon 31.875 | seeds | " + " | ".join(rows) + " |", "|---" * (2 + len(rows)) + "|"]
+    for kind in kinds:
+        measured = [one for seed in seeds(runs, kind) if "beyond" in (one := runs[f"{kind}-{seed}"])["attacks"]]
+        if measured:
+            means = [100 * np.mean([robust(one, "beyond", row).mean() for one in measured]) for row in rows]
+            lines.append(f"| `{kind}` | {len(measured)} | " + " | ".join(f"{mean:.1f}" for mean in means) + " |")
+    return "\n".join(lines)
+
+
 def tables(studies):
     """Returns all tables of the page: {name in the comment: Markdown}.
 
@@ -114,6 +126,7 @@ def tables(studies):
             kinds = list(STUDIES[name].seeds)
             contents[name] = table(runs, kinds, ("clean", "PGD-50", "APGD-CE + APGD-T"))
             contents[f"{name}_curve"] = curve_table(runs, kinds)
+            contents[f"{name}_beyond"] = beyond_table(runs, kinds)
     return contents
 
 

@@ -114,7 +114,15 @@ def sentences(signs: Signs | None, results: Sequence[Any], examples: dict[str, A
     warnings = [sentence for one in found for sentence in one.warnings]
     if warnings or not looked:
         return warnings
-    return [f"No sign of gradient masking was found. Checked: {', '.join(looked)}."]
+    return [f"No sign of gradient masking was found. Checked: {', '.join(looked)}.{unchecked(found, results)}"]
+
+
+def unchecked(found: Sequence[Finding], results: Sequence[Any]) -> str:
+    """Returns a sentence, with a space before, if attacks ran and none of them does without gradients; otherwise ""."""
+    attacks = [row for row in results if "norm" in row.settings]
+    if found[-1].measured is not None or not attacks or any(map(_is_without_gradients, attacks)):
+        return ""
+    return " Not checked: whether an attack without gradients breaks more (add square, or take autoattack)."
 
 
 def _randomness(signs):

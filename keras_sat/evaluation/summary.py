@@ -138,7 +138,8 @@ def masking(report: "RobustnessReport") -> tuple[str, str]:
         return SEEN, f"Warning signs of masked gradients were seen: {', '.join(seen)}. The figures may be too high."
     if not looked:
         return NOT_LOOKED_FOR, "This report did not look for warning signs of masked gradients."
-    return NONE_FOUND, f"Warning signs of masked gradients: none was found by these checks: {', '.join(looked)}."
+    checked = f"Warning signs of masked gradients: none was found by these checks: {', '.join(looked)}."
+    return NONE_FOUND, checked + signs.unchecked(findings, report.results)
 
 
 def curves(report: "RobustnessReport") -> "dict[str, list[tuple[float, AttackResult]]]":

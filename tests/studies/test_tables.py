@@ -40,7 +40,7 @@ def test_the_settings_of_a_study_are_those_of_its_results(study, name):
     assert results.get("training", {}).items() <= settings.training.items()
     assert set(results["runs"]) <= set(settings.names())
     for run in results["runs"].values():
-        assert set(run["attacks"]) == set(settings.evaluations)
+        assert set(run["attacks"]) <= set(settings.evaluations)  # what is missing is measured by the next start
 
 
 def test_the_page_says_what_was_found(study):
