@@ -43,8 +43,6 @@ class APGD(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         validation.check_integers(self, positive=("steps", "restarts", "samples"), not_negative=("targets",))
-        if not callable(self.loss):
-            raise ValueError(f"loss must be a function, see keras_sat.losses. Received: {self.loss!r}")
 
     def __str__(self) -> str:
         if self.targets:

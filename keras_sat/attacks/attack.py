@@ -37,6 +37,8 @@ class Attack(abc.ABC):
 
     def __post_init__(self) -> None:
         validation.check_ball(self.ball)
+        if not callable(loss := getattr(self, "loss", losses.margin)):  # some attacks have no loss to choose
+            raise ValueError(f"loss must be a function, see keras_sat.losses. Received: {loss!r}")
 
     @typing.final
     def __call__(

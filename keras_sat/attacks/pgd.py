@@ -71,8 +71,6 @@ class PGD(Attack):
             raise ValueError(f"clean_start is a probability, 0..1. Received: {self.clean_start!r}")
         if self.keep not in ("last", "worst", "first"):
             raise ValueError(f'keep must be "last", "worst" or "first". Received: {self.keep!r}')
-        if not callable(self.loss):
-            raise ValueError(f"loss must be a function, see keras_sat.losses. Received: {self.loss!r}")
         if self.steps * self.resolved_step_size < self.ball.radius / 2:  # a slip of the unit
             warnings.warn(validation.too_short(self.steps, self.resolved_step_size, self.ball.radius), stacklevel=3)
 

@@ -43,7 +43,7 @@ class Examples:
         Args:
             index: indices of these examples in the dataset, int [n], ascending.
             labels: the labels that the first pass read for them, int [n].
-            digests: the `digests` of the images that it read, [n].
+            digests: the `digests_of` the images that it read, [n].
 
         Raises:
             ValueError: if the dataset has changed.

@@ -184,7 +184,7 @@ def test_weights_of_a_file(inside, photos, tmp_path, monkeypatch, capsys):
         ([*without["dataset"], "--epsilon=4"], "say --activation and --dataset"),
         ([*flags, "--epsilon=4", "--form=trades"], "not of WideResNet10_1 in the form trades: it has no"),
         ([*flags, "--epsilon=4", "--normalization=none"], "another mean"),
-        ([str(tmp_path), "--form=dm"], "--form go with --model"),
+        ([str(tmp_path), "--form=dm"], "Say --form with --model and --weights only"),
         (["--model=ResNet8", "--weights=sat-fashion-mnist", "--image_size=9"], "have their own image size"),
     ):
         with pytest.raises(ValueError, match=message), warnings.catch_warnings():
