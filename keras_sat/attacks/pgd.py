@@ -12,6 +12,8 @@ from keras_sat.attacks import gradients, randomness, survivors, threats, validat
 from keras_sat.attacks.attack import Attack
 from keras_sat.typing import LogitsFunction, LossFunction
 
+_SLIP = 0.05  # steps that reach less of epsilon are in another unit; a training may take short steps on purpose
+
 
 @dataclasses.dataclass(frozen=True)
 class PGD(Attack):
@@ -71,7 +73,7 @@ class PGD(Attack):
             raise ValueError(f"clean_start is a probability, 0..1. Received: {self.clean_start!r}")
         if self.keep not in ("last", "worst", "first"):
             raise ValueError(f'keep must be "last", "worst" or "first". Received: {self.keep!r}')
-        if self.steps * self.resolved_step_size < self.ball.radius / 2:  # a slip of the unit
+        if self.steps * self.resolved_step_size < _SLIP * self.ball.radius:
             warnings.warn(validation.too_short(self.steps, self.resolved_step_size, self.ball.radius), stacklevel=3)
 
     def _check_length(self, name):

@@ -459,7 +459,7 @@ def test_settings_say_all_that_is_needed_to_repeat_it():
 def test_steps_that_do_not_reach_the_ball_are_warned_of():
     with pytest.warns(UserWarning, match="10 x step_size 0.00784.* is less than epsilon 8: .*in the images' unit"):
         PGD(LinfBall(8), steps=10, step_size=2 / 255)
-    PGD(LinfBall(8), steps=10, step_size=0.8)
+    PGD(LinfBall(8), steps=1, step_size=1)  # as in a training that goes on from step to step
 
 
 @pytest.mark.parametrize("kind", [PGD, APGD])

@@ -460,7 +460,7 @@ def test_labels_that_cannot_be_right_are_warned_of(tiny_model, images):
 
 def test_a_row_says_that_its_steps_were_too_short(tiny_model, images):
     model = tiny_model()
-    attack = PGD(LinfBall(8), steps=2, step_size=3)  # more than half of epsilon: there is no warning before
+    attack = PGD(LinfBall(8), steps=2, step_size=3)
     report = evaluate(model, data(model, images), attack, progress=False)
     assert "Warning: PGD-2: 2 x step_size 3 is less than epsilon 8" in report.table()
 
