@@ -2,7 +2,7 @@
 # make lint         ruff (rules and format) and mypy: seconds.
 # make test-fast    the quick tests of every part, in one process: under a minute.
 # make test         the test suite, without what is marked slow.
-# make test-slow    make test, then the commands of README and docs, and the site with its notebook: some three minutes more.
+# make test-slow    make test, then the commands of README and docs, and the site with its notebook: some six minutes more.
 # make docs         the site, in docs/build/html: the pages, the notebook, the reference of the docstrings.
 # make bench        every figure of docs/performance.md, beside its peers; downloads PyTorch and takes some forty minutes.
 PYTHON ?= python3
