@@ -21,7 +21,7 @@ COMMANDS = {
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 }
 PAGES = [name for name, commands in COMMANDS.items() if commands]
-BEFORE = {"serving.md": ["keras-sat train --output=runs/silu"]}
+BEFORE = {"serving.md": ["keras-sat train --output=runs/gelu --activation=gelu"]}
 # Added to each command, where the last of two equal flags counts: the same work, on eight images of 16 pixels.
 SMALLER = {
     "train": "--dataset=photos --image_size=16 --epochs=1 --batch_size=8 --model=ResNet8 --strategy=none "
