@@ -4,11 +4,10 @@
     python studies/smooth_activations.py [--study=pgd_1] [--output=runs/study] [--jobs=2]
 
 `--study` is one of STUDIES. Each run is a folder, such as OUTPUT/pgd_1/silu-0, that `keras-sat train` and `keras-sat
-evaluate` write. The results are collected in studies/STUDY.json. A run in this file is made
-again only if an evaluation is missing. If the command is killed, the same command continues, also in the middle of a
-training or an attack. Each job uses one thread, so use as many jobs as there are cores. docs/study.md explains the
-designs, which were fixed before any result was known. `python studies/tables.py` writes the tables and plots of that
-page.
+evaluate` write. The results are collected in studies/STUDY.json. A run in this file is made again only if an evaluation
+is missing. If the command is killed, the same command continues, also in the middle of a training or an attack. Each
+job uses one thread, so use as many jobs as there are cores. docs/study.md explains the designs, which were fixed before
+any result was known. `python studies/tables.py` writes the tables and plots of that page.
 """
 
 import argparse

@@ -278,11 +278,13 @@ def _compiled(
 
 
 def _constants(logits_fn):
-    """Returns the ids of the tensors that the layers of a Keras model hold in place of variables.
+    """Returns the ids of the tensors that layers of a Keras model computed from their weights in `finalize_state`.
 
-    A compiled function keeps such a tensor. Normalization makes new ones when it is adapted again.
+    A compiled function keeps such a tensor. Normalization makes new ones when it is adapted again. Other layers are
+    left out: one that stores its last output has a new tensor after each call.
     """
     layers = internals.all_layers(logits_fn) if isinstance(logits_fn, keras.layers.Layer) else ()
+    layers = [layer for layer in layers if hasattr(layer, "finalize_state")]
     return tuple(id(value) for layer in layers for value in vars(layer).values() if isinstance(value, tf.Tensor))
 
 

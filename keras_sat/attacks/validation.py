@@ -47,8 +47,8 @@ def check_integers(attack: "Attack", positive: tuple = (), not_negative: tuple =
 def too_short(steps: int, step_size: float, epsilon: float) -> str:
     """Returns the warning for an attack whose steps together are shorter than epsilon, in the images' unit."""
     return (
-        f"{steps} x step_size {step_size:g} is less than epsilon {epsilon:g}: the attack does not reach most of the "
-        "ball, and robust accuracy looks too high. step_size is in the images' unit, as epsilon is."
+        f"{steps} x step_size {step_size:g} is less than epsilon {epsilon:g}: the attack cannot reach all of the "
+        "ball, and robust accuracy may be too high. step_size is in the images' unit, as epsilon is."
     )
 
 

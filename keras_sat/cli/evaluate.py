@@ -53,9 +53,8 @@ def run(args: argparse.Namespace) -> int:
     shard = parse_shard(args.shard)
     subject = _subject(args)
     norm = args.norm or subject.norm
-    if args.epsilon is None:
-        flags.check_has_epsilon(norm, subject, _without_epsilon(args))
-    epsilons = [float(text) for text in (args.epsilon or str(subject.epsilon)).split(",")]
+    given = args.epsilon or str(flags.known_epsilon(norm, subject, _without_epsilon(args)))
+    epsilons = [float(text) for text in given.split(",")]
     ball, *_ = [run_lib.BALLS[norm](epsilon) for epsilon in epsilons]  # all of them, to check each epsilon
     attacks = _attacks(args, subject, ball, is_curve=len(epsilons) > 1)
     output = args.output or subject.output

@@ -57,7 +57,7 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def check_has_epsilon(norm: str, known: Any, without: str) -> float:
+def known_epsilon(norm: str, known: Any, without: str) -> float:
     """Returns the epsilon that a command takes if no --epsilon is given.
 
     Args:

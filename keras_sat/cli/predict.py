@@ -57,7 +57,7 @@ def _attacks(args, predict):
     norm, epsilon = args.norm or predict.norm, args.epsilon
     if epsilon is None:
         without = f"{args.folder} does not say an epsilon: say --epsilon, in pixels 0..255."
-        epsilon = flags.check_has_epsilon(norm, predict, without)
+        epsilon = flags.known_epsilon(norm, predict, without)
     attacks = attack_names.from_names(args.attack, run_lib.BALLS[norm](epsilon))
     run_lib.check_attacks(predict.model, attacks)
     return attacks

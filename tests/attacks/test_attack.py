@@ -122,3 +122,19 @@ def test_it_sees_what_layers_of_the_network_computed_since_the_last_call(images,
         results.append(attack(model, images, labels % 3))
         np.testing.assert_allclose(results[-1], attack(lambda x: model(x), images, labels % 3), atol=1e-3)
     assert np.abs(results[0] - results[1]).max() > 1
+
+
+def test_a_layer_that_stores_its_output_is_compiled_once(images, labels):
+    class Storing(keras.layers.Layer):
+        traces = 0
+
+        def call(self, x):
+            Storing.traces += not tf.executing_eagerly()
+            self.last = x
+            return x
+
+    model = keras.Sequential([keras.Input((8, 8, 3)), Storing(), keras.layers.Flatten(), keras.layers.Dense(3)])
+    PGD(BALL, steps=2)(model, images, labels % 3)
+    before = Storing.traces
+    PGD(BALL, steps=2)(model, images, labels % 3)
+    assert Storing.traces == before
