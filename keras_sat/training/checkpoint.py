@@ -285,9 +285,11 @@ class Checkpoint(keras.callbacks.Callback):
             raise FloatingPointError(self._not_finite(f"the loss is {loss}"))
         self._is_stopped = bool(self.model.stop_training)
         is_last = step % self._steps_per_epoch == 0 or self._is_stopped
-        if self._signal or is_last or step - self._saved >= self.every:
+        is_signalled = self._signal is not None  # a signal that arrives from here on is answered after the next step
+        if is_signalled or is_last or step - self._saved >= self.every:
             self._save(step)
-        self._answer_signal()
+        if is_signalled:
+            self._answer_signal()
 
     def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         self._answer_signal()

@@ -1,5 +1,6 @@
 import contextlib
 import csv
+import inspect
 import json
 import os
 import pathlib
@@ -275,6 +276,36 @@ def test_ctrl_c_before_the_first_step_of_a_resumed_run_comes_at_once(trainer, im
             options = {"epochs": 2, "initial_epoch": 1, "batch_size": 2, "verbose": 0}
             subject.fit(images, labels, callbacks=[checkpoint, sending], **options)
         assert checkpoint.done == 4
+
+
+def sending_at(line, checkpoint):
+    """Returns a function for `sys.settrace` that sends Ctrl-C once: after the first step, at a line of the callback."""
+    is_sent = False
+
+    def trace(frame, event, _):
+        nonlocal is_sent
+        if frame.f_code.co_filename != inspect.getfile(Checkpoint):
+            return None
+        if event == "line" and frame.f_lineno == line and checkpoint.done and not is_sent:
+            is_sent = True
+            signal.raise_signal(signal.SIGINT)
+        return trace
+
+    return trace
+
+
+def test_a_signal_at_any_line_leaves_a_checkpoint_of_the_last_step(trainer, images, labels, tmp_path):
+    subject = trainer()
+    lines = {line for _, _, line in Checkpoint.on_train_batch_end.__code__.co_lines() if line}
+    for line in sorted(lines):
+        with pytest.raises(KeyboardInterrupt), Checkpoint(tmp_path / str(line), 4) as checkpoint:
+            sys.settrace(sending_at(line, checkpoint))
+            try:
+                subject.fit(images, labels, batch_size=2, verbose=0, callbacks=[checkpoint])
+            finally:
+                sys.settrace(None)
+                signal.raise_signal(signal.SIGINT)  # for the lines that no fit without a signal reaches
+        assert (tmp_path / str(line) / f"step-{checkpoint.done}.npz").exists(), line
 
 
 @pytest.mark.parametrize("error", [None, RuntimeError("failed")])
