@@ -1,6 +1,6 @@
 """Prints the time of PGD-10 on ResNet-50 (silu) in PyTorch: channels last, bfloat16, torch.compile.
 
-    python benchmarks/pgd_in_pytorch.py [--batch_size 128] [--image_size 224] [--steps 10] [--repeats 10]
+    python benchmarks/pgd_in_pytorch.py [--batch_size 128] [--image_size 224] [--steps 10] [--device cuda]
 
 It is the peer of `scripts/run_on_pjrt.py run FOLDER --function=attack`, on the same machine: the same network with the
 batch norms' moving statistics, the same attack, random weights. It needs PyTorch and torchvision, and no TensorFlow. If
@@ -71,8 +71,12 @@ def main():
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=10)
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", choices=("cuda", "cpu"), default=found, help="default: cuda if there is a GPU")
     args = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = args.device
+    if device == "cuda" != found:
+        parser.error("PyTorch finds no GPU here")
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     print(
         f"PGD-{args.steps}, ResNet-50, {args.image_size} px, batch {args.batch_size}: {name}, torch {torch.__version__}"

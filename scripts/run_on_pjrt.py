@@ -685,6 +685,8 @@ def _run(args):
     is_attack = args.function == "attack"
     steps = _inputs(args, manifest, records)
     state, outputs, times = _loop(compiled, state, fixed, steps, is_attack and bool(args.output))
+    if args.output:  # first: a device may fail to report its memory
+        _write_output(args.output, outputs if is_attack else dict(enumerate(values)) | state)
     step, images = statistics.median(times), manifest["batch_size"] / statistics.median(times)
     _show({"step": f"{1000 * step:.2f} ms ({1000 * min(times):.2f}..{1000 * max(times):.2f})"})
     _show({"images/s": f"{images:.1f}"})
@@ -704,8 +706,6 @@ def _run(args):
         report |= {"memory_mib": _memory(compiled), "peak_bytes": peak, "steps": numbers}
         with open(args.report, "w", encoding="utf-8") as file:
             json.dump(report, file, indent=1)
-    if args.output:
-        _write_output(args.output, outputs if is_attack else dict(enumerate(values)) | state)
 
 
 def _write_output(path, found):

@@ -109,6 +109,22 @@ def beyond_table(runs, kinds):
     return "\n".join(lines)
 
 
+def probes_table(runs, kinds):
+    """Returns a Markdown table of what the guard measured beyond epsilon during training, in %, means over seeds."""
+    factors = ("1.25", "1.5")
+    lines = ["| | seeds | " + " | ".join(f"{factor} epsilon, after each epoch" for factor in factors) + " |"]
+    lines.append("|---" * (2 + len(factors)) + "|")
+    for kind in kinds:
+        if not (known := seeds(runs, kind)):
+            continue
+        cells = [f"`{kind}`", str(len(known))]
+        for factor in factors:
+            histories = [runs[f"{kind}-{seed}"]["history"][f"probe_accuracy_{factor}_epsilon"] for seed in known]
+            cells.append(", ".join(f"{100 * value:.1f}" for value in np.mean(histories, axis=0)))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def tables(studies):
     """Returns all tables of the page: {name in the comment: Markdown}.
 
@@ -121,12 +137,13 @@ def tables(studies):
         "ablation": table(runs, ["relu", *SMOOTH_BACKWARD]),
         "curve": curve_table(runs, [*ACTIVATIONS, *SMOOTH_BACKWARD]),
     }
-    for name in ("pgd_10", "resnet20"):
+    for name in ("pgd_10", "pgd_10_short_steps", "resnet20"):
         if runs := studies[name]:
             kinds = list(STUDIES[name].seeds)
             contents[name] = table(runs, kinds, ("clean", "PGD-50", "APGD-CE + APGD-T"))
             contents[f"{name}_curve"] = curve_table(runs, kinds)
             contents[f"{name}_beyond"] = beyond_table(runs, kinds)
+            contents[f"{name}_probes"] = probes_table(runs, kinds)
     return contents
 
 

@@ -24,15 +24,17 @@ def study():
 
 
 def test_the_runs_of_each_study(study):
-    for name, number, kinds in (("pgd_1", 24, 11), ("pgd_10", 18, 6), ("resnet20", 6, 3)):
+    for name, number, kinds in (("pgd_1", 24, 11), ("pgd_10", 18, 6), ("pgd_10_short_steps", 6, 6), ("resnet20", 6, 3)):
         names = study[0].STUDIES[name].names()
         assert len(names) == len(set(names)) == number
         assert {run.rsplit("-", 1)[0] for run in names[:kinds]} == set(study[0].STUDIES[name].seeds)  # seed 0 first
+    for name, step in (("pgd_10", 25.5 / 4), ("pgd_10_short_steps", 25.5 / 10), ("resnet20", 25.5 / 4)):
+        assert study[0].STUDIES[name].training["step_size"] == step  # as the page says
     assert study[0].activation("relu_smooth_both") == '{"name": "relu", "smooth_backward": "both"}'
     assert study[0].activation("gelu") == "gelu"
 
 
-@pytest.mark.parametrize("name", ["pgd_1", "pgd_10", "resnet20"])
+@pytest.mark.parametrize("name", ["pgd_1", "pgd_10", "pgd_10_short_steps", "resnet20"])
 def test_the_settings_of_a_study_are_those_of_its_results(study, name):
     """A setting that was changed after a run would describe the run wrongly."""
     path, settings = ROOT / "studies" / f"{name}.json", study[0].STUDIES[name]
