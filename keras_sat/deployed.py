@@ -38,6 +38,7 @@ class Deployed:
     Attributes:
         path: the folder.
         name: the folder as well; reports use it as the name of the model.
+        takes_integers: whether the input is of an integer type. Pixels are rounded for it.
         has_gradients: True, although single operations of the graph may have no gradient.
         image_size: height and width of the images in pixels, if they are equal and fixed; otherwise None.
         channels: number of channels of the images; None if any number is accepted.
@@ -59,6 +60,7 @@ class Deployed:
         self._input = names[0]
         spec = self._function.structured_input_signature[1][self._input]
         self._dtype, self._size = spec.dtype, spec.shape[1:3]
+        self.takes_integers = spec.dtype.is_integer
         self.channels: int | None = spec.shape[3] if spec.shape.rank == 4 else None
         self.classes, self.preprocessing = labels_of(path), preprocessing_of(path)
         self.image_size = _square(self._size)
@@ -68,8 +70,14 @@ class Deployed:
     def __call__(self, images: Array) -> tf.Tensor:
         """Returns the logits [batch, classes] of images [batch, height, width, channels]."""
         _check_size(self.path, self._size, images)
-        outputs = self._function(**{self._input: tf.cast(images, self._dtype)})[self._output]
+        outputs = self._function(**{self._input: self._cast(images)})[self._output]
         return logits_of(outputs) if self._output == "probabilities" else outputs
+
+    def _cast(self, images):
+        """Returns images of the input's type. For integers they are rounded, and not wrapped."""
+        if not (self._dtype.is_integer and tf.convert_to_tensor(images).dtype.is_floating):
+            return tf.cast(images, self._dtype)
+        return tf.saturate_cast(tf.round(images), self._dtype)
 
 
 def _output_name(path, outputs, asked):

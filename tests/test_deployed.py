@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from keras_sat import deployed, export, models
-from keras_sat.attacks import PGD, LinfBall, Square
+from keras_sat.attacks import PGD, L2Ball, LinfBall, Square
 from keras_sat.evaluation import audit, evaluate
 
 
@@ -31,6 +31,16 @@ def test_integers_have_no_gradient_and_square_needs_none(exported):
     with pytest.raises((ValueError, LookupError), match="no gradient"):
         evaluate(loaded, data, PGD(LinfBall(4), steps=1), progress=False)
     assert evaluate(loaded, data, Square(LinfBall(8), queries=100), progress=False)["Square"].correct < 40
+
+
+def test_integers_are_rounded_and_not_wrapped(exported):
+    model, path, (images, labels) = exported
+    loaded = deployed.load(path, "serving_uint8")
+    points = np.float32(images) + np.random.default_rng(0).uniform(-40, 40, images.shape)
+    np.testing.assert_allclose(loaded(points), model(np.clip(np.round(points), 0, 255)), atol=1e-4)
+    for ball in (LinfBall(2.5), L2Ball(4)):
+        with pytest.warns(UserWarning, match="takes whole pixel values: adversarial images are rounded"):
+            evaluate(loaded, (images, labels), Square(ball, queries=2), progress=False)
 
 
 def test_probabilities_alone_are_enough(exported):

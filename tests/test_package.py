@@ -52,6 +52,7 @@ INNER_LAYERS = {
         {"_names"},
     ],
     "evaluation": [
+        {"identity"},
         {"intervals", "state", "stages", "examples", "copies", "distortions", "_audit", "signs", "html_page"},
         {"corruptions", "summary"},
         {"attack_names", "progress", "plots"},

@@ -3,6 +3,8 @@
 import abc
 import dataclasses
 import functools
+import hashlib
+import marshal
 import typing
 import warnings
 from collections.abc import Callable
@@ -57,7 +59,8 @@ class Attack(abc.ABC):
 
         Args:
             logits_fn: a Keras model or a function, from images to logits [batch, classes]. Pass the same object for
-                every batch, not a new lambda or bound method: the attack is compiled once for each object. AutoGraph
+                every batch, not a new lambda or bound method: the attack is compiled once for each object. Pass a new
+                object if what it computes has changed, but for weights: another network in a closure, say. AutoGraph
                 does not convert it: control flow that depends on a tensor needs tf.cond or tf.while_loop.
             images: [batch, height, width, channels], uint8 or float, within the bounds of the ball.
             labels: int [batch], in 0..classes-1: the true classes, or the target classes of a targeted attack.
@@ -140,7 +143,7 @@ class Attack(abc.ABC):
     def settings(self) -> dict[str, Any]:
         """Returns the configuration as plain values for a report. They suffice to run the same attack elsewhere."""
         values = {name: getattr(self, name) for name in self._fields() if name != "ball"}
-        values = {name: getattr(value, "__name__", value) for name, value in values.items()}  # losses by their names
+        values = {name: _loss_name(value) if callable(value) else value for name, value in values.items()}
         ball = {} if self.ball is None else {**dataclasses.asdict(self.ball), "norm": self.ball.norm}
         return {**ball, **values, "attack": type(self).__name__}
 
@@ -243,6 +246,14 @@ class Attack(abc.ABC):
 
     def _fields(self):
         return [field.name for field in dataclasses.fields(self)]
+
+
+def _loss_name(loss):
+    """Returns the name of a loss; of one that is not this package's, also a digest of its code."""
+    name, code = getattr(loss, "__name__", repr(loss)), getattr(loss, "__code__", None)
+    if code is None or getattr(losses, name, None) is loss:
+        return name
+    return f"{name}, code {hashlib.sha256(marshal.dumps(code)).hexdigest()[:8]}"
 
 
 def _as_tensors(attack, images, labels):

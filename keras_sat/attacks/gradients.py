@@ -1,21 +1,40 @@
 """Gradients with respect to images and to weights. No other module opens a gradient tape."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from keras_sat import losses
 from keras_sat.typing import LogitsFunction, LossFunction
 
 
+def inference(logits_fn: LogitsFunction) -> LogitsFunction:
+    """Returns a new function that calls a network, in inference mode if it is a Keras model.
+
+    A model whose `call` has `training=True` by default would otherwise use the statistics of the batch. The function is
+    new because an attack is compiled once for each function. The compiled attack keeps what layers computed from their
+    weights, and what the network had in its closure.
+
+    Args:
+        logits_fn: a Keras model or a function.
+    """
+    if isinstance(logits_fn, keras.layers.Layer):
+        return functools.partial(logits_fn, training=False)
+    return functools.partial(logits_fn)
+
+
 def logits(logits_fn: LogitsFunction, images: tf.Tensor) -> tf.Tensor:
     """Returns logits_fn(images) as float32 [batch, classes]. A network with one logit z per image returns [-z, z].
+
+    The network is called as in `inference`.
 
     Raises:
         ValueError: for outputs that are not one tensor of shape [batch, classes].
     """
-    outputs = logits_fn(images)
+    outputs = inference(logits_fn)(images)
     if not tf.is_tensor(outputs) or outputs.shape.rank != 2:
         shape = getattr(outputs, "shape", type(outputs).__name__)
         raise ValueError(f"logits_fn must return one tensor of shape [batch, classes]. Received: {shape}")

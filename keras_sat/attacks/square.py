@@ -71,6 +71,7 @@ class Square(Attack):
         """Runs the algorithm. See `Attack.perturb`."""
         if None in images.shape[1:]:
             raise ValueError(f"Square must know the size of the images. Received shape: {images.shape}")
+        validation.check_channels_last(images)
         start, propose = (_stripes, _recolour) if self.ball.norm == "linf" else (_tiles, _move_window)
         sizes = tf.constant(square_sizes(self.queries, self.p_init, images.shape[1], images.shape[2], self.ball.norm))
 

@@ -76,6 +76,20 @@ def check_shapes(images: tf.Tensor, labels: tf.Tensor, ball: threats.Ball | None
         raise ValueError(f"images and labels differ in number. Received: {images.shape[0]} and {labels.shape[0]}")
 
 
+def check_channels_last(images: tf.Tensor) -> None:
+    """Raises ValueError for images that seem to be [batch, channels, height, width].
+
+    For algorithms that treat the axes of an image in different ways.
+    """
+    _, height, width, channels = images.shape
+    if height in (1, 3) and width == channels and channels > 4:
+        raise ValueError(
+            "images must have shape [batch, height, width, channels]. These look like channels first: transpose them, "
+            "and give the network a transposition back, as in lambda x: model(tf.transpose(x, [0, 3, 1, 2])). "
+            f"Received: {tuple(images.shape)}"
+        )
+
+
 def _flattened(labels):
     """Returns a hint how to convert labels to integers [batch]."""
     if labels.shape.rank == 2 and labels.shape[-1] == 1:
@@ -128,7 +142,7 @@ def check_logits(logits_fn: LogitsFunction, images: tf.Tensor, labels: tf.Tensor
         return
     some = tf.cast(images[:_SOME], tf.float32)
     losses.check_range(labels, gradients.logits(logits_fn, some).shape[-1])
-    kind = losses.probabilities(logits_fn, some)
+    kind = losses.probabilities(gradients.inference(logits_fn), some)
     if kind:
         raise ValueError(
             f"logits_fn returns probabilities ({_SIGNS[kind]}): a {kind} hides the gradient from an attack and makes "

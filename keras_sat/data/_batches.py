@@ -9,7 +9,7 @@ from keras_sat.typing import Array, Dataset
 
 
 def batches(dataset: Dataset, batch_size: int) -> Iterator[tuple[Array, Array]]:
-    """Yields the batches (images, labels) of a dataset. Sample weights are dropped.
+    """Yields the batches (images, labels) of a dataset. Images of sample weight 0, which fill up a batch, are left out.
 
     Args:
         dataset: a finite tf.data.Dataset of batches (images, labels) or (images, labels, weights); a list of such
@@ -17,7 +17,8 @@ def batches(dataset: Dataset, batch_size: int) -> Iterator[tuple[Array, Array]]:
         batch_size: number of images in a batch, if `dataset` is a pair of arrays. Other datasets keep their batches.
 
     Raises:
-        ValueError: for an infinite dataset, arrays of different lengths, or any other object.
+        ValueError: for an infinite dataset, arrays of different lengths, sample weights other than 0 and 1, or any
+            other object.
     """
     if isinstance(dataset, tf.data.Dataset):
         if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
@@ -38,7 +39,20 @@ def batches(dataset: Dataset, batch_size: int) -> Iterator[tuple[Array, Array]]:
                 "A batch must be a pair of images [batch, height, width, channels] and labels. "
                 f"Received: {_outline(batch)}"
             )
-        yield batch[0], batch[1]
+        images, labels, *weights = batch
+        yield _weighted(images, labels, weights[0]) if weights and weights[0] is not None else (images, labels)
+
+
+def _weighted(images, labels, weights):
+    """Returns the images and labels whose weight is 1."""
+    weights = np.asarray(weights)
+    if weights.shape != (len(images),) or not np.isin(weights, (0, 1)).all():
+        raise ValueError(
+            "Each image counts once, or, with sample weight 0, not at all: sample weights [batch] of 0 and 1 were "
+            f"expected. Received weights of shape {weights.shape}, such as {weights.ravel()[:4].tolist()}"
+        )
+    is_kept = weights == 1
+    return np.asarray(images)[is_kept], np.asarray(labels)[is_kept]
 
 
 def _is_pair(batch):

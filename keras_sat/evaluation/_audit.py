@@ -163,7 +163,7 @@ def audit(
     validation.check_ball(ball)
     line = Line(enabled=progress)
     line.show(f"Auditing for gradient masking, on up to {examples} images ...", is_due=True)
-    network = deployed.model_of(model)
+    network = gradients.inference(deployed.model_of(model))
     images, labels = _take(network, dataset, examples)
     validation.check_range(images, ball.bounds)
     auditor = _Auditor(network, images, labels, ball, seed, steps)
@@ -282,7 +282,7 @@ class _Auditor:
     def transfer(self, surrogate: LogitsFunction | None) -> tuple[str, str]:
         if surrogate is None:
             return SKIP, "no surrogate was given"
-        adversarial = self._pgd()(surrogate, self.images, self.labels, self.seed)
+        adversarial = self._pgd().for_transfer()(gradients.inference(surrogate), self.images, self.labels, self.seed)
         moved = self._correct(adversarial)
         white = self._robust(self._pgd(), 1) if self.has_gradient else 1.0
         text = f"{_percent(moved)} correct on the surrogate's adversarial images, {_percent(white)} under PGD"

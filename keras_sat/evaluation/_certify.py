@@ -14,9 +14,9 @@ import tensorflow as tf
 
 from keras_sat import deployed, files, losses
 from keras_sat.attacks import gradients, randomness, threats, validation
-from keras_sat.evaluation import report
+from keras_sat.evaluation import identity, report
 from keras_sat.evaluation.certification import CertificationReport
-from keras_sat.evaluation.examples import Examples
+from keras_sat.evaluation.examples import Examples, digests_of
 from keras_sat.lines import Line, duration
 from keras_sat.models import classifier
 from keras_sat.typing import Dataset, LogitsFunction, Path
@@ -87,22 +87,24 @@ def certify(
     given, network = report.check_given(context), deployed.model_of(model)
     if isinstance(network, keras.Model):
         classifier.check_interface(network)
-    facts = report.context(network, int(seed))
+    examples = Examples(dataset, batch_size, shard)
+    classes, shape = _first(examples, network, settings["bounds"])
+    facts = report.context(network, int(seed)) | {identity.LOGITS: identity.of({"model": network}, shape)}
     counts = _Counts(state, {**settings, "shard": list(shard), **facts})
-    votes, examples = _Votes(network, settings, int(seed), batch_size), Examples(dataset, batch_size, shard)
+    votes = _Votes(network, settings, int(seed), batch_size)
     shown.resume(counts)
     place = 0
     for index, images, labels in examples.read():
-        if place == 0:
-            examples.classes = _check(network, images, labels, settings["bounds"])
+        losses.check_range(labels, classes)
         _check_range(images, settings["bounds"])
-        for example in zip(index.tolist(), images, labels.tolist()):
-            _certify_one(votes, counts, shown, place, *example)
+        for number, label, digest, image in zip(index.tolist(), labels.tolist(), digests_of(images).tolist(), images):
+            _certify_one(votes, counts, shown, place, (number, label, digest), image)
             place += 1
     shown.end(place)
-    if not place or place < len(counts.rows):
-        raise ValueError(_CHANGED if place else "The dataset has no images to certify.")
+    if place < len(counts.rows):
+        raise ValueError(_CHANGED)
     counts.save()
+    facts |= {identity.DATASET: examples.checksum} if shard[1] > 1 else {}
     return CertificationReport.of(settings, facts | given, counts.rows)
 
 
@@ -140,18 +142,21 @@ class _Progress:
         return f"{images} images certified" + (f", {duration(seconds)} an image" if has_any and seconds >= 1 else "")
 
 
-def _certify_one(votes, counts, shown, place, index, image, label):
-    """Counts the votes of an image that the state does not have yet, and adds them to the state."""
-    if place < len(counts.rows):
-        if counts.rows[place][:2] != [index, label]:
-            raise ValueError(_CHANGED)
-    else:
+def _certify_one(votes, counts, shown, place, example, image):
+    """Counts the votes of an image that the state does not have yet, and adds them to the state.
+
+    `example` is its index, its label, and the digest of its pixels.
+    """
+    if not counts.is_known(place, example):
+        raise ValueError(_CHANGED)
+    if place == len(counts.rows):
         total = votes.n0 + votes.n
         while counts.done < total:
-            votes.count(image, index, counts)
+            votes.count(image, example[0], counts)
+            counts.example = list(example)
             shown.update(place, counts.done, total)
             counts.save_now_and_then()
-        counts.finish(index, label)
+        counts.finish()
 
 
 class _Votes:
@@ -204,7 +209,9 @@ class _Counts:
         ValueError: for a file of another configuration, or one that is not the state of a certification.
 
     Attributes:
-        rows: for each image that is certified: index, label, selected class, successes, number of votes not finite.
+        rows: for each image that is certified: index, label, selected class, successes, number of votes not finite,
+            digest of the image.
+        example: index, label and digest of the next image; None if none of its noisy images is counted.
         done: number of noisy images of the next image that are counted.
         votes: of the next image: how many noisy images voted for each class, and (last) how many were not finite; one
             list for the selection, and one for the estimation.
@@ -218,18 +225,32 @@ class _Counts:
         if self.path and os.path.exists(self.path):
             self._load()
 
-    def _reset(self):
+    def _reset(self) -> None:
         self.done, self.votes = 0, [np.zeros(1, np.int64), np.zeros(1, np.int64)]
+        self.example: list[int] | None = None
+
+    def is_known(self, place: int, example: tuple[int, int, int]) -> bool:
+        """Returns whether an image may be the one at this place of the state.
+
+        Args:
+            place: number of the image in this certification, at most the number of `rows`.
+            example: its index, label and digest.
+        """
+        if place < len(self.rows):
+            index, label, *_, digest = self.rows[place]
+            return example == (index, label, digest)
+        return self.example in (None, list(example))
 
     def add(self, stage: int, votes: np.ndarray) -> None:
         """Adds votes [classes + 1] of the next image: stage 0 is the selection, stage 1 the estimation."""
         self.votes[stage] = self.votes[stage] + votes
 
-    def finish(self, index: int, label: int) -> None:
+    def finish(self) -> None:
         """Turns the votes of the next image into its row."""
-        selection, estimation = self.votes
-        selected = int(np.argmax(selection[:-1]))
-        self.rows.append([index, label, selected, int(estimation[selected]), int(selection[-1] + estimation[-1])])
+        assert self.example is not None
+        (index, label, digest), (selection, estimation) = self.example, self.votes
+        selected, not_finite = int(np.argmax(selection[:-1])), int(selection[-1] + estimation[-1])
+        self.rows.append([index, label, selected, int(estimation[selected]), not_finite, digest])
         self._reset()
 
     def save_now_and_then(self) -> None:
@@ -243,6 +264,7 @@ class _Counts:
         if self.path:
             votes = [stage.tolist() for stage in self.votes]
             state = {"certification": self.configuration, "rows": self.rows, "done": self.done, "votes": votes}
+            state["example"] = self.example
             files.write_text(self.path, json.dumps(state))
 
     def _load(self):
@@ -251,11 +273,12 @@ class _Counts:
                 state = json.load(file)
             configuration, self.rows, self.done = state["certification"], state["rows"], state["done"]
             self.votes = [np.array(stage, np.int64) for stage in state["votes"]]
+            self.example = state["example"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{self.path} is not the state of a certification: {error}. Choose another file."
             ) from error
-        if configuration != self.configuration:
+        if not identity.are_alike(configuration, self.configuration):
             raise ValueError(
                 f"{self.path} is the state of another certification: give this one a file of its own.\n"
                 f"There: {configuration}\nHere:  {self.configuration}"
@@ -280,6 +303,13 @@ def _checked(sigma, n0, n, alpha, bounds):
             stacklevel=3,
         )
     return {"sigma": float(sigma), "n0": int(n0), "n": int(n), "alpha": float(alpha), "bounds": list(plain)}
+
+
+def _first(examples, model, bounds):
+    """Checks the first batch and the model. Returns the number of classes, and the shape of an image."""
+    for _, images, labels in examples.read():
+        return _check(model, images, labels, bounds), images.shape[1:]
+    raise ValueError("The dataset has no images to certify.")
 
 
 def _check(model, images, labels, bounds):

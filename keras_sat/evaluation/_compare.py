@@ -145,6 +145,7 @@ class _Comparing:
             name: [attack for attack in attacks.values() if can_attack(attack, network)]
             for name, network in networks.items()
         }
+        self._attacked = {name: gradients.inference(network) for name, network in networks.items()}
         self.images = 0
         # {(network, column): the correctly classified images of each batch}
         self._correct: dict[tuple[str, str], list[np.ndarray]] = {}
@@ -159,7 +160,7 @@ class _Comparing:
         seeds = randomness.at_places(self._seed, tf.range(self.images, self.images + len(labels)))
         self._show([images], labels, CLEAN)
         for source, attacks in self._sources.items():
-            adversarial = [attack(self.networks[source], images, labels, seeds) for attack in attacks]
+            adversarial = [attack(self._attacked[source], images, labels, seeds) for attack in attacks]
             if adversarial:
                 self._show(adversarial, labels, source)
         self.images += len(labels)

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import numbers
 import time
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,7 +15,7 @@ import tensorflow as tf
 from keras_sat import deployed, losses
 from keras_sat.attacks import agreement, gradients, judging, randomness, validation
 from keras_sat.attacks.attack import Attack
-from keras_sat.evaluation import copies, report, signs
+from keras_sat.evaluation import copies, identity, report, signs
 from keras_sat.evaluation.examples import Examples, digests_of
 from keras_sat.evaluation.progress import Progress
 from keras_sat.evaluation.stages import Stage, by_name, stage_of, stages_of
@@ -201,12 +202,13 @@ class _Evaluation:
         self.static_shapes, self.strategy = static_shapes, tf.distribute.get_strategy()
         self.given = report.check_given(context)
         self.context = report.context(self.model, self.seed)
+        if self.targets is not None:
+            self.context["targets_sha256"] = hashlib.sha256(self.targets.tobytes()).hexdigest()
         self.examples = Examples(dataset, batch_size, shard)
         self.some_images = self._first_images()
-        copy = copies.folded(self.model, self.context["weights_sha256"], self.some_images)
-        # A new function for each evaluation: a traced function contains values that layers computed from their weights.
-        own = functools.partial(self.model) if isinstance(self.model, keras.Model) else self.model
-        self.folded = copy or own
+        self.context[identity.LOGITS] = identity.of({"model": self.model}, self.some_images.shape[1:])
+        copy = copies.folded(self.model, self.context, self.some_images)
+        self.folded = copy or gradients.inference(self.model)
         self._judge = tf.function(functools.partial(judging.judge, self.model), autograph=False, reduce_retracing=True)
 
     def _first_images(self):
@@ -229,14 +231,16 @@ class _Evaluation:
         images, labels = map(tf.convert_to_tensor, self.first_batch)
         for attack in attacks.values():
             validation.check_range(images, attack.bounds)
+            if attack.ball is not None and getattr(self.model, "takes_integers", False):
+                _warn_of_rounding(self.model.path, attack.ball)
             if attack.runs_on(self.model)[1] is not self.model:
                 attack.check_network(self.model, images, labels)
+                surrogate = {str(attack): attack.runs_on(self.model)[1]}
+                self.context[identity.LOGITS] |= identity.of(surrogate, images.shape[1:])
 
     def open_state(self, path: Path | None, configuration: dict[str, Any]) -> None:
         """Opens the file of the state. `configuration`: settings on which the results depend, as plain values."""
         configuration = {**configuration, "shard": list(self.shard), "batch_size": self.batch_size, **self.context}
-        if self.targets is not None:
-            configuration["targets"] = hashlib.sha256(self.targets.tobytes()).hexdigest()
         self.state = State(path, configuration)
         before = (self.state.index, self.state.label, self.state.digest)
         if self.state.index is not None and not self.examples.are(*before):
@@ -269,6 +273,7 @@ class _Evaluation:
             raise ValueError(
                 f"targets must be one class for each image. Received {len(self.targets)}, for {len(index)} images"
             )
+        _warn_of_repetitions(label, digest)
         self.state.add_examples(index, label, digest, clean, margin)
         self.state.seconds = time.perf_counter() - start
         self.state.save()
@@ -338,6 +343,8 @@ class _Evaluation:
         self, stages: dict[str, list[str]], settings: dict[str, dict[str, Any]], more: dict[str, Any]
     ) -> report.RobustnessReport:
         """Returns the report; see `report.of_state`. `more` is added to its context."""
+        if self.shard[1] > 1:
+            more = more | {identity.DATASET: self.examples.checksum}
         return report.of_state(self.state, stages, settings, self.context | more | self.given, self.signs)
 
     def _read(self, places):
@@ -374,6 +381,28 @@ class _Evaluation:
     def _judged(self, images, labels):
         """Returns the `Judgement` of the model itself, as arrays."""
         return judging.Judgement(*(value.numpy() for value in self._judge(tf.cast(images, tf.float32), labels)))
+
+
+def _warn_of_rounding(path, ball):
+    """Warns if what a network with integer input sees may lie outside the ball."""
+    if ball.norm != "linf" or float(ball.radius) % 1:
+        warnings.warn(
+            f"{path} takes whole pixel values: adversarial images are rounded, and may leave the {ball.norm} ball of "
+            f"epsilon {ball.radius:g}. Robust accuracy may be too low. Take an L-inf ball with a whole epsilon, or a "
+            "signature with a float input.",
+            stacklevel=3,
+        )
+
+
+def _warn_of_repetitions(labels, digests):
+    """Warns if more than a hundredth of the images occur again in the dataset."""
+    repeated = len(labels) - len({*zip(labels.tolist(), digests.tolist())})
+    if repeated > 0.01 * len(labels):
+        warnings.warn(
+            f"{repeated} of {len(labels)} images occur before in the dataset, and count again: the intervals are too "
+            "narrow. Leave .repeat() out.",
+            stacklevel=4,
+        )
 
 
 def _on_replicas(strategy, stage, values, static_shapes):

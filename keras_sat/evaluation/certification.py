@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from keras_sat import files, tables
-from keras_sat.evaluation import intervals
+from keras_sat.evaluation import identity, intervals
 from keras_sat.typing import Path
 
 ABSTAINS = -1  # in place of a class
@@ -65,10 +65,11 @@ class CertificationReport:
         Args:
             settings: see the attributes.
             context: see the attributes.
-            rows: for each image: index, label, selected class, successes, number of noisy images not finite.
+            rows: for each image: index, label, selected class, successes, number of noisy images not finite; further
+                entries are ignored.
         """
         radii = [radius(row[3], settings["n"], settings["alpha"], settings["sigma"]) for row in rows]
-        columns = dict(zip(COLUMNS, map(list, zip(*rows))))
+        columns = dict(zip(COLUMNS[:-1], map(list, zip(*rows))))
         columns["predicted"] = [ABSTAINS if at is None else row[2] for row, at in zip(rows, radii)]
         return cls(settings, context, columns | {"radius": [at or 0.0 for at in radii]})
 
@@ -109,7 +110,7 @@ class CertificationReport:
         if not radius >= 0:
             raise ValueError(f"radius must be a number >= 0. Received: {radius!r}")
         predicted, label, radii = (np.array(self.examples[name]) for name in ("predicted", "label", "radius"))
-        return (predicted == label) & (radii >= radius)
+        return (predicted != ABSTAINS) & (predicted == label) & (radii >= radius)
 
     def radii(self) -> list[float]:
         """Returns the radii that `table` shows by default: multiples of sigma / 2, up to the largest possible one."""
@@ -186,14 +187,14 @@ class CertificationReport:
         if not reports:
             raise ValueError("There is no report to merge.")
         first = reports[0]
-        if any((one.settings, one.context) != (first.settings, first.context) for one in reports):
+        facts = [{"settings": one.settings, **one.context} for one in reports]
+        if not all(identity.are_alike(facts[0], one) for one in facts):
             raise ValueError(
-                "The reports differ in their settings, model, seed or versions: they are not shards of one."
+                "The reports differ in their settings, model, dataset, seed or versions: they are not shards of one."
             )
         columns = {name: [value for one in reports for value in one.examples[name]] for name in COLUMNS}
         if len(set(columns["index"])) < len(columns["index"]):
             raise ValueError("The reports share images: they are not shards of one.")
         order = np.argsort(columns["index"])
-        return cls(
-            first.settings, first.context, {name: [column[k] for k in order] for name, column in columns.items()}
-        )
+        context = {name: value for name, value in first.context.items() if name != identity.DATASET}
+        return cls(first.settings, context, {name: [column[k] for k in order] for name, column in columns.items()})

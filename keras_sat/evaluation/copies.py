@@ -7,19 +7,21 @@ import keras
 import tensorflow as tf
 
 from keras_sat.attacks import agreement
+from keras_sat.evaluation import identity
 from keras_sat.models import classifier, folding
 
 _FOLDED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # {model: (key, copy or None)}
 
 
-def folded(model: Any, sha256: str | None, images: tf.Tensor) -> keras.Model | None:
+def folded(model: Any, facts: dict[str, Any], images: tf.Tensor) -> keras.Model | None:
     """Returns the model with its batch norms folded into the convolutions, see `models.folding.fold`.
 
-    The copy is cached: a second evaluation of the same weights gets the same copy, and does not compile again.
+    The copy is cached: a second evaluation of the same network gets the same copy, and does not compile again.
 
     Args:
         model: a Keras model, or a function.
-        sha256: digest of the model's weights.
+        facts: the context of a report, which says whether the model is the same as before: its "weights_sha256" and
+            its `identity.logits_of_noise`.
         images: some images of the dataset, on which copy and model are compared.
 
     Returns:
@@ -27,7 +29,7 @@ def folded(model: Any, sha256: str | None, images: tf.Tensor) -> keras.Model | N
     """
     if not isinstance(model, keras.Model):
         return None
-    key = (sha256, tf.distribute.get_strategy())
+    key = (facts["weights_sha256"], str(facts[identity.LOGITS]["model"]), tf.distribute.get_strategy())
     if model not in _FOLDED or _FOLDED[model][0] != key:
         copy = folding.fold(model)
         tolerance = agreement.LOW if classifier.computes_low(model) else agreement.EXACT

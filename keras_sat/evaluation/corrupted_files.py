@@ -1,12 +1,15 @@
 """Reads the files of CIFAR-10-C, CIFAR-100-C and ImageNet-C, and evaluates networks on them."""
 
 import os
+import warnings
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from keras_sat import files
+from keras_sat import data, deployed, files
+from keras_sat.attacks import gradients
+from keras_sat.attacks.threats import PIXELS
 from keras_sat.data import imagenet, reading
 from keras_sat.evaluation._evaluate import evaluate
 from keras_sat.evaluation.corruptions import NAMES
@@ -52,32 +55,62 @@ def evaluate_corrupted(
     model: LogitsFunction | Path,
     datasets: dict[tuple[str, int], Dataset],
     *,
+    bounds: tuple[float, float] = PIXELS,
     batch_size: int = 128,
     progress: bool = False,
     context: dict[str, Any] | None = None,
 ) -> RobustnessReport:
     """Returns a report with a row for each corruption and severity, which `corruptions.mce` and `mean_accuracy` read.
 
-    The row "clean" is over all corrupted images together.
+    The row "clean" is over all corrupted images together. A warning says if no image has the network's last class: in
+    ImageNet-C's folders, a class that is missing shifts the labels of those after it.
 
     Args:
         model: see `evaluate`.
-        datasets: what `corrupted_datasets` returns, or a part of it.
+        datasets: what `corrupted_datasets` returns, or a part of it: pixels in 0..255.
+        bounds: smallest and largest value of a pixel that the network takes. The pixels are scaled to it. Default:
+            (0, 255).
         batch_size, progress, context: see `evaluate`.
     """
-    rows, report = [], None
+    rows, report, network, largest = [], None, deployed.model_of(model), -1
     for (name, severity), dataset in datasets.items():
-        report = evaluate(model, dataset, {}, batch_size=batch_size, progress=progress, context=context)
+        scaled = _in_bounds(dataset, bounds)
+        report = evaluate(network, scaled, {}, batch_size=batch_size, progress=progress, context=context)
         clean, settings = report["clean"], {"corruption": name, "severity": severity, "files": True}
         row = (f"{name}-{severity}", clean.n, clean.correct, clean.seconds, settings)
         rows.append(AttackResult.of(*row, not_finite=clean.not_finite))
+        largest = max(largest, *report.examples["label"])
     if report is None:
         raise ValueError("There is no dataset to evaluate on.")
+    _check_classes(network, next(iter(datasets.values())), largest)
     n, correct, seconds, not_finite = (
         sum(getattr(row, field) for row in rows) for field in ("n", "correct", "seconds", "not_finite")
     )
     together = AttackResult.of("clean", n, correct, seconds, {}, not_finite=not_finite)
     return RobustnessReport([together, *rows], report.context)
+
+
+def _in_bounds(dataset, bounds):
+    """Returns a dataset of pixels in 0..255 with the pixels scaled to the bounds."""
+    low, high = bounds
+    if (low, high) == PIXELS:
+        return dataset
+    if isinstance(dataset, tf.data.Dataset):
+        return dataset.map(lambda images, labels: (low + tf.cast(images, tf.float32) / 255 * (high - low), labels))
+    images, labels = dataset
+    return low + np.asarray(images, np.float32) / 255 * (high - low), labels
+
+
+def _check_classes(network, dataset, largest):
+    """Warns if the largest label is not that of the network's last class."""
+    images, _ = next(data.batches(dataset, 1))
+    classes = gradients.logits(network, tf.cast(images[:1], tf.float32)).shape[-1]
+    if largest + 1 != classes:
+        warnings.warn(
+            f"The largest label is {largest}, and the network has {classes} classes: if class folders are missing, the "
+            "labels of the others are wrong.",
+            stacklevel=3,
+        )
 
 
 def _arrays(folder):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import tensorflow as tf
 
-from keras_sat.attacks import randomness
+from keras_sat.attacks import randomness, validation
 from keras_sat.attacks.attack import Attack
 from keras_sat.attacks.threats import PIXELS, plain_bounds
 from keras_sat.evaluation import distortions
@@ -226,6 +226,7 @@ class Corruption(Attack):
         static_shapes: bool = False,
     ) -> tf.Tensor:
         """Returns the corrupted images. Uses neither the network nor the labels. See `Attack.perturb`."""
+        validation.check_channels_last(images)
         low, high = map(np.float32, self.bounds)
         scaled = (images - low) / (high - low)
         seeds = randomness.per_example(seed, tf.shape(images)[0])

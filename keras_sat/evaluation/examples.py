@@ -25,6 +25,7 @@ class Examples:
 
     Attributes:
         classes: the number of classes, for the check of labels; None while it is unknown.
+        checksum: of all images and labels of the dataset, also those of other shards; None before `read` has ended.
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, shard: tuple[int, int]) -> None:
@@ -32,6 +33,7 @@ class Examples:
             raise ValueError(f"shard must be (k, n) with 0 <= k < n. Received: {shard!r}")
         self._dataset, self._batch_size, self._shard = dataset, batch_size, shard
         self.classes: int | None = None
+        self.checksum: str | None = None
 
     def read(self) -> Iterator[Batch]:
         """Yields (indices in the dataset, images, labels) of all examples of the shard, in batches."""
@@ -72,9 +74,12 @@ class Examples:
     def _batches(self, is_wanted: Callable[[np.ndarray], np.ndarray], count: int | None = None) -> Iterator[Batch]:
         """Yields indices, images and labels of the wanted examples; `count` of them, if it is given."""
         kept: list[Any] = []
-        end = wanted = 0
+        end = wanted = of_images = of_labels = 0
         for images, labels in data.batches(self._dataset, self._batch_size):
             labels = losses.hard_labels(labels, self.classes).numpy()
+            if count is None:  # a pass over the whole dataset
+                of_images = zlib.crc32(np.asarray(images, np.float32).tobytes(), of_images)
+                of_labels = zlib.crc32(labels.tobytes(), of_labels)
             index = np.arange(end, end + len(labels))
             end += len(labels)
             pick = is_wanted(index)
@@ -88,6 +93,8 @@ class Examples:
                 break  # the rest of the dataset need not be read
         if kept and sum(len(part[0]) for part in kept):
             yield tuple(_joined(kept))
+        if count is None:
+            self.checksum = f"{of_images:08x}-{of_labels:08x}"
 
 
 def digests_of(images: np.ndarray) -> np.ndarray:

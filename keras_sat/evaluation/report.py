@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_sat import files, provenance, tables
 from keras_sat.attacks import validation
-from keras_sat.evaluation import html_report, intervals
+from keras_sat.evaluation import html_report, identity, intervals
 from keras_sat.evaluation import signs as signs_lib
 from keras_sat.evaluation._audit import AuditReport
 from keras_sat.evaluation.state import State
@@ -21,6 +21,9 @@ from keras_sat.typing import Path
 MEASURED = (
     "model",
     "weights_sha256",
+    identity.LOGITS,
+    "targets_sha256",
+    identity.DATASET,
     "seed",
     "batch_norm",
     "versions",
@@ -256,14 +259,26 @@ def from_json(path: Path) -> RobustnessReport:
             raise ValueError("it has no list of results")
         results = [AttackResult(**{**row, "interval": tuple(row["interval"])}) for row in fields["results"]]
         for row in results:
-            if not 0 <= row.correct <= row.n or abs(row.accuracy - row.correct / row.n) > 1e-9:
-                raise ValueError(f"{row.name}: {row.correct} of {row.n} images are not {row.accuracy!r}")
+            _check_row(row, fields["examples"])
         seen = signs_lib.Signs(**fields["signs"]) if fields.get("signs") else None
         return RobustnessReport(results, fields["context"], fields["examples"], signs=seen)
     except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         raise ValueError(
             f"{path} does not hold a report of an evaluation, as `keras-sat evaluate` writes it ({_reason(error)})."
         ) from error
+
+
+def _check_row(row, examples):
+    """Raises ValueError if the numbers of a row contradict each other, or the results of the examples."""
+    if not 0 <= row.correct <= row.n or abs(row.accuracy - row.correct / row.n) > 1e-9:
+        raise ValueError(f"{row.name}: {row.correct} of {row.n} images are not {row.accuracy!r}")
+    if not np.allclose(row.interval, intervals.wilson(row.correct, row.n), atol=1e-6):
+        raise ValueError(f"{row.name}: {row.interval} is not the interval of {row.correct} of {row.n} images")
+    attacks = examples.get("attacks", {})
+    correct = attacks[row.name]["broken_by"].count("") if row.name in attacks else None
+    correct = sum(examples["clean"]) if row.name == "clean" and "clean" in examples else correct
+    if correct not in (None, row.correct):
+        raise ValueError(f"{row.name}: {row.correct} images are correct, but {correct} of the examples")
 
 
 def _reason(error):
@@ -277,14 +292,14 @@ def merge(reports: Sequence[RobustnessReport]) -> RobustnessReport:
         reports: the reports of all shards, in any order.
 
     Raises:
-        ValueError: if there is no report, if the reports have different attacks, models, seeds or versions, or if
-            shards are missing or have examples in common.
+        ValueError: if there is no report, if the reports have different attacks, models, datasets, seeds or versions,
+            or if shards are missing or have examples in common.
     """
     if not reports:
         raise ValueError("There is no report to merge.")
-    alike = [({r.name: r.settings for r in report.results}, report.context) for report in reports]
-    if any(one != alike[0] for one in alike):
-        raise ValueError("The reports differ in their attacks, model, seed or versions: they are not shards of one.")
+    alike = [{"settings": {r.name: r.settings for r in report.results}, **report.context} for report in reports]
+    if not all(identity.are_alike(alike[0], one) for one in alike):
+        raise ValueError("The reports differ in their attacks, model, dataset, seed or versions: not shards of one.")
     index = [i for report in reports for i in report.examples["index"]]
     if len(set(index)) < len(index):
         raise ValueError("The reports share examples: they are not shards of one.")
@@ -297,7 +312,8 @@ def merge(reports: Sequence[RobustnessReport]) -> RobustnessReport:
     signs = [report.signs for report in reports if report.signs]
     seen = functools.reduce(signs_lib.Signs.merged, signs) if len(signs) == len(reports) else None
     examples = _join([report.examples for report in reports], order)
-    return RobustnessReport(rows, reports[0].context, examples, pictures, seen)
+    context = {name: value for name, value in reports[0].context.items() if name != identity.DATASET}
+    return RobustnessReport(rows, context, examples, pictures, seen)
 
 
 def _sum(rows):

@@ -14,8 +14,10 @@ from keras_sat.typing import Array, LogitsFunction
 
 IMAGES = 64  # number of images, of the first batch, that are looked at
 _SAME = 1e-4  # outputs of two passes may differ by this share of their size
+_ALIKE = 0.02  # outputs in batches of two sizes may differ by this share: low precision rounds in another order
 _ALONE = 0.002  # share of all images that Square alone may break, as in the authors' AutoAttack
 _RANDOM = "outputs that change from pass to pass"
+_BATCH = "outputs that depend on the other images of a batch"
 _ZERO = "gradients that are zero"
 _SQUARE = "images that only a gradient-free attack breaks"
 
@@ -29,16 +31,20 @@ class Signs:
         random: whether two passes of the same images gave different outputs.
         zero_gradient: for how many of the images the gradient of a loss that an attack ascends is zero or not finite;
             None if no attack uses gradients, or if the network has none.
+        depends_on_batch: whether the outputs for some images were others in another batch; None if this was not looked
+            at (in reports of former versions), or if the outputs are random.
     """
 
     images: int
     random: bool
     zero_gradient: int | None
+    depends_on_batch: bool | None = None
 
     def merged(self, other: "Signs") -> "Signs":
         """Returns the signs of two shards of one evaluation."""
         zero = None if self.zero_gradient is None else self.zero_gradient + (other.zero_gradient or 0)
-        return Signs(self.images + other.images, self.random or other.random, zero)
+        batch = None if self.depends_on_batch is None else self.depends_on_batch or other.depends_on_batch
+        return Signs(self.images + other.images, self.random or other.random, zero, batch)
 
 
 def measure(model: LogitsFunction, images: Array, labels: Array, attacks: Iterable[Attack]) -> Signs:
@@ -54,9 +60,13 @@ def measure(model: LogitsFunction, images: Array, labels: Array, attacks: Iterab
     first, second = (np.asarray(gradients.logits(model, images)) for _ in range(2))
     size = np.nanmax(np.abs(first), initial=0.0) + 1e-30
     is_random = not np.allclose(first, second, rtol=0, atol=_SAME * size, equal_nan=True)
+    half = len(images) // 2
+    alone = np.asarray(gradients.logits(model, images[:half][::-1]))[::-1] if half else first[:0]
+    depends = not np.allclose(first[:half], alone, rtol=0, atol=_ALIKE * size, equal_nan=True)
     stages = [stage for attack in attacks for stage in attack.stages if stage.needs_gradients]
     ascended = {getattr(stage, "loss", losses.log_cross_entropy) for stage in stages}
-    return Signs(len(images), is_random, _zero_gradients(model, ascended, images, labels))
+    zero = _zero_gradients(model, ascended, images, labels)
+    return Signs(len(images), is_random, zero, None if is_random else depends)
 
 
 def _zero_gradients(model, ascended, images, labels):
@@ -99,8 +109,8 @@ def findings(signs: Signs | None, results: Sequence[Any], examples: dict[str, An
         examples: the results of each example, see `report.RobustnessReport`.
     """
     if signs is None or not any(examples.get("clean", [True])):  # nothing was attacked
-        return [Finding(name, None, []) for name in (_RANDOM, _ZERO, _SQUARE)]
-    return [_randomness(signs), _zero(signs), _beyond_gradients(results, examples)]
+        return [Finding(name, None, []) for name in (_RANDOM, _BATCH, _ZERO, _SQUARE)]
+    return [_randomness(signs), _batch(signs), _zero(signs), _beyond_gradients(results, examples)]
 
 
 def sentences(signs: Signs | None, results: Sequence[Any], examples: dict[str, Any]) -> list[str]:
@@ -132,6 +142,17 @@ def _randomness(signs):
     )
     measured = f"{'yes' if signs.random else 'no'}, on {signs.images} images"
     return Finding(_RANDOM, measured, [warning] if signs.random else [])
+
+
+def _batch(signs):
+    if signs.depends_on_batch is None:
+        return Finding(_BATCH, None, [])
+    warning = (
+        "Warning: the outputs for an image depend on the other images of its batch: the accuracies hold for this batch "
+        "size and this order alone."
+    )
+    measured = f"{'yes' if signs.depends_on_batch else 'no'}, on {signs.images // 2} images"
+    return Finding(_BATCH, measured, [warning] if signs.depends_on_batch else [])
 
 
 def _zero(signs):

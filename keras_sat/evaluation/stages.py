@@ -1,9 +1,9 @@
 """The attacks of an evaluation by their names, and the stages of each attack, which run one after the other."""
 
 import dataclasses
-import functools
 from typing import Any
 
+from keras_sat.attacks import gradients
 from keras_sat.attacks.attack import Attack
 from keras_sat.typing import LogitsFunction
 
@@ -71,7 +71,7 @@ def stages_of(attack: Attack, model: LogitsFunction, low: LogitsFunction | None 
 def stage_of(attack: Attack, model: LogitsFunction) -> Stage:
     """Returns an attack that is a single one as a stage.
 
-    A surrogate becomes a new function: a traced function contains values that layers computed from their weights.
+    A surrogate becomes a function of its own, see `gradients.inference`.
     """
     runs, network = attack.runs_on(model)
-    return Stage(str(attack), runs, model if network is model else functools.partial(network))
+    return Stage(str(attack), runs, model if network is model else gradients.inference(network))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from keras_sat import files
+from keras_sat.evaluation import identity
 from keras_sat.typing import Path
 
 ROBUST, MISCLASSIFIED = 0, -1  # values of `Row.broken_by`; n > 0: broken by the n-th stage
@@ -122,7 +123,7 @@ class State:
             columns = [arrays[name] for name in _COLUMNS]
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"{self.path} is not the state of an evaluation: {error}. Choose another file.") from error
-        if meta["configuration"] != self.configuration:
+        if not identity.are_alike(json.loads(meta["configuration"]), json.loads(self.configuration)):
             raise ValueError(
                 f"{self.path} is the state of another evaluation: give this one a file of its own.\n"
                 f"There: {meta['configuration']}\nHere:  {self.configuration}"

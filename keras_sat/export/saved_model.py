@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from keras_sat import deployed, files, provenance
 from keras_sat.attacks import agreement
-from keras_sat.evaluation import RobustnessReport
+from keras_sat.evaluation import RobustnessReport, identity
 from keras_sat.export import signatures as signatures_lib
 from keras_sat.export import warmup as warmup_lib
 from keras_sat.models import classifier
@@ -29,7 +29,7 @@ ARCHITECTURE = os.path.join("assets", "keras_model.json")
 
 # Entries of a report's context that are not copied to the card: the card has its own entries for the first three,
 # labels.txt has the names of the classes, and the folder of the run means nothing on other machines.
-_NOT_MEASURED = ("model", "weights_sha256", "versions", "classes", "run")
+_NOT_MEASURED = ("model", "weights_sha256", identity.LOGITS, "versions", "classes", "run")
 
 
 def export_saved_model(
@@ -219,18 +219,25 @@ def _card(model, shape, classes, precision, report, more):
         "precision": precision,
         "images": dict(zip(("height", "width", "channels"), shape)),
         "classes": classes,
-        "measured": _measured(report, facts["weights_sha256"]),
+        "measured": _measured(report, facts["weights_sha256"], model),
         "versions": facts["versions"],
         **more,
     }
 
 
-def _measured(report, sha256):
+def _measured(report, sha256, model):
     """Returns the accuracies of a report and its context, for the card."""
     if report is None:
         return {"batch_norm": None, "seed": None, "accuracy": []}
     if report.context.get("weights_sha256") != sha256:
         raise ValueError("The report is of other weights than the model's: evaluate this model.")
+    if (before := report.context.get(identity.LOGITS)) is not None:
+        now = identity.of({"model": model}, before["shape"])
+        if not identity.are_alike({identity.LOGITS: before}, {identity.LOGITS: now}):
+            raise ValueError(
+                "The report is of a network with the model's weights, but other outputs (another activation or "
+                "scaling): evaluate this model."
+            )
     context = {name: value for name, value in report.context.items() if name not in _NOT_MEASURED}
     fields = ("name", "accuracy", "interval", "n", "settings")
     accuracy = [{name: getattr(row, name) for name in fields} for row in report.results]

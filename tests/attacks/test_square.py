@@ -72,6 +72,8 @@ def test_bump(size):
 def test_unknown_sizes_and_bad_settings():
     with pytest.raises(ValueError, match="p_init"):
         Square(LinfBall(4), p_init=0)
+    with pytest.raises(ValueError, match=r"channels first.*, 3, 8, 8\)"):
+        Square(LinfBall(4))(linear, tf.zeros((2, 3, 8, 8)), tf.zeros(2, tf.int32))
     run = tf.function(lambda x: Square(LinfBall(4))(linear, x, tf.zeros(2, tf.int32)))
     with pytest.raises(ValueError, match="size of the images"):
         run.get_concrete_function(tf.TensorSpec((2, None, None, 3)))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_sat.attacks import L2Ball, LinfBall
+from keras_sat.attacks import PGD, L2Ball, LinfBall
 from keras_sat.evaluation import audit
 from keras_sat.evaluation._audit import FAIL, PASS, SKIP
 
@@ -118,6 +118,24 @@ def test_gradients_that_mislead_are_caught(data, tiny_model):
     expected = {"unbounded epsilon", "black box", "transfer", "loss over steps"}
     assert expected <= set(report.failed), report.table()
     assert report["gradients"].outcome == PASS  # at the images, the gradients look normal
+
+
+def test_a_surrogate_is_attacked_beyond_its_boundary(data):
+    """An attack on the surrogate that stops at its boundary finds too little: the network's boundary is farther."""
+    model, examples = data
+
+    @tf.custom_gradient
+    def misleading(images):
+        return images, lambda upstream: -upstream
+
+    def farther(images):
+        return model(misleading(tf.cast(images, tf.float32))) + 0.5 * tf.one_hot(tf.argmax(model(images), -1), 4)
+
+    check = audit(farther, examples, BALL, steps=10, queries=10, surrogate=model)["transfer"]
+    images, labels = examples
+    adversarial = PGD(BALL, 10, 1.5).for_transfer()(model, images, labels)
+    moved = np.mean(np.argmax(farther(adversarial), -1) == labels)
+    assert check.measured.startswith(f"{100 * moved:.0f} % correct on the surrogate's")
 
 
 def test_gradients_that_lead_astray_after_the_first_step_are_caught(data):

@@ -142,6 +142,12 @@ def test_batch_size_shards_and_an_interruption_change_nothing(
     assert f"Continuing an interrupted certification: {before}." in capsys.readouterr().out
     with pytest.raises(ValueError, match="dataset has changed"):
         certify(shared_model, (images, (labels + 1) % 4), state=state, **options)
+    with pytest.raises(ValueError, match="dataset has changed"):
+        certify(shared_model, (images[::-1], labels), state=state, **options)
+    state.write_text(json.dumps(saved))
+    with pytest.raises(ValueError, match="dataset has changed"):  # within an image
+        place = len(saved["rows"])
+        certify(shared_model, (np.concatenate([images[:place], 255 - images[place:]]), labels), state=state, **options)
     with pytest.raises(ValueError, match="another certification"):
         certify(shared_model, (images, labels), state=state, **options | {"n": 100})
     state.write_text("{}")
@@ -196,3 +202,13 @@ def test_refusals(shared_model, images, labels):
     refused("context must not contain 'seed'", context={"seed": 1})
     with pytest.warns(UserWarning, match="less than one level"):
         certify(shared_model, (images[:1], labels[:1]), 0.25, n0=1, n=1, progress=False)
+
+
+def test_no_label_is_out_of_range_in_any_batch(shared_model, images, labels):
+    labels = np.where(np.arange(8) < 6, labels, -1)
+    dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(8)
+    with pytest.raises(ValueError, match=r"labels must lie in 0..3. Received values in \[-1,"):
+        certify(shared_model, dataset, 20.0, n0=20, n=20, batch_size=20, progress=False)
+    merged = {name: [0] for name in certification.COLUMNS} | {"label": [-1], "predicted": [-1]}
+    settings = {"sigma": 1.0, "n0": 1, "n": 1, "alpha": 0.1, "bounds": [0, 255]}
+    assert CertificationReport(settings, {}, merged).accuracy(0) == 0  # an abstention is no label

@@ -83,3 +83,24 @@ def test_imagenets_files(like_imagenet):
         corrupted_datasets(like_imagenet)
     with pytest.raises(ValueError, match="holds neither labels.npy .* nor folders such as fog/3"):
         corrupted_datasets(like_imagenet / "rain")
+
+
+def test_pixels_are_scaled_to_the_bounds(like_cifar):
+    files = {("fog", 4): corrupted_datasets(like_cifar)["fog", 4]}
+    found = [
+        evaluate_corrupted(logits, files),
+        evaluate_corrupted(lambda images: logits(255 * images), files, bounds=(0, 1)),
+        evaluate_corrupted(lambda images: logits(255 * images), {("fog", 4): batched(files)}, bounds=(0, 1)),
+    ]
+    assert len({report["fog-4"].correct for report in found}) == 1
+    assert 0 < found[0]["fog-4"].correct < 3
+
+
+def batched(files):
+    return tf.data.Dataset.from_tensor_slices(files["fog", 4]).batch(2)
+
+
+def test_a_class_without_images_is_warned_of(like_imagenet):
+    datasets = corrupted_datasets(like_imagenet, Preprocessing(4, 4, 3))
+    with pytest.warns(UserWarning, match="largest label is 1, and the network has 3 classes"):
+        evaluate_corrupted(logits, {("fog", 4): datasets["fog", 4]})

@@ -157,6 +157,8 @@ def test_refusals():
         Corruption("contrast", severities="imagenet")
     with pytest.raises(ValueError, match="bounds must be two numbers"):
         Corruption("contrast", bounds=(1, 0))
+    with pytest.raises(ValueError, match="channels first"):
+        Corruption("contrast")(None, np.zeros((2, 1, 8, 8), np.uint8), None)
 
 
 def test_images_of_another_range_are_no_images(images):

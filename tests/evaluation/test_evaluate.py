@@ -1,3 +1,4 @@
+import contextlib
 import json
 import re
 import subprocess
@@ -10,8 +11,9 @@ import pytest
 import tensorflow as tf
 
 import keras_sat
-from keras_sat.attacks import APGD, FGSM, PGD, AutoAttack, L2Ball, LinfBall
+from keras_sat.attacks import APGD, FGSM, PGD, AutoAttack, L2Ball, LinfBall, Transfer
 from keras_sat.evaluation import Corruption, audit, evaluate, from_json, merge, sweep
+from keras_sat.losses import cross_entropy
 from keras_sat.training import distribution
 
 
@@ -118,10 +120,11 @@ def test_datasets_that_are_none(tiny_model, images):
 
 
 @pytest.mark.parametrize("name", ["normalization", "derived", "own convolution", "forgetful", "random", "lora"])
-def test_networks_of_others_are_attacked_as_they_are(name, foreign_model, images):
+def test_networks_of_others_are_attacked_as_they_are(name, foreign_model):
     """The results with a folded copy are the same as for a function, which has no copy."""
     model = foreign_model(name)
-    x, y = np.tile(images, (4, 1, 1, 1)), np.argmax(model(np.tile(images, (4, 1, 1, 1))), -1)
+    x = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 3)).astype(np.uint8)
+    y = np.argmax(model(x), -1)
     attack = PGD(LinfBall(4), steps=4, random_start=False)
     expected = evaluate(lambda x: model(x), (x, y), attack, progress=False)
     options = {"progress": False, "attack_precision": "mixed_bfloat16" if name != "random" else None}
@@ -595,3 +598,101 @@ def test_a_resumed_evaluation_says_where_it_continues(whole, tmp_path, capsys):
     assert lines[0] == "Continuing an interrupted evaluation of 60 images: clean, one done."
     assert all(line.startswith("two: PGD-2: ") for line in lines[1:])
     assert "54 of 54 attacked" in lines[-1]
+
+
+class AsTrained(keras.Model):
+    """A model that is in training mode unless it is told otherwise."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def call(self, images, training=True):
+        return self.model(images, training=training)
+
+
+def test_a_model_is_in_inference_mode_whatever_its_default(tiny_model, images):
+    model = tiny_model()
+    images, labels = data(model, images)
+    attack = PGD(LinfBall(6), steps=2)
+    expected = evaluate(model, (images, labels), attack, progress=False)
+    found = evaluate(subject := AsTrained(model), (images, labels), attack, progress=False)
+    assert [row.correct for row in found.results] == [row.correct for row in expected.results] != [8, 8]
+    np.testing.assert_array_equal(attack(subject, images, labels), attack(model, images, labels))
+    np.testing.assert_array_equal(model.layers[2].moving_mean, 0)  # of the batch norm
+
+
+def test_a_function_whose_network_has_changed_is_attacked_as_it_is_now(tiny_model, images):
+    network = tiny_model()
+
+    def logits(images):
+        return network(images, training=False)
+
+    attack = PGD(LinfBall(6), steps=3)
+    evaluate(logits, data(network, images), attack, progress=False)
+    network = tiny_model(seed=1)
+    subject = data(network, images)
+    found = evaluate(logits, subject, attack, progress=False)
+    assert found.examples == evaluate(lambda x: network(x), subject, attack, progress=False).examples
+
+
+def test_a_copy_with_folded_batch_norms_is_of_the_network_as_it_is_now(tiny_model, images):
+    model, attack = tiny_model(), PGD(LinfBall(6), steps=3)
+    evaluate(model, data(model, images), attack, progress=False)
+    model.layers[3].activation = lambda x: tf.sin(3 * x)
+    subject = data(model, images)
+    found = evaluate(model, subject, attack, progress=False)
+    expected = evaluate(lambda x: model(x), subject, attack, progress=False)
+    assert [row.correct for row in found.results] == [row.correct for row in expected.results]
+    margins = [one.examples["attacks"]["PGD-3"]["margin"] for one in (found, expected)]
+    np.testing.assert_allclose(*margins, atol=1e-3)
+
+
+def test_the_state_of_another_network_or_loss_is_refused(tiny_model, images, tmp_path):
+    model, other = tiny_model(), tiny_model("relu")  # of the same weights
+    subject, attack = data(model, images), PGD(LinfBall(6), steps=2)
+    evaluate(model, subject, attack, state=tmp_path / "keras.npz", progress=False)
+    network = model
+    evaluate(lambda x: network(x), subject, attack, state=tmp_path / "function.npz", progress=False)
+    network = other
+    with pytest.raises(ValueError, match="the state of another evaluation"):
+        evaluate(other, subject, attack, state=tmp_path / "keras.npz", progress=False)
+    with pytest.raises(ValueError, match="the state of another evaluation"):
+        evaluate(lambda x: network(x), subject, attack, state=tmp_path / "function.npz", progress=False)
+    state = tmp_path / "loss.npz"
+    evaluate(model, subject, PGD(LinfBall(6), 2, loss=lambda y, z: cross_entropy(y, z)), state=state, progress=False)
+    with pytest.raises(ValueError, match="the state of another evaluation"):
+        evaluate(
+            model, subject, PGD(LinfBall(6), 2, loss=lambda y, z: -cross_entropy(y, z)), state=state, progress=False
+        )
+
+
+def test_the_state_of_another_surrogate_is_refused(tiny_model, images, tmp_path):
+    model = tiny_model()
+    for number, seed in enumerate((1, 1, 2)):
+        surrogate = tiny_model(seed=seed)
+        transfer = Transfer(lambda x, surrogate=surrogate: surrogate(x), PGD(LinfBall(6), steps=2))
+        with pytest.raises(ValueError, match="another evaluation") if number == 2 else contextlib.nullcontext():
+            evaluate(model, data(model, images), transfer, state=tmp_path / "state.npz", progress=False)
+
+
+def test_shards_of_two_datasets_or_targets_do_not_merge(tiny_model, images):
+    model, attack = tiny_model(), PGD(LinfBall(6), steps=2)
+    labels = data(model, images)[1]
+
+    def shard(number, labels=labels, **more):
+        return evaluate(model, (images, labels), attack, shard=(number, 2), progress=False, **more)
+
+    assert merge([shard(0), shard(1)])["clean"].n == 8
+    with pytest.raises(ValueError, match="differ in their attacks, model, dataset"):
+        merge([shard(0), shard(1, (labels + 1) % 4)])
+    attack = PGD(LinfBall(6), steps=2, targeted=True)
+    with pytest.raises(ValueError, match="differ in their attacks, model, dataset"):
+        merge([shard(0, targets=(labels + 1) % 4), shard(1, targets=(labels + 2) % 4)])
+
+
+def test_images_that_occur_again_are_warned_of(tiny_model, images):
+    subject = tf.data.Dataset.from_tensor_slices(data(tiny_model(), images)).batch(4).repeat().take(6)
+    with pytest.warns(UserWarning, match="16 of 24 images occur before in the dataset"):
+        report = evaluate(tiny_model(), subject, [], progress=False)
+    assert report["clean"].n == 24

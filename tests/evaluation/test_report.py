@@ -36,6 +36,23 @@ def test_json_holds_it_all(tmp_path):
     assert os.listdir(tmp_path) == ["report.json"]
 
 
+def test_numbers_that_contradict_each_other_are_refused(tiny_model, images, tmp_path):
+    labels = np.argmax(tiny_model()(images), -1)
+    evaluation.evaluate(tiny_model(), (images, labels), PGD(LinfBall(4), steps=1), progress=False).to_json(
+        path := tmp_path / "report.json"
+    )
+    fields = json.loads(path.read_text())
+    row = fields["results"][1]
+    for changes, message in (
+        ({"correct": 1, "accuracy": 0.5}, "1 of 8 images are not 0.5"),
+        ({"interval": [0.9, 1.0]}, "is not the interval"),
+        (vars(AttackResult.of("PGD-1", 8, 8 - row["correct"] // 2, 1, {})), "but [0-9]+ of the examples"),
+    ):
+        path.write_text(json.dumps(fields | {"results": [fields["results"][0], row | changes]}))
+        with pytest.raises(ValueError, match=message):
+            from_json(path)
+
+
 def test_rows_by_name():
     assert report()["PGD-50"].accuracy == 1111 / 2000
     with pytest.raises(KeyError, match="it has.*clean"):

@@ -10,7 +10,10 @@ from keras_sat.evaluation import evaluate, merge, report
 from keras_sat.evaluation.signs import Signs, sentences
 
 PGD_3 = PGD(LinfBall(40), steps=3)
-NOT_FOUND = "No sign of gradient masking was found. Checked: outputs that change from pass to pass"
+NOT_FOUND = (
+    "No sign of gradient masking was found. Checked: outputs that change from pass to pass, outputs that depend on the "
+    "other images of a batch"
+)
 
 
 ZERO = "gradients that are zero."
@@ -94,3 +97,17 @@ def test_what_square_breaks_in_low_precision_counts(data):
     row = dataclasses.replace(one, broken_by=dict.fromkeys(one.broken_by, 0) | {"Square, low precision": 3})
     (line,) = sentences(Signs(24, False, 0), [row], {"attacks": {}})
     assert "AutoAttack: a gradient-free attack broke 3 of 24 images" in line
+
+
+def test_outputs_that_depend_on_the_other_images(data):
+    model, examples = data
+
+    def by_place(x):
+        return model(x) + tf.random.stateless_normal((tf.shape(x)[0], 4), (0, 0))
+
+    def by_the_batch(x):
+        return model(tf.cast(x, tf.float32) - tf.reduce_mean(tf.cast(x, tf.float32), 0))
+
+    for network in (by_place, by_the_batch):
+        assert "Warning: the outputs for an image depend on the other images" in evaluate(network, examples, []).table()
+    assert "depend on the other images" not in evaluate(model, examples, PGD_3).table().replace(NOT_FOUND, "")

@@ -286,6 +286,9 @@ def test_the_card_says_what_the_report_was_measured_on(tiny_model, images, label
     assert context.items() <= card["measured"].items()
     assert card["measured"].keys() & {"run", "model", "weights_sha256", "versions"} == set()
     assert (card["measured"]["seed"], card["measured"]["batch_norm"]) == (0, "frozen")
+    with pytest.raises(ValueError, match="the model's weights, but other outputs"):
+        export_saved_model(tiny_model("relu"), tmp_path / "other", report=report, signatures=[])
+    assert not (tmp_path / "other").exists()
 
 
 def test_warm_up_requests_are_answered(saved, loaded, model, tmp_path):
