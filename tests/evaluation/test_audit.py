@@ -120,22 +120,20 @@ def test_gradients_that_mislead_are_caught(data, tiny_model):
     assert report["gradients"].outcome == PASS  # at the images, the gradients look normal
 
 
-def test_a_surrogate_is_attacked_beyond_its_boundary(data):
-    """An attack on the surrogate that stops at its boundary finds too little: the network's boundary is farther."""
-    model, examples = data
-
-    @tf.custom_gradient
-    def misleading(images):
-        return images, lambda upstream: -upstream
-
-    def farther(images):
-        return model(misleading(tf.cast(images, tf.float32))) + 0.5 * tf.one_hot(tf.argmax(model(images), -1), 4)
-
-    check = audit(farther, examples, BALL, steps=10, queries=10, surrogate=model)["transfer"]
-    images, labels = examples
-    adversarial = PGD(BALL, 10, 1.5).for_transfer()(model, images, labels)
-    moved = np.mean(np.argmax(farther(adversarial), -1) == labels)
-    assert check.measured.startswith(f"{100 * moved:.0f} % correct on the surrogate's")
+def test_a_surrogate_is_attacked_beyond_its_boundary(data, tiny_model):
+    """Images at the surrogate's boundary, where an attack may stop, fool other networks less often."""
+    model, _ = data
+    random, surrogate = np.random.default_rng(0), tiny_model()
+    surrogate.set_weights([w + 0.3 * w.std() * random.normal(size=w.shape) for w in model.get_weights()])
+    images = random.integers(0, 256, (64, 8, 8, 3)).astype(np.uint8)
+    labels = np.argmax(model(images), -1)
+    check = audit(model, (images, labels), BALL, steps=10, queries=10, surrogate=surrogate)["transfer"]
+    correct = {
+        keep: np.mean(np.argmax(model(PGD(BALL, 10, 1.5, keep=keep)(surrogate, images, labels)), -1) == labels)
+        for keep in ("first", "worst")
+    }
+    assert correct["worst"] < correct["first"] - 0.05
+    assert check.measured.startswith(f"{100 * correct['worst']:.0f} % correct on the surrogate's")
 
 
 def test_gradients_that_lead_astray_after_the_first_step_are_caught(data):
