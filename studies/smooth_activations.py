@@ -1,13 +1,19 @@
 """Trains and attacks the same network with each activation on the full Fashion-MNIST, to compare their robustness.
 
     python scripts/import_fashion_mnist.py      # or, with a network: tfds build fashion_mnist
-    python studies/smooth_activations.py [--study=pgd_1] [--output=runs/study] [--jobs=2]
+    python studies/smooth_activations.py [--study=pgd_1] [--output=runs/study] [--results=studies] [--jobs=2]
 
 `--study` is one of STUDIES. Each run is a folder, such as OUTPUT/pgd_1/silu-0, that `keras-sat train` and `keras-sat
-evaluate` write. The results are collected in studies/STUDY.json. A run in this file is made again only if an evaluation
+evaluate` write. The results are collected in RESULTS/STUDY.json. A run in this file is made again only if an evaluation
 is missing. If the command is killed, the same command continues, also in the middle of a training or an attack. Each
 job uses one thread, so use as many jobs as there are cores. docs/study.md explains the designs, which were fixed before
 any result was known. `python studies/tables.py` writes the tables and plots of that page.
+
+The folder studies holds our results, so the command has nothing left to do for a study that is complete there. To make
+its runs anew, name a folder of your own, and then print its tables beside ours:
+
+    python studies/smooth_activations.py --results=runs/results
+    python studies/tables.py --results=runs/results
 """
 
 import argparse
@@ -174,24 +180,29 @@ def _read(path):
         return json.load(file)
 
 
-def results(study="pgd_1"):
-    """Returns {name of a run: its record} of the runs of a study that are done."""
-    path = _results_file(study)
+def results(study="pgd_1", folder=FOLDER):
+    """Returns {name of a run: its record} of the runs of a study that are done.
+
+    Args:
+        study: a name of STUDIES.
+        folder: folder of STUDY.json.
+    """
+    path = _results_file(study, folder)
     return _read(path)["runs"] if os.path.exists(path) else {}
 
 
-def _results_file(study):
-    return os.path.join(FOLDER, f"{study}.json")
+def _results_file(study, folder):
+    return os.path.join(folder, f"{study}.json")
 
 
-def _measure_and_keep(study, name, folder):
-    """Measures a run and adds its record to the study's file."""
+def _measure_and_keep(study, name, folder, kept_in):
+    """Measures a run and adds its record to the study's file in the folder `kept_in`."""
     settings = STUDIES[study]
     one = measure(settings, name, folder)
     with LOCK:
-        runs = results(study) | {name: one}
+        runs = results(study, kept_in) | {name: one}
         contents = {"training": settings.training, "evaluations": settings.evaluations, "runs": runs}
-        files.write_json(_results_file(study), contents)
+        files.write_json(_results_file(study, kept_in), contents)
         print(f"{name} is done: {len(runs)} of {len(settings.names())}", flush=True)
 
 
@@ -199,6 +210,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", choices=STUDIES, default="pgd_1", help="default: pgd_1")
     parser.add_argument("--output", default=os.path.join("runs", "study"), help="folder of the runs")
+    parser.add_argument("--results", type=files.expanded, default=FOLDER, help="folder of STUDY.json; default: studies")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once; as many as there are cores (default: 2)")
     parser.add_argument("--only", help="runs to make, such as silu-0,relu-0; default: all")
     args = parser.parse_args()
@@ -209,11 +221,12 @@ def main():
     wanted = args.only.split(",") if args.only else names
     if unknown := sorted(set(wanted) - set(names)):
         parser.error(f"there is no run {', '.join(unknown)}; there are {', '.join(names)}")
-    done = {name for name, run in results(args.study).items() if run["attacks"].keys() >= study.evaluations.keys()}
+    known = results(args.study, args.results)
+    done = {name for name, run in known.items() if run["attacks"].keys() >= study.evaluations.keys()}
     todo = [name for name in wanted if name not in done]
     folders = {name: os.path.join(args.output, args.study, name) for name in todo}
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        made = [pool.submit(_measure_and_keep, args.study, name, folder) for name, folder in folders.items()]
+        made = [pool.submit(_measure_and_keep, args.study, *run, args.results) for run in folders.items()]
         try:
             for future in concurrent.futures.as_completed(made):
                 future.result()

@@ -1,17 +1,19 @@
 """Writes the tables and plots of docs/study.md from the results in studies/.
 
     pip install '.[docs]'
-    python studies/tables.py
+    python studies/tables.py                            # writes the page
+    python studies/tables.py --results=runs/results     # prints the tables of other results, and leaves the page
 
 Each table is between two comments in the page. The rest of the page is written by hand.
 """
 
+import argparse
 import os
 import re
 
 import matplotlib
 import numpy as np
-from smooth_activations import ACTIVATIONS, SMOOTH_BACKWARD, STUDIES, bits, results
+from smooth_activations import ACTIVATIONS, FOLDER, SMOOTH_BACKWARD, STUDIES, bits, results
 
 from keras_sat import files
 
@@ -131,12 +133,11 @@ def tables(studies):
     Args:
         studies: {name of a study: {name of a run: its record}}. A study without runs has no tables.
     """
-    runs = studies["pgd_1"]
-    contents = {
-        "activations": table(runs, ACTIVATIONS),
-        "ablation": table(runs, ["relu", *SMOOTH_BACKWARD]),
-        "curve": curve_table(runs, [*ACTIVATIONS, *SMOOTH_BACKWARD]),
-    }
+    contents = {}
+    if runs := studies["pgd_1"]:
+        contents["activations"] = table(runs, ACTIVATIONS)
+        contents["ablation"] = table(runs, ["relu", *SMOOTH_BACKWARD])
+        contents["curve"] = curve_table(runs, [*ACTIVATIONS, *SMOOTH_BACKWARD])
     for name in ("pgd_10", "pgd_10_short_steps", "resnet20"):
         if runs := studies[name]:
             kinds = list(STUDIES[name].seeds)
@@ -217,7 +218,14 @@ def _epsilon(axis, runs, kinds, colours):
 
 
 def main():
-    studies = {name: results(name) for name in STUDIES}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=files.expanded, help="folder of other results, whose tables are printed")
+    args = parser.parse_args()
+    studies = {name: results(name, args.results or FOLDER) for name in STUDIES}
+    if args.results:
+        for name, text in tables(studies).items():
+            print(f"{name}\n\n{text}\n")
+        return
     with open(PAGE, encoding="utf-8") as file:
         page = filled(file.read(), tables(studies))
     files.write_text(PAGE, page)

@@ -51,6 +51,25 @@ def test_the_page_says_what_was_found(study):
     assert study[1].filled(page, study[1].tables(studies)) == page
 
 
+def test_runs_are_made_anew_for_another_folder_of_results(study, tmp_path, monkeypatch, capsys):
+    made = []
+
+    def measure(settings, name, folder):
+        made.append(name)
+        return study[0].results()[name]
+
+    monkeypatch.setattr(study[0], "measure", measure)
+    only = ["--only=relu-0,silu-0", f"--output={tmp_path}"]
+    for flags in ([], [f"--results={tmp_path / 'mine'}"], [f"--results={tmp_path / 'mine'}"]):
+        monkeypatch.setattr(sys, "argv", ["smooth_activations.py", *only, *flags])
+        study[0].main()
+    assert sorted(made) == ["relu-0", "silu-0"]  # of the second start alone: for ours, nothing is left to do
+    assert study[0].results("pgd_1", tmp_path / "mine").keys() == {"relu-0", "silu-0"}
+    monkeypatch.setattr(sys, "argv", ["tables.py", f"--results={tmp_path / 'mine'}"])
+    study[1].main()
+    assert "| `silu` | 1 |" in capsys.readouterr().out
+
+
 def test_bits(study):
     values = np.random.default_rng(0).integers(0, 2, 10_000).astype(bool)
     np.testing.assert_array_equal(study[1].bits(study[0]._bits(values)), values)
