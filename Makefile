@@ -4,7 +4,7 @@
 # make test         the test suite, without what is marked slow.
 # make test-slow    make test, then the commands of README and docs, and the site with its notebook: some six minutes more.
 # make docs         the site, in docs/build/html: the pages, the notebook, the reference of the docstrings.
-# make bench        every figure of docs/performance.md, beside its peers; downloads PyTorch and takes some forty minutes.
+# make bench        the benchmarks of docs/performance.md, beside their peers; downloads PyTorch and takes about an hour.
 PYTHON ?= python3
 VENV ?= .venv
 BENCH_RUN ?= runs/bench
@@ -39,6 +39,7 @@ bench: $(VENV)/installed-bench
 	$(VENV)/bin/python benchmarks/evaluation.py $(BENCH_RUN)
 	$(VENV)/bin/python benchmarks/footprint.py
 	$(VENV)/bin/python benchmarks/attacks.py $(BENCH_RUN)
+	$(VENV)/bin/python benchmarks/attacks.py ResNet20-silu --only ensemble --images=60
 	$(VENV)/bin/python benchmarks/defences.py
 	$(VENV)/bin/python benchmarks/serving.py
 	$(VENV)/bin/python benchmarks/input_pipeline.py

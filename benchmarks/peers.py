@@ -1,12 +1,12 @@
 """Compares the time of attacks and of adversarial training with other packages: same weights, images and cores.
 
     pip install -e '.[bench]'
-    python benchmarks/peers.py [--only torchattacks cleverhans art] [--repeats 5]
+    python benchmarks/peers.py [--only torchattacks cleverhans art] [--networks ResNet50 WideResNet28_10] [--repeats 5]
 
-PGD-10 on ResNet-50 (silu, 64 px, batch 32) is compared with torchattacks on a PyTorch twin (channels last;
-benchmarks/twin.py) and with CleverHans on TensorFlow 2. An adversarial training step (PGD-7) of ResNet-50, and of
-ResNet-8 on 28 px, is compared with ART's AdversarialTrainer on TensorFlow 2, and with a plain step of Keras. PGD-7
-needs 5.7 times the passes of a plain step. The candidates run in turns after a warm-up, and medians are compared.
+PGD-10 on each of NETWORKS is compared with torchattacks on a PyTorch twin (channels last; benchmarks/twin.py), and on
+ResNet-50 (silu, 64 px, batch 32) with CleverHans on TensorFlow 2. An adversarial training step (PGD-7) of ResNet-50,
+and of ResNet-8 on 28 px, is compared with ART's AdversarialTrainer on TensorFlow 2, and with a plain step of Keras.
+PGD-7 needs 5.7 times the passes of a plain step. The candidates run in turns after a warm-up, and medians are compared.
 Before, the results of the attacks are compared: the cross entropy and the pixels. For this, all attacks start at the
 clean images, so that they differ only by rounding.
 """
@@ -22,9 +22,10 @@ from race import race
 
 import keras_sat
 from keras_sat.attacks import PGD, LinfBall
-from keras_sat.models import folding
+from keras_sat.models import convnext, folding
 
 EPSILON, STEP, PIXELS = 4.0, 1.0, 255.0
+NETWORKS = {"ResNet50": (64, 32), "WideResNet28_10": (32, 16), "ConvNeXtTiny": (64, 16)}  # {name: (size, batch)}
 
 
 def data(size, channels, batch, classes):
@@ -59,18 +60,21 @@ def agreement(model, images, labels, adversarial):
         print(f"    {name:<16}cross entropy {float(loss):8.4f}, the same pixels {same:5.1f} %")
 
 
-def network(images):
-    """Returns a ResNet-50 that behaves like a trained one.
+def network(name):
+    """Returns a network of NETWORKS that behaves like a trained one, and a batch of random images and labels.
 
-    Its batch norms have the statistics of their inputs, and no gamma is 0, so that all layers have gradients.
+    Its batch norms have the statistics of their inputs, and no gamma is nearly 0, so that all layers have gradients.
     """
-    model, rng = keras_sat.models.ResNet50(input_shape=(64, 64, 3)), np.random.default_rng(1)
-    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
-    for norm in norms:
-        norm.gamma.assign(rng.uniform(0.2, 1, norm.gamma.shape))
-        norm.momentum = 0.0  # the next batch determines the statistics
+    size, batch = NETWORKS[name]
+    model, rng = keras_sat.models.BUILDERS[name](input_shape=(size, size, 3)), np.random.default_rng(1)
+    images, labels = data(size, 3, batch, model.output_shape[-1])
+    for layer in model.layers:
+        if isinstance(layer, (keras.layers.BatchNormalization, convnext.LayerScale)):
+            layer.gamma.assign(rng.uniform(0.2, 1, layer.gamma.shape))
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.0  # the next batch determines the statistics
     model(images, training=True)
-    return model
+    return model, images, labels
 
 
 def ours(model, precision, random_start=True):
@@ -91,16 +95,20 @@ def versus(model, images, labels, name, theirs, repeats):
     agreement(model, images, labels, adversarial | {name: theirs(False)})
     attacks = {row: ours(model, precision) for row, precision in rows.items()}
     candidates = {row: lambda attack=attack: attack(images, labels) for row, attack in attacks.items()}
-    show("PGD-10, ResNet-50, 64 px, batch 32", race(candidates | {name: lambda: theirs(True)}, repeats), name)
+    title = f"PGD-10, {model.name}, {images.shape[1]} px, batch {len(images)}"
+    show(title, race(candidates | {name: lambda: theirs(True)}, repeats), name)
 
 
-def torchattacks(repeats):
+def torchattacks(args):
+    for name in args.networks:
+        _torchattacks_on(*network(name), args.repeats)
+
+
+def _torchattacks_on(model, images, labels, repeats):
     import torch
     import torchattacks as peer
     from twin import Twin
 
-    images, labels = data(64, 3, 32, 1000)
-    model = network(images)
     twin = Twin(model)
     inputs = torch.from_numpy(images.transpose(0, 3, 1, 2) / PIXELS).contiguous(memory_format=torch.channels_last)
     targets = torch.from_numpy(labels)
@@ -115,21 +123,20 @@ def torchattacks(repeats):
     versus(model, images, labels, "torchattacks", theirs, repeats)
 
 
-def cleverhans(repeats):
+def cleverhans(args):
     from cleverhans.tf2.attacks.projected_gradient_descent import projected_gradient_descent
 
-    images, labels = data(64, 3, 32, 1000)
-    model = network(images)
+    model, images, labels = network("ResNet50")
 
     def theirs(random_start):
         limits = {"clip_min": 0.0, "clip_max": PIXELS, "rand_init": random_start, "sanity_checks": False}
         attack = projected_gradient_descent
         return attack(model, tf.constant(images), EPSILON, STEP, 10, np.inf, y=labels, **limits).numpy()
 
-    versus(model, images, labels, "cleverhans", theirs, repeats)
+    versus(model, images, labels, "cleverhans", theirs, args.repeats)
 
 
-def art(repeats):
+def art(args):
     for name, shape, classes in (("ResNet8", (28, 28, 1), 10), ("ResNet50", (64, 64, 3), 1000)):
         build = keras_sat.models.BUILDERS[name]
         models = [build(input_shape=shape, classes=classes) for _ in range(2)]
@@ -144,7 +151,7 @@ def art(repeats):
             "keras_sat": functools.partial(trainer.train_on_batch, images, labels),
             "art": functools.partial(_art_trainer(models[1], shape, classes).fit, images, labels, 32, 1),
         }
-        show(f"adversarial training step, PGD-7, {name}, batch 32", race(candidates, repeats), "art")
+        show(f"adversarial training step, PGD-7, {name}, batch 32", race(candidates, args.repeats), "art")
 
 
 def _art_trainer(model, shape, classes):
@@ -173,10 +180,12 @@ PEERS = {"torchattacks": torchattacks, "cleverhans": cleverhans, "art": art}
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PEERS, default=list(PEERS))
+    networks = {"choices": NETWORKS, "default": list(NETWORKS)}
+    parser.add_argument("--networks", nargs="+", **networks, help="what torchattacks attacks; default: all")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     for name in args.only:
-        PEERS[name](args.repeats)
+        PEERS[name](args)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ python benchmarks/twin.py WideResNet16_2 --form=dm      # writes its weights for
 """
 
 import argparse
+import functools
 import os
 import tempfile
 
@@ -13,11 +14,18 @@ import safetensors.torch
 import torch
 from torch.nn import functional as F
 
-from keras_sat import models
+from keras_sat import activations, models
+from keras_sat.models import convnext
 from keras_sat.models.normalization import Normalize
 
 ACTIVATIONS = {"relu": F.relu, "silu": F.silu, "elu": F.elu, "softplus": F.softplus, "mish": F.mish}
-NAMES = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
+NAMES = {
+    "kernel": "weight",
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
 
 
 class Twin(torch.nn.Module):
@@ -60,11 +68,12 @@ def _inputs(layer):
 def _tensors(layer):
     """Returns {PyTorch's name: tensor in PyTorch's layout} for the weights of a layer."""
     tensors = {}
+    axes = (2, 3, 0, 1) if isinstance(layer, keras.layers.DepthwiseConv2D) else (3, 2, 0, 1)
+    names = {} if isinstance(layer, convnext.LayerScale) else NAMES
     for variable in layer.weights:
         array = variable.numpy()
-        array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
-        name = {"kernel": "weight"}.get(variable.name, variable.name)
-        tensors[NAMES.get(name, name)] = torch.from_numpy(np.ascontiguousarray(array))
+        array = array.transpose(axes) if array.ndim == 4 else array.T
+        tensors[names.get(variable.name, variable.name)] = torch.from_numpy(np.ascontiguousarray(array))
     return tensors
 
 
@@ -75,6 +84,11 @@ def _pad_same(x, size, strides, value=0.0):
         total = max(0, (-(-length // strides) - 1) * strides + size - length)
         pads += [total // 2, total - total // 2]
     return F.pad(x, pads, value=value)
+
+
+def _over_channels(function):
+    """Returns a function of the last axis as a function of the channels, the second of the four axes of an image."""
+    return lambda x: function(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) if x.ndim == 4 else function(x)
 
 
 def _operation(layer, tensors):
@@ -92,15 +106,25 @@ def _operation(layer, tensors):
             size, strides = layer.pool_size[0], layer.strides[0]
             pad = _pad_same if layer.padding == "same" else lambda x, *_: x
             return lambda x: F.max_pool2d(pad(x, size, strides, -torch.inf), size, strides)
-        case keras.layers.Conv2D():
-            kernel = tensors["weight"]
+        case keras.layers.Conv2D() | keras.layers.DepthwiseConv2D():
+            kernel, bias = tensors["weight"], tensors.get("bias")
             pad = _pad_same if layer.padding == "same" else lambda x, *_: x
+            groups = layer.groups if isinstance(layer, keras.layers.Conv2D) else len(kernel)
             return lambda x: F.conv2d(
-                pad(x, kernel.shape[-1], layer.strides[0]), kernel, stride=layer.strides, groups=layer.groups
+                pad(x, kernel.shape[-1], layer.strides[0]), kernel, bias, stride=layer.strides, groups=groups
             )
         case keras.layers.BatchNormalization():
             mean, variance, gamma, beta = (tensors[name] for name in ("running_mean", "running_var", "weight", "bias"))
             return lambda x: F.batch_norm(x, mean, variance, gamma, beta, eps=layer.epsilon)
+        case keras.layers.LayerNormalization():
+            gamma, beta = tensors["weight"], tensors["bias"]
+            return _over_channels(lambda x: F.layer_norm(x, x.shape[-1:], gamma, beta, layer.epsilon))
+        case convnext.LayerScale():
+            return _over_channels(lambda x: x * tensors["gamma"])
+        case keras.layers.Dropout():
+            return lambda x: x
+        case activations.GELU():
+            return functools.partial(F.gelu, approximate="tanh" if layer.approximate else "none")
         case keras.layers.Activation():
             return ACTIVATIONS[layer.activation.__name__]
         case keras.layers.Add():
@@ -108,7 +132,7 @@ def _operation(layer, tensors):
         case keras.layers.GlobalAveragePooling2D():
             return lambda x: x.mean((2, 3))
         case keras.layers.Dense():
-            return lambda x: F.linear(x, tensors["weight"], tensors["bias"])
+            return _over_channels(lambda x: F.linear(x, tensors["weight"], tensors["bias"]))
     raise NotImplementedError(f"{layer.name} is a {type(layer).__name__}")
 
 
