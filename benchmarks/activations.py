@@ -16,7 +16,7 @@ from race import race
 import keras_sat
 from keras_sat.attacks import PGD, LinfBall
 
-ACTIVATIONS = ("relu", "silu", "gelu", "elu", "softplus", "parametric_softplus", "mish", "smooth_relu")
+ACTIVATIONS = [name for name in keras_sat.activations.ACTIVATIONS if name != "swish"]  # swish is silu
 
 
 def trainer(model, activation):
