@@ -164,25 +164,31 @@ class SmoothBackwardReLU(keras.layers.Layer):
 class PSSiLU(keras.layers.Layer):
     """Parametric shifted SiLU, x (sigmoid(alpha x) - beta) / (1 - beta) (Dai et al. 2021, arXiv:2110.05626).
 
-    Each layer trains its own alpha and beta, weights of shape [1], of which the function takes the absolute values. The
-    paper's networks share one pair among all their layers.
+    Each layer trains its own alpha and beta, weights of shape [1], of which the function takes the absolute values. So
+    a network has two of these parameters for each activation layer: ResNet8 has 14. The paper's networks share one pair
+    among all their layers, so each has two in all.
+
+    At beta = 1 the function divides by 0, and the authors' code has no guard against it. Here a beta above 0.99 acts as
+    0.99. It keeps its gradient, so that training can lower it again.
 
     Args:
         alpha: initial value of alpha, > 0, 1 by default, as in the paper.
-        beta: initial value of beta, 0 < beta < 1, 1e-8 by default, as in the paper: at 0 the
-            absolute value has no gradient, so that beta would never move.
+        beta: initial value of beta, 0 < beta <= 0.99, 1e-8 by default, as in the paper: at 0 the absolute value has no
+            gradient, so that beta would never move.
         kwargs: arguments of keras.layers.Layer.
 
     Raises:
         ValueError: if alpha or beta is out of its range.
     """
 
+    LARGEST_BETA: float = 0.99
+
     def __init__(self, alpha: float = 1.0, beta: float = 1e-8, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.alpha = _positive("alpha", alpha)
         self.beta = _positive("beta", beta)
-        if not self.beta < 1:
-            raise ValueError(f"beta must be less than 1. Received: {beta!r}")
+        if self.beta > self.LARGEST_BETA:
+            raise ValueError(f"beta must be at most {self.LARGEST_BETA}. Received: {beta!r}")
         self.trained_alpha = self.trained_beta = None
 
     def build(self, input_shape: Any) -> None:
@@ -195,8 +201,12 @@ class PSSiLU(keras.layers.Layer):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         x = _at_least_float32(inputs)
-        alpha, beta = keras.ops.abs(self.trained_alpha), keras.ops.abs(self.trained_beta)
+        alpha, beta = keras.ops.abs(self.trained_alpha), self._limited_beta()
         return keras.ops.cast(x * (keras.ops.sigmoid(alpha * x) - beta) / (1.0 - beta), inputs.dtype)
+
+    def _limited_beta(self):
+        beta, constant = keras.ops.abs(self.trained_beta), keras.ops.stop_gradient
+        return constant(keras.ops.minimum(beta, self.LARGEST_BETA)) + (beta - constant(beta))  # + 0, with a gradient
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "alpha": self.alpha, "beta": self.beta}
@@ -340,7 +350,14 @@ def curvature(spec: Any, low: float = -8.0, high: float = 8.0) -> float:
 
     Activations of low curvature overfit less in adversarial training (Singla et al. 2021, arXiv:2102.07861). The
     second derivative is computed by TensorFlow in float64, on a grid, and then on ever finer grids around its largest
-    value. Second differences of the function itself check it.
+    value. Second differences of the function itself check it. Parameters that a network trains have their initial
+    values here.
+
+    At a kink, as in relu and leaky_relu, the curvature is infinite. Singla et al. nevertheless count leaky_relu among
+    the activations of low curvature: for those without a second derivative they mean an approximate curvature, which
+    this function does not compute.
+
+    The closed forms, to compare the numerical values with:
 
     | activation | curvature |
     |---|---|
@@ -350,9 +367,9 @@ def curvature(spec: Any, low: float = -8.0, high: float = 8.0) -> float:
     | "elu" | 1 |
     | "softplus" | 1 / 4 |
     | "parametric_softplus" | alpha / 4 = 2.5 |
-    | "mish" | 0.64 |
-    | "smooth_relu" | beta = 400, as long as beta is not trained |
-    | "pssilu" | alpha / (2 (1 - beta)) = 1 / 2, as long as it is not trained |
+    | "mish" | 0.64 (found numerically; we know no closed form) |
+    | "smooth_relu" | beta = 400, the initial value |
+    | "pssilu" | alpha / (2 (1 - beta)) = 1 / 2, with the initial values |
 
     Args:
         spec: an activation, see `layer`.

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_sat import activations
+from keras_sat import activations, models
 
 X = np.linspace(-6, 6, 1001)  # with 0
 
@@ -78,6 +78,26 @@ def test_pssilu_learns_alpha_and_beta_whose_signs_do_not_matter():
     np.testing.assert_allclose(layer(tf.constant([1.5])), [1.5 * (sigmoid(3.0) - 0.25) / 0.75], rtol=1e-6)
 
 
+@pytest.mark.parametrize("beta", [0.99, 1.0, -1.0, 1.5, 1e7, -1e30])
+def test_pssilu_is_finite_for_every_beta_and_keeps_its_gradient(beta):
+    x = np.array([-3.0, -0.5, 0, 0.5, 3], np.float32)
+    layer = activations.layer("pssilu")
+    layer.build((None, 5))
+    layer.trained_beta.assign([beta])
+    with tf.GradientTape() as tape:
+        outputs = layer(x)
+    np.testing.assert_allclose(outputs, x * (sigmoid(x) - 0.99) / 0.01, rtol=1e-4, atol=1e-6)
+    gradient = tape.gradient(outputs, layer.trained_beta.value)
+    expected = np.sign(beta) * np.sum(x * (sigmoid(x) - 1)) / 0.01**2  # training can lower it again
+    np.testing.assert_allclose(gradient, [expected], rtol=1e-3)
+
+
+def test_pssilu_trains_two_parameters_in_each_layer():
+    model = models.ResNet8(activation="pssilu", input_shape=(28, 28, 1), classes=10)
+    layers = [layer for layer in model.layers if isinstance(layer, activations.PSSiLU)]
+    assert sum(weight.shape == (1,) for weight in model.trainable_weights) == 2 * len(layers) == 14
+
+
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 @pytest.mark.parametrize("name", activations.names())
 def test_low_precision_is_finite_and_close(name, policy):
@@ -122,7 +142,7 @@ def test_functions_and_layer_classes_are_specs():
         ({"name": "relu", "smooth_backward": "defender"}, "attacker.*defender"),
         ({"name": "parametric_softplus", "alpha": 0}, "alpha must be positive"),
         ({"name": "pssilu", "beta": 0}, "beta must be positive"),
-        ({"name": "pssilu", "beta": 1}, "beta must be less than 1"),
+        ({"name": "pssilu", "beta": 1}, "beta must be at most 0.99"),
         ({"name": "leaky_relu", "negative_slope": 1}, "negative_slope must be"),
         (keras.layers.ReLU(), "pass its class"),
         (None, "must be a name"),
