@@ -1,5 +1,6 @@
 import os
 import pathlib
+import re
 import shutil
 import warnings
 
@@ -93,6 +94,14 @@ def test_the_figures_in_getting_started_are_those_of_the_card(entry):
     for name in ("clean", "pgd-50", "autoattack"):
         cells.append("| {accuracy} % ({interval[0]} .. {interval[1]}) ".format(**entry["measured"][name]))
     assert "".join(cells) + "|\n" in GETTING_STARTED.read_text()
+
+
+@pytest.mark.parametrize("entry", EMBEDDED, ids=lambda entry: entry["id"])
+def test_the_source_says_how_embedded_weights_were_trained(entry):
+    page, _, anchor = entry["source"].partition("#")
+    sections = re.split(r"^## ", (GETTING_STARTED.parent.parent / page).read_text(), flags=re.MULTILINE)
+    (section,) = [text for text in sections if text.split("\n")[0].lower().replace(" ", "-") == anchor]
+    assert entry["model"] in section
 
 
 def test_shape_and_classes_are_those_of_the_weights_unless_said():
