@@ -116,7 +116,8 @@ class SmoothReLU(keras.layers.Layer):
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         # In float16, beta |x| overflows at |x| = 164. In bfloat16, the logarithm has too few digits.
         x = _at_least_float32(inputs)
-        beta = self.beta if self.root_beta is None else keras.ops.square(self.root_beta)
+        # In the policy "bfloat16", in which a copy may be, the weight is bfloat16.
+        beta = self.beta if self.root_beta is None else keras.ops.square(keras.ops.cast(self.root_beta, x.dtype))
         return keras.ops.cast(keras.ops.relu(x - keras.ops.log1p(keras.ops.abs(x) * beta) / beta), inputs.dtype)
 
     def get_config(self) -> dict[str, Any]:
@@ -201,7 +202,8 @@ class PSSiLU(keras.layers.Layer):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         x = _at_least_float32(inputs)
-        alpha, beta = keras.ops.abs(self.trained_alpha), self._limited_beta()
+        trained = (keras.ops.abs(self.trained_alpha), self._limited_beta())
+        alpha, beta = (keras.ops.cast(parameter, x.dtype) for parameter in trained)
         return keras.ops.cast(x * (keras.ops.sigmoid(alpha * x) - beta) / (1.0 - beta), inputs.dtype)
 
     def _limited_beta(self):

@@ -98,7 +98,7 @@ def test_pssilu_trains_two_parameters_in_each_layer():
     assert sum(weight.shape == (1,) for weight in model.trainable_weights) == 2 * len(layers) == 14
 
 
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "bfloat16"])
 @pytest.mark.parametrize("name", activations.names())
 def test_low_precision_is_finite_and_close(name, policy):
     x = np.array([-300.0, -1, 0, 1, 300], np.float32)

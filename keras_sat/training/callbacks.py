@@ -175,7 +175,8 @@ class CatastrophicOverfittingGuard(keras.callbacks.Callback):
                 warnings.warn(
                     f"Partial catastrophic overfitting at step {self._steps}: robust accuracy at {factor:g} times "
                     f"epsilon fell from {100 * best:.1f} % to {100 * accuracy:.1f} %. The weights are kept. More steps "
-                    "of the training attack, or a smooth activation, may help.",
+                    "of the training attack may help. PGD can miss much beyond the epsilon of training: evaluate there "
+                    "with Square or AutoAttack.",
                     stacklevel=2,
                 )
 
