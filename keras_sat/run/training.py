@@ -25,6 +25,7 @@ from keras_sat.training import (
     Checkpoint,
     HistoryFile,
     Progress,
+    averaging,
     distribution,
 )
 from keras_sat.training import _cost as cost_lib
@@ -388,12 +389,12 @@ class _Training:
             if not checkpoint.done:
                 raise
             self.averaged.on_test_end()
-            trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
+            averaging.assign_averages(trainer)
             return False
         finally:
             if self.progress:
                 self.progress.close()
-        trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
+        averaging.assign_averages(trainer)
         return True
 
     def _callbacks(self):

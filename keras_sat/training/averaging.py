@@ -1,4 +1,4 @@
-"""Averaged weights that begin late in the training."""
+"""Averaged weights: how they are assigned, and how they begin late in the training."""
 
 import functools
 from typing import Any
@@ -41,6 +41,15 @@ def with_ema_warmup(optimizer: keras.optimizers.Optimizer, start_step: int = 0) 
     inner.__class__ = _with_warmup(type(inner))  # type: ignore[arg-type]
     inner.ema_start_step = start_step
     return optimizer
+
+
+def assign_averages(trainer: keras.Model) -> None:
+    """Gives a trainer the averaged weights of its optimizer, if it has any.
+
+    Before the first step of the optimizer, its averages are zeros, and the weights stay as they are.
+    """
+    if int(keras.ops.convert_to_numpy(trainer.optimizer.iterations)):
+        trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
 
 
 class _Warmup:

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from keras_sat import data, losses
 from keras_sat.attacks import Attack, gradients, judging, validation
-from keras_sat.training import checkpoint, distribution
+from keras_sat.training import averaging, checkpoint, distribution
 from keras_sat.typing import Array, Dataset, LogitsFunction, Path
 
 
@@ -223,7 +223,7 @@ class AveragedWeights(keras.callbacks.Callback):
     def on_test_begin(self, logs: Any = None) -> None:
         """Assigns the averaged weights."""
         self._weights = [keras.ops.convert_to_numpy(variable) for variable in self.model.trainable_variables]
-        self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
+        averaging.assign_averages(self.model)
 
     def on_test_end(self, logs: Any = None) -> None:
         """Restores the weights of training."""

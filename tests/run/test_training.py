@@ -195,6 +195,25 @@ def test_a_killed_run_from_weights_ends_as_if_it_was_not_killed(tmp_path, monkey
             assert_same_weights(tmp_path / "whole" / f"{name}.weights.h5", killed / f"{name}.weights.h5")
 
 
+def test_ctrl_c_before_the_first_step_of_the_second_phase_keeps_the_head(tmp_path, monkeypatch):
+    run = dataclasses.replace(TINY, weights="sat-fashion-mnist", head_epochs=1, ema=0.9, validation=0)
+    fit, ended = training.AdversarialModel.fit, []
+
+    def fit_once(trainer, *args, **kwargs):
+        if ended:
+            trainer.optimizer.build(trainer.trainable_variables)  # as before the first batch
+            raise KeyboardInterrupt
+        history = fit(trainer, *args, **kwargs)
+        ended.extend(trainer.classifier.get_weights())
+        return history
+
+    monkeypatch.setattr(training.AdversarialModel, "fit", fit_once)
+    model, is_finished = run_lib.train(run, tmp_path)
+    assert not is_finished
+    for weight, before in zip(model.get_weights(), ended, strict=True):
+        np.testing.assert_array_equal(weight, before)
+
+
 def test_the_head_is_trained_first_on_demand():
     run = dataclasses.replace(TINY, weights="sat-fashion-mnist", head_epochs=1)
     phases = training._phases(run)

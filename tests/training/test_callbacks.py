@@ -70,6 +70,13 @@ def test_averaged_weights_are_validated_and_the_others_given_back_bit_for_bit(ti
     assert history["val_loss"][-1] == pytest.approx(evaluated["loss"], rel=1e-5)
 
 
+def test_before_the_first_step_there_are_no_averages(tiny_model, images, labels):
+    optimizer = keras.optimizers.SGD(0.2, use_ema=True, ema_momentum=0.7, ema_overwrite_frequency=None)
+    trainer = trainer_of(tiny_model(), PGD(LinfBall(2), steps=1), optimizer)
+    losses = [trainer.evaluate(images, labels, verbose=0, callbacks=c)[0] for c in ([], [AveragedWeights()])]
+    assert losses[0] == losses[1]
+
+
 def test_perturbations_are_shown_in_tensorboard(tiny_model, images, labels, tmp_path):
     attack = PGD(LinfBall(8), steps=2)
     show = PerturbationImages(images[:3], np.eye(4)[labels[:3]], attack, str(tmp_path), every=2)  # one-hot
