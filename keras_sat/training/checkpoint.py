@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -22,6 +23,7 @@ from keras_sat.models import classifier
 from keras_sat.training import distribution
 from keras_sat.typing import Path
 
+_FILE = re.compile(r"(\.\d+-)?step-\d+\.(npz|json)")  # of a checkpoint, or its temporary name in `files.atomic_write`
 METRIC, CALLBACK = "metric/", "callback/"  # of names of arrays; those of the trainer's state are numbers
 
 
@@ -429,7 +431,7 @@ class Checkpoint(keras.callbacks.Callback):
         """Removes all checkpoints except those of the steps `kept`, and incomplete files of killed runs."""
         names = {os.path.basename(self._path(step, kind)) for step in kept for kind in ("npz", "json")}
         for name in os.listdir(self.folder):
-            if "step-" in name and name not in names:
+            if _FILE.fullmatch(name) and name not in names:
                 os.remove(os.path.join(self.folder, name))
 
     def _read(self, step):

@@ -177,6 +177,14 @@ def test_what_is_kept(trainer, fit, tmp_path):
         assert set(again.history) == {0, 1}  # that of the second epoch was added after the last step
 
 
+def test_other_files_in_the_folder_stay(tmp_path):
+    others = ["step-by-step.md", "step-3.npz.txt", "my-step-3.npz", "notes-step-1.json"]
+    for name in [*others, "step-3.npz", ".123-step-3.npz", ".9-step-4.json"]:  # the last three: of killed runs
+        (tmp_path / name).touch()
+    with Checkpoint(tmp_path, 4):
+        assert sorted(path.name for path in tmp_path.iterdir() if path.name != ".lock") == sorted(others)
+
+
 def test_a_loss_that_is_not_finite_ends_the_training(trainer, fit, tmp_path):
     with Checkpoint(tmp_path, 4, every=1) as checkpoint:
         with pytest.raises(FloatingPointError, match=r"at step \d .*learning rate 1e\+20.*Last good checkpoint"):
