@@ -76,9 +76,11 @@ def fingerprint(value: Any) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes text to a file, as UTF-8. See `atomic_write`."""
+    """Writes text to a file, as UTF-8, and on to the disk. See `atomic_write`."""
     with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_json(path: Path, value: Any) -> None:

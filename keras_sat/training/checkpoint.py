@@ -55,7 +55,8 @@ class Checkpoint(keras.callbacks.Callback):
     unknown cardinality, because `fit` counts the skipped steps too: `dataset.filter(lambda *_: True)` makes it unknown.
 
     A checkpoint consists of two files: `step-N.npz`, and `step-N.json` with its SHA-256, which is written last. If the
-    newest checkpoint is incomplete or damaged, the one before it is used, with a warning.
+    newest checkpoint is incomplete or damaged, the one before it is used, with a warning. A checkpoint that is written
+    again, because the end of its epoch changed a variable, is whole at each instant.
 
     If the `with` block is in the main thread, it handles two signals. While `fit` runs, SIGTERM (pre-emption) saves a
     checkpoint after the current step, and then ends the process with exit code 143. Ctrl-C saves a checkpoint after the
@@ -129,7 +130,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._is_stopped = False  # a callback has ended the training
         self._logs: dict[str, float] = {}  # of the last step
         self._metrics: dict[str, np.ndarray] = {}  # of the steps before `restore`, for the first step after it
-        self._record: dict[str, Any] | None = None  # of the last checkpoint that this process saved
+        self._record: dict[str, Any] | None = None  # step and digest of the checkpoint that was read or saved last
         self._sums: dict[str, int] = {}  # checksums of the state in this checkpoint
         self._found: tuple[dict[str, Any], dict[str, np.ndarray]] | None = None  # by `newest_step`, for `restore`
         self._is_entered = False
@@ -219,7 +220,8 @@ class Checkpoint(keras.callbacks.Callback):
         self._restored = self._done = self._saved = record.get("step", 0)
         self.history = {int(epoch): logs for epoch, logs in record.get("history", {}).items()}
         self._is_stopped, self._logs = record.get("stopped", False), record.get("logs", {})
-        self._record, self._sums = None, {}
+        self._record = {name: record[name] for name in ("step", "sha256")} if record else None
+        self._sums = _sums({name: array for name, array in arrays.items() if not name.startswith(METRIC)})
         self._metrics = {name: array for name, array in arrays.items() if name.startswith(METRIC)}
         for name, callback in self._stateful.items():
             if name in record.get("callbacks", {}):
@@ -383,7 +385,10 @@ class Checkpoint(keras.callbacks.Callback):
         return states, arrays
 
     def _write(self, step, states, arrays, metrics):
-        """Writes a checkpoint. A record of the same step goes first, so that none belongs to other arrays."""
+        """Writes a checkpoint.
+
+        Where the step has one already, the record is of both until the arrays are replaced: see `_read_record`.
+        """
         path = self._path(step, "npz")
         try:
             with files.atomic_write(path) as temporary:
@@ -391,18 +396,24 @@ class Checkpoint(keras.callbacks.Callback):
                     np.savez(file, **arrays, **metrics)
                     file.flush()
                     os.fsync(file.fileno())
-                digest = files.sha256(temporary)
-                if os.path.exists(record := self._path(step, "json")):
-                    os.remove(record)
-            self._record, self._sums = {"step": step, "sha256": digest}, _sums(arrays)
+                self._record, self._sums = {"step": step, "sha256": files.sha256(temporary)}, _sums(arrays)
+                if before := self._record_before(step):
+                    self._write_record(states, before=before)
             self._write_record(states)
         except OSError as error:
             raise OSError(f"No checkpoint could be written at step {step}: {error}. {self._last()}") from error
         self._remove(kept=sorted(self._steps())[-self.keep :])
 
-    def _write_record(self, states):
+    def _write_record(self, states, **more):
         run = {"history": self.history, "logs": self._logs, "stopped": self._is_stopped, "callbacks": states}
-        files.write_json(self._path(self._record["step"], "json"), self._record | run)
+        files.write_json(self._path(self._record["step"], "json"), self._record | run | more)
+
+    def _record_before(self, step):
+        """Returns the record of a checkpoint on the disk; None if there is none, or it is damaged."""
+        try:
+            return self._read_record(step)
+        except (OSError, ValueError):
+            return None
 
     def _add_metrics(self, logs):
         """Adds the steps before the restart to the metrics, and returns the logs of the first step after it.
@@ -435,17 +446,24 @@ class Checkpoint(keras.callbacks.Callback):
                 os.remove(os.path.join(self.folder, name))
 
     def _read(self, step):
-        with open(self._path(step, "json"), encoding="utf-8") as file:
-            record = json.load(file)
-        if files.sha256(self._path(step, "npz")) != record["sha256"]:
-            raise ValueError("its SHA-256 differs")
+        record = self._read_record(step)
         with np.load(self._path(step, "npz")) as arrays:
             return record, dict(arrays)
 
+    def _read_record(self, step):
+        """Returns the record of the arrays on the disk, which may be those before the last ones."""
+        with open(self._path(step, "json"), encoding="utf-8") as file:
+            record = json.load(file)
+        before, digest = record.pop("before", {}), files.sha256(self._path(step, "npz"))
+        for one in (record, before):
+            if one.get("sha256") == digest:
+                return one
+        raise ValueError("its SHA-256 differs")
+
     def _steps(self):
         """Returns the steps of all checkpoints in the folder, also of damaged ones."""
-        names = (name.removesuffix(".json").removeprefix("step-") for name in os.listdir(self.folder))
-        return [int(name) for name in names if name.isdigit()]
+        found = (re.fullmatch(r"step-(\d+)\.json", name) for name in os.listdir(self.folder))
+        return [int(one[1]) for one in found if one]
 
     def _path(self, step, kind):
         return os.path.join(self.folder, f"step-{step}.{kind}")

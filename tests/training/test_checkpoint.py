@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -404,6 +405,51 @@ def test_a_variable_that_changes_when_an_epoch_ends_is_saved(trainer, images, la
         checkpoint.restore(second)
     assert float(second.optimizer.learning_rate) == pytest.approx(0.03)
     assert len(list(tmp_path.glob("step*"))) == 2
+
+
+def test_a_checkpoint_that_is_written_again_is_whole_at_each_instant(trainer, fit, tmp_path, monkeypatch):
+    whole, kills = tmp_path / "whole", []
+    with Checkpoint(whole, 4) as checkpoint:
+        checkpoint.restore(subject := trainer())
+        fit(subject, checkpoint)
+
+    def killed_before(function):
+        def run(*args):
+            kills.append(shutil.copytree(whole, tmp_path / f"killed-{len(kills)}"))
+            return function(*args)
+
+        return run
+
+    with Checkpoint(whole, 4) as checkpoint:
+        checkpoint.restore(subject)
+        checkpoint.set_model(subject)
+        subject.optimizer.learning_rate.assign(0.03)  # as a callback may, when the epoch ends
+        for name in ("replace", "remove"):
+            monkeypatch.setattr(os, name, killed_before(getattr(os, name)))
+        checkpoint._save_end_of_epoch()
+        monkeypatch.undo()
+    rates = []
+    for folder in [*kills, whole]:
+        with Checkpoint(folder, 4) as checkpoint:
+            assert checkpoint.restore(subject) == 4
+            rates.append(round(float(subject.optimizer.learning_rate), 6))
+    assert rates == sorted(rates, reverse=True)
+    assert set(rates) == {0.1, 0.03}
+
+
+def test_a_resumed_validation_adds_to_the_record_alone(trainer, fit, tmp_path):
+    with Checkpoint(tmp_path, 4) as checkpoint:
+        fit(trainer(), checkpoint)
+        checkpoint.history = {}
+        checkpoint._save_end_of_epoch()  # as if killed before the end of the epoch
+    arrays, record = tmp_path / "step-4.npz", tmp_path / "step-4.json"
+    before = arrays.stat().st_ino
+    with Checkpoint(tmp_path, 4) as checkpoint:
+        checkpoint.restore(subject := trainer())
+        assert checkpoint.epoch == 0
+        fit(subject, checkpoint)
+    assert arrays.stat().st_ino == before
+    assert list(json.loads(record.read_text())["history"]) == ["0"]
 
 
 def test_what_a_layer_derives_from_its_weights_is_restored_too(foreign_model, images, labels, tmp_path):
