@@ -90,8 +90,9 @@ class Checkpoint(keras.callbacks.Callback):
     Raises:
         ValueError: for an argument that is not an integer >= 1, or a callback without `get_state` and `set_state`. When
             the `with` block begins: if another run uses the folder. In `restore`: if the checkpoints belong to another
-            network or optimizer, or all are damaged. In `fit`: if the data end within an epoch, or if one of
-            `callbacks` does not come before the Checkpoint. In both: outside a `with` block.
+            network or optimizer, or all are damaged. In `fit`: if the data end within an epoch, if one of
+            `callbacks` does not come before the Checkpoint, or if `steps_per_execution` of `compile` does not divide
+            the steps of an epoch and those done. In both: outside a `with` block.
         FloatingPointError: in `fit`, for a loss that is not finite, or when a checkpoint is saved, for a weight that is
             not finite. The message has the step, the learning rate and the last checkpoint.
         OSError: in `fit`, if a checkpoint cannot be written. Earlier checkpoints are kept.
@@ -261,6 +262,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         self._check_is_entered()
+        self._check_execution()
         self._is_fitting = True
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
@@ -328,6 +330,15 @@ class Checkpoint(keras.callbacks.Callback):
             raise ValueError(
                 "A Checkpoint is used in a with block: `with Checkpoint(folder, steps_per_epoch) as checkpoint:`, with "
                 "restore and fit inside it."
+            )
+
+    def _check_execution(self):
+        """Raises ValueError if Keras, which calls callbacks after several steps at once, would miss a step here."""
+        steps = self.model.steps_per_execution
+        if self._steps_per_epoch % steps or self._done % steps:
+            raise ValueError(
+                f"steps_per_execution of compile must divide steps_per_epoch, {self._steps_per_epoch}, and the "
+                f"{self._done} steps done, so that each ends with an execution. Received: {steps}"
             )
 
     def _handle_signals(self):

@@ -338,6 +338,17 @@ def test_outside_its_block_a_checkpoint_is_refused(trainer, fit, tmp_path):
         fit(trainer(), checkpoint)
 
 
+@pytest.mark.parametrize(("steps", "done"), [(3, 0), (4, 2)])
+def test_executions_that_do_not_end_with_an_epoch_are_refused(steps, done, trainer, fit, tmp_path):
+    subject = trainer()
+    subject.steps_per_execution = steps
+    with Checkpoint(tmp_path, 4) as checkpoint:
+        checkpoint._done = done
+        with pytest.raises(ValueError, match=f"must divide steps_per_epoch, 4, and the {done} .*Received: {steps}"):
+            fit(subject, checkpoint)
+        assert not checkpoint._steps()
+
+
 def test_two_runs_on_one_folder(trainer, tmp_path):
     with Checkpoint(tmp_path, 4):
         with pytest.raises(ValueError, match="Another run is writing"), Checkpoint(tmp_path, 4):
