@@ -92,7 +92,8 @@ class Checkpoint(keras.callbacks.Callback):
             the `with` block begins: if another run uses the folder. In `restore`: if the checkpoints belong to another
             network or optimizer, or all are damaged. In `fit`: if the data end within an epoch, if one of
             `callbacks` does not come before the Checkpoint, or if `steps_per_execution` of `compile` does not divide
-            the steps of an epoch and those done. In both: outside a `with` block.
+            the steps of an epoch and those done, or if the folder has checkpoints and `restore` was not called. In
+            both: outside a `with` block.
         FloatingPointError: in `fit`, for a loss that is not finite, or when a checkpoint is saved, for a weight that is
             not finite. The message has the step, the learning rate and the last checkpoint.
         OSError: in `fit`, if a checkpoint cannot be written. Earlier checkpoints are kept.
@@ -135,6 +136,7 @@ class Checkpoint(keras.callbacks.Callback):
         self._sums: dict[str, int] = {}  # checksums of the state in this checkpoint
         self._found: tuple[dict[str, Any], dict[str, np.ndarray]] | None = None  # by `newest_step`, for `restore`
         self._is_entered = False
+        self._is_unread = False  # the folder has checkpoints, and `restore` was not called
         self._is_fitting = False
         self._signal: int | None = None  # a signal that arrived during `fit`, to be handled after the step
         self._handlers: dict[int, Any] = {}  # {signal: its previous handler}
@@ -150,6 +152,7 @@ class Checkpoint(keras.callbacks.Callback):
                     f"Another run is writing to {self.folder}: choose another folder, or end that run."
                 ) from None
             self._remove(kept=self._steps())
+            self._is_unread = bool(self._steps())
         self._is_entered = True
         self._handle_signals()
         return self
@@ -187,6 +190,7 @@ class Checkpoint(keras.callbacks.Callback):
         if arrays:
             assign(trainer, arrays)
         self._set_state(record, arrays)
+        self._is_unread = False
         return self._done
 
     def newest_step(self, strategy: tf.distribute.Strategy) -> int:
@@ -263,6 +267,11 @@ class Checkpoint(keras.callbacks.Callback):
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         self._check_is_entered()
         self._check_execution()
+        if self._is_unread:
+            raise ValueError(
+                f"{self.folder} has checkpoints of a run before: call restore(trainer) before fit to go on with it, or "
+                "choose another folder."
+            )
         self._is_fitting = True
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:

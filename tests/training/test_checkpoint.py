@@ -248,7 +248,7 @@ def test_signals_are_handled_as_before_once_the_block_has_ended(terminated, trai
     own, ctrl_c = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with pytest.raises(FloatingPointError), Checkpoint(tmp_path, 4) as checkpoint:
         fit(trainer(learning_rate=1e20), checkpoint, epochs=3)
-    with pytest.raises(KeyboardInterrupt), Checkpoint(tmp_path, 4) as checkpoint:
+    with pytest.raises(KeyboardInterrupt), Checkpoint(tmp_path / "second", 4) as checkpoint:
         signal.raise_signal(signal.SIGTERM)
         assert terminated == [signal.SIGTERM]  # at once: fit does not run
         subject = trainer()
@@ -258,7 +258,7 @@ def test_signals_are_handled_as_before_once_the_block_has_ended(terminated, trai
             verbose=0,
             callbacks=[Sending(signal.SIGINT, "on_train_batch_end"), checkpoint],
         )
-    with Checkpoint(tmp_path, 4) as checkpoint:
+    with Checkpoint(tmp_path / "third", 4) as checkpoint:
         with pytest.raises(KeyboardInterrupt):
             trainer().fit(
                 *(np.zeros((8, 8, 8, 3)), np.zeros(8, int)),
@@ -347,6 +347,17 @@ def test_executions_that_do_not_end_with_an_epoch_are_refused(steps, done, train
         with pytest.raises(ValueError, match=f"must divide steps_per_epoch, 4, and the {done} .*Received: {steps}"):
             fit(subject, checkpoint)
         assert not checkpoint._steps()
+
+
+def test_checkpoints_of_a_run_before_must_be_restored(trainer, fit, tmp_path):
+    with Checkpoint(tmp_path, 4) as checkpoint:
+        fit(subject := trainer(), checkpoint)
+        fit(subject, checkpoint)  # these are its own
+    with Checkpoint(tmp_path, 4, every=1) as checkpoint:
+        checkpoint.newest_step(subject.distribute_strategy)
+        with pytest.raises(ValueError, match="has checkpoints of a run before: call restore"):
+            fit(subject, checkpoint)
+        assert checkpoint._steps() == [4]
 
 
 def test_two_runs_on_one_folder(trainer, tmp_path):
