@@ -364,6 +364,8 @@ class Checkpoint(keras.callbacks.Callback):
         if self._is_fitting and not is_at_once:
             self._signal = number
             return
+        if self._signal == number:
+            self._signal = None  # both are answered now
         before = self._handlers[number]
         if callable(before):
             before(number, frame)

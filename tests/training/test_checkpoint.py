@@ -287,6 +287,14 @@ def test_ctrl_c_before_the_first_step_of_a_resumed_run_comes_at_once(trainer, im
         assert checkpoint.done == 4
 
 
+def test_a_second_ctrl_c_answers_the_first_too(trainer, images, labels, tmp_path):
+    with Checkpoint(tmp_path, 4) as checkpoint:  # which raises nothing at its end
+        pressed = [Sending(signal.SIGINT, "on_train_batch_end") for _ in range(2)]
+        with pytest.raises(KeyboardInterrupt):
+            trainer().fit(images, labels, batch_size=2, verbose=0, callbacks=[checkpoint, *pressed])
+        assert checkpoint.done == 1
+
+
 def sending_at(line, checkpoint):
     """Returns a function for `sys.settrace` that sends Ctrl-C once: after the first step, at a line of the callback."""
     is_sent = False
