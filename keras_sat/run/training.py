@@ -390,6 +390,8 @@ class _Training:
                 raise
             self.averaged.on_test_end()
             averaging.assign_averages(trainer)
+            if self.best:
+                self.best.take_back()
             return False
         finally:
             if self.progress:

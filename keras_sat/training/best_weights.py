@@ -85,7 +85,11 @@ class BestWeights(keras.callbacks.Callback):
         self._averaged.set_model(model)
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Takes back the file that belongs to the restored state, if a later one was written before the run was killed.
+        """Takes back the file of the restored state, see `take_back`."""
+        self.take_back()
+
+    def take_back(self) -> None:
+        """Takes back the file that belongs to the state, if a later one was written before the run was killed.
 
         The later one is written again when its epoch ends.
         """
@@ -115,10 +119,9 @@ class BestWeights(keras.callbacks.Callback):
         strategy = self.model.distribute_strategy
         value = distribution.number_from_chief(strategy, float(logs[self.monitor]))
         if not math.isnan(value) and (self.best is None or value > self.best[self.monitor]):
-            self._waited = 0
-            self.best = {"epoch": epoch + 1, **{name: float(one) for name, one in logs.items()}, self.monitor: value}
-            if distribution.is_chief(strategy):
-                self._write()
+            digest = self._write() if distribution.is_chief(strategy) else None
+            best = {"epoch": epoch + 1, **{name: float(one) for name, one in logs.items()}, self.monitor: value}
+            self.best, self._sha256, self._waited = best, digest, 0  # at one line: Ctrl-C may come at any
             return
         self._waited += 1
         if self.patience is not None and self._waited >= self.patience:
@@ -130,6 +133,7 @@ class BestWeights(keras.callbacks.Callback):
         self._remove_previous()
 
     def _write(self):
+        """Writes the weights, and returns the digest of the file."""
         if os.path.exists(self.path):
             shutil.copyfile(self.path, self._previous)
         with files.atomic_write(self.path) as temporary:
@@ -138,7 +142,8 @@ class BestWeights(keras.callbacks.Callback):
                 self.save(self.model.classifier, temporary)
             finally:
                 self._averaged.on_test_end()
-            self._sha256 = files.sha256(temporary)
+            digest = files.sha256(temporary)
+        return digest
 
     def _is_best(self, path):
         return os.path.exists(path) and files.sha256(path) == self._sha256

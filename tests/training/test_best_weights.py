@@ -70,6 +70,25 @@ def test_a_file_that_was_written_after_the_last_checkpoint_is_taken_back(trainer
     assert best.best["epoch"] == written(subject, best.path) == 2
 
 
+def test_an_epoch_is_the_best_once_its_file_is_written(trainer, ended):
+    best = ended(subject := trainer(), [0.1])
+    before = best.get_state()
+
+    write = best._write
+
+    def interrupted():
+        subject.classifier.layers[-1].bias.assign([2.0] * 4)
+        write()
+        raise KeyboardInterrupt
+
+    best._write = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        best.on_epoch_end(1, {"val_robust_accuracy": 0.2})
+    best.take_back()
+    assert best.get_state() == before
+    assert written(subject, best.path) == 1
+
+
 def test_a_file_that_was_changed_is_told(trainer, ended, tmp_path):
     state = ended(trainer(), [0.1]).get_state()
     (tmp_path / "best.weights.h5").write_bytes(b"")
