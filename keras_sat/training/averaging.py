@@ -1,6 +1,8 @@
 """Averaged weights: how they are assigned, and how they begin late in the training."""
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -50,6 +52,21 @@ def assign_averages(trainer: keras.Model) -> None:
     """
     if int(keras.ops.convert_to_numpy(trainer.optimizer.iterations)):
         trainer.optimizer.finalize_variable_values(trainer.trainable_variables)
+
+
+@contextlib.contextmanager
+def averages(trainer: keras.Model) -> Iterator[None]:
+    """A context in which a trainer has the averaged weights of its optimizer, if it has any.
+
+    After it, the trainer has the weights of training again, bit for bit.
+    """
+    weights = [keras.ops.convert_to_numpy(variable) for variable in trainer.trainable_variables]
+    assign_averages(trainer)
+    try:
+        yield
+    finally:
+        for variable, value in zip(trainer.trainable_variables, weights):
+            variable.assign(value)
 
 
 class _Warmup:

@@ -10,8 +10,7 @@ from typing import Any
 import keras
 
 from keras_sat import files
-from keras_sat.training import distribution
-from keras_sat.training.callbacks import AveragedWeights
+from keras_sat.training import averaging, distribution
 from keras_sat.typing import Path
 
 
@@ -61,7 +60,6 @@ class BestWeights(keras.callbacks.Callback):
         self.stopped_epoch: int | None = None
         self._waited = 0  # epochs since the best one
         self._sha256: str | None = None  # of the file
-        self._averaged = AveragedWeights()
         folder, name = os.path.split(self.path)
         self._previous = os.path.join(folder, f".previous-{name}")
 
@@ -78,11 +76,6 @@ class BestWeights(keras.callbacks.Callback):
     def reset_patience(self) -> None:
         """Counts the epochs of `patience` from now on."""
         self._waited = 0
-
-    def set_model(self, model: keras.Model) -> None:
-        """Gets the trainer from `fit`."""
-        super().set_model(model)
-        self._averaged.set_model(model)
 
     def on_train_begin(self, logs: Any = None) -> None:
         """Takes back the file of the restored state, see `take_back`."""
@@ -137,11 +130,8 @@ class BestWeights(keras.callbacks.Callback):
         if os.path.exists(self.path):
             shutil.copyfile(self.path, self._previous)
         with files.atomic_write(self.path) as temporary:
-            self._averaged.on_test_begin()
-            try:
+            with averaging.averages(self.model):
                 self.save(self.model.classifier, temporary)
-            finally:
-                self._averaged.on_test_end()
             digest = files.sha256(temporary)
         return digest
 

@@ -1,5 +1,6 @@
 """Keras callbacks that monitor adversarial training."""
 
+import contextlib
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +19,8 @@ class RobustAccuracy(keras.callbacks.Callback):
     """Measures the accuracy under a given attack, and adds it to the logs of an epoch as `val_robust_accuracy`.
 
     `fit(validation_data=...)` does the same with the trainer's `evaluation_attack`. Use this callback for another
-    attack, or to measure only every few epochs. Pass it before the callbacks that read the value:
+    attack, or to measure only every few epochs. If the optimizer averages the weights (`use_ema=True`), the averages
+    are measured, which `BestWeights` writes. Pass it before the callbacks that read the value:
 
         keras.callbacks.ModelCheckpoint("best.keras", monitor="val_robust_accuracy", mode="max", save_best_only=True)
 
@@ -45,7 +47,8 @@ class RobustAccuracy(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Measures the robust accuracy, and adds it to the logs."""
         if self._last is None or (epoch + 1) % self.every == 0:
-            self._last = robust_accuracy(self.model.classifier, self.dataset, self.attack)
+            with averaging.averages(self.model):
+                self._last = robust_accuracy(self.model.classifier, self.dataset, self.attack)
         logs[self.name] = self._last
 
 
@@ -214,24 +217,23 @@ class CatastrophicOverfittingGuard(keras.callbacks.Callback):
 class AveragedWeights(keras.callbacks.Callback):
     """Validates with the optimizer's averaged weights (`use_ema=True`), then restores the training weights exactly.
 
+    Before the first step, there are no averages, and the weights stay as they are.
+
     keras.callbacks.SwapEMAWeights exchanges both by adding and subtracting, which rounds. A run that is resumed after a
     validation would then differ from a run that was not interrupted.
     """
 
-    _weights = None
+    def __init__(self) -> None:
+        super().__init__()
+        self._averages = contextlib.ExitStack()
 
     def on_test_begin(self, logs: Any = None) -> None:
         """Assigns the averaged weights."""
-        self._weights = [keras.ops.convert_to_numpy(variable) for variable in self.model.trainable_variables]
-        averaging.assign_averages(self.model)
+        self._averages.enter_context(averaging.averages(self.model))
 
     def on_test_end(self, logs: Any = None) -> None:
         """Restores the weights of training."""
-        if self._weights is None:
-            return
-        for variable, value in zip(self.model.trainable_variables, self._weights):
-            variable.assign(value)
-        self._weights = None
+        self._averages.close()
 
 
 class PerturbationImages(keras.callbacks.Callback):

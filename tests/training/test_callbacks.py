@@ -70,6 +70,19 @@ def test_averaged_weights_are_validated_and_the_others_given_back_bit_for_bit(ti
     assert history["val_loss"][-1] == pytest.approx(evaluated["loss"], rel=1e-5)
 
 
+def test_robust_accuracy_is_that_of_the_averaged_weights(tiny_model, images, labels, monkeypatch):
+    measured, trained = [], []
+    monkeypatch.setattr(callbacks, "robust_accuracy", lambda model, *_: measured.append(model.get_weights()) or 0.5)
+    optimizer = keras.optimizers.SGD(0.2, use_ema=True, ema_momentum=0.7, ema_overwrite_frequency=None)
+    trainer = trainer_of(tiny_model(), PGD(LinfBall(2), steps=1), optimizer)
+    look = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: trained.append(trainer.classifier.get_weights()))
+    watch = [RobustAccuracy((images, labels), PGD(LinfBall(2), steps=1)), look]
+    trainer.fit(images, labels, batch_size=4, verbose=0, callbacks=watch)  # ends with the averages
+    for seen, average in zip(measured[0], trainer.classifier.get_weights(), strict=True):
+        np.testing.assert_array_equal(seen, average)
+    assert any((seen != own).any() for seen, own in zip(measured[0], trained[0]))  # these go on
+
+
 def test_before_the_first_step_there_are_no_averages(tiny_model, images, labels):
     optimizer = keras.optimizers.SGD(0.2, use_ema=True, ema_momentum=0.7, ema_overwrite_frequency=None)
     trainer = trainer_of(tiny_model(), PGD(LinfBall(2), steps=1), optimizer)
