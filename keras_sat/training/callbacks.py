@@ -20,7 +20,8 @@ class RobustAccuracy(keras.callbacks.Callback):
 
     `fit(validation_data=...)` does the same with the trainer's `evaluation_attack`. Use this callback for another
     attack, or to measure only every few epochs. If the optimizer averages the weights (`use_ema=True`), the averages
-    are measured, which `BestWeights` writes. Pass it before the callbacks that read the value:
+    are measured, which `BestWeights` writes. Name it in the `callbacks` of a `Checkpoint`: then a resumed run measures
+    after the same epochs. Pass it before the callbacks that read the value:
 
         keras.callbacks.ModelCheckpoint("best.keras", monitor="val_robust_accuracy", mode="max", save_best_only=True)
 
@@ -43,6 +44,14 @@ class RobustAccuracy(keras.callbacks.Callback):
         self.every = every
         self.name = name
         self._last: float | None = None
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns the state for a `Checkpoint`: the last value."""
+        return {"last": self._last}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Takes back a state that `get_state` returned."""
+        self._last = state["last"]
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """Measures the robust accuracy, and adds it to the logs."""

@@ -56,6 +56,20 @@ def test_robust_accuracy_is_measured_every_few_epochs_and_can_be_monitored(tiny_
     assert callbacks.robust_accuracy(saved, dataset, attack) == max(values)
 
 
+def test_a_resumed_run_measures_robust_accuracy_after_the_same_epochs(tiny_model, images, labels, tmp_path):
+    trainer = trainer_of(tiny_model(), attack := PGD(LinfBall(2), steps=1))
+    for epochs in (1, 2):  # ends after the first epoch, and goes on
+        measure = RobustAccuracy((images, labels), attack, every=3)
+        with Checkpoint(tmp_path, 1, callbacks=[measure]) as checkpoint:
+            checkpoint.restore(trainer)
+            if epochs == 2:
+                measure.dataset = None  # the second epoch repeats the value
+            options = {"epochs": epochs, "initial_epoch": checkpoint.epoch, "batch_size": 8, "verbose": 0}
+            trainer.fit(images, labels, callbacks=[measure, checkpoint], **options)
+    values = [logs["val_robust_accuracy"] for logs in checkpoint.history.values()]
+    assert values[0] == values[1]
+
+
 def test_averaged_weights_are_validated_and_the_others_given_back_bit_for_bit(tiny_model, images, labels):
     after = []
     for validation in (None, (images, labels)):
