@@ -48,6 +48,17 @@ def without_weights(function: Callable[..., T], *args: Any) -> T:
         return thread.submit(run).result()
 
 
+def batch_count(optimizer: keras.optimizers.Optimizer) -> keras.Variable:
+    """Returns the number of gradients that an optimizer was given: with gradient accumulation, one for each batch.
+
+    A learning rate schedule gets this number. `optimizer.iterations` counts updates of the weights.
+
+    Private: `Optimizer._iterations`. Seen in Keras 3.12 to 3.15.
+    Replaced by: a public property of the optimizer.
+    """
+    return getattr(optimizer, "inner_optimizer", optimizer)._iterations
+
+
 def skip_steps(
     model: keras.Model,
     steps: int,

@@ -120,6 +120,32 @@ def test_without_weights_may_go():
     assert not new, f"StatelessScope has {new}: does it drop variables? Then internals.without_weights can go."
 
 
+def test_batch_count():
+    weight, rates = keras.Variable([1.0]), []
+
+    class Schedule(keras.optimizers.schedules.LearningRateSchedule):
+        def __call__(self, step):
+            rates.append(int(step))
+            return 0.1
+
+    inner = keras.optimizers.SGD(Schedule(), gradient_accumulation_steps=2)
+    for optimizer in (inner, keras.optimizers.LossScaleOptimizer(inner)):
+        assert internals.batch_count(optimizer) is internals.batch_count(inner)
+    inner.build([weight])
+    for step in range(4):
+        assert int(internals.batch_count(inner)) == step, (
+            "internals.batch_count: Optimizer._iterations is another number"
+        )
+        inner.apply([tf.ones(1)], [weight])
+    assert int(inner.iterations) == 2, "Optimizer.iterations counts batches now: internals.batch_count can go"
+    assert rates == [1, 3], "learning rate schedules no longer get the number of batches"
+
+
+def test_batch_count_may_go():
+    new = public(keras.optimizers.Optimizer, "iteration", "count") - {"iterations"}
+    assert not new, f"Optimizer has {new}: does it count batches? Then internals.batch_count can go."
+
+
 @pytest.fixture
 def model():
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])

@@ -40,8 +40,9 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
     the classifier without an attack. The attack ascends its own loss with hard labels, even if the training loss uses
     label smoothing, for example.
 
-    The noise of the attack depends on `seed`, the iterations of the optimizer and the replica. The same seed gives the
-    same run. A resumed run continues like one that was not interrupted. Two replicas never draw the same noise.
+    The noise of the attack depends on `seed`, the iterations of the optimizer and the replica. (With
+    `gradient_accumulation_steps` each batch is an iteration, as in Keras' learning rate schedules.) The same seed gives
+    the same run. A resumed run continues like one that was not interrupted. Two replicas never draw the same noise.
     `evaluate` draws the same noise at each call.
 
     Args:
@@ -186,7 +187,7 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
     def train_step(self, data: Any) -> dict[str, Any]:
         """Attacks a batch, takes a step of the optimizer on it, and returns the objective and the metrics."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        seed = self._replica_seed(self.optimizer.iterations)
+        seed = self._replica_seed(internals.batch_count(self.optimizer))
         if self.objective.replays:
             logits = self._replay(tf.cast(x, tf.float32), y, sample_weight, seed)
         else:
@@ -330,7 +331,7 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
         """Returns the factors of epsilon and of the step size at this iteration, as arguments of the attack."""
         if not self.attack.accepts_scale:
             return {}
-        step, step_size = self.optimizer.iterations, tf.convert_to_tensor(self.step_size_factor.value)
+        step, step_size = internals.batch_count(self.optimizer), tf.convert_to_tensor(self.step_size_factor.value)
         if self.step_size_schedule is not None:
             step_size = step_size * self.step_size_schedule(step)
         if self.epsilon_schedule is None:

@@ -49,6 +49,21 @@ def test_a_step_is_keras_own_step_on_the_adversarial_batch(tiny_model, images, l
     assert logs["adversarial_accuracy"] == pytest.approx(expected["accuracy"])
 
 
+def test_accumulated_batches_have_noise_and_schedules_of_their_own(tiny_model, images, labels):
+    steps, seeds = [], []
+    optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)
+    trainer = compiled(
+        tiny_model(), RANDOM, optimizer=optimizer, epsilon_schedule=lambda step: steps.append(int(step)) or 1.0
+    )
+    trainer.run_eagerly = True
+    attacked = trainer._adversarial
+    trainer._adversarial = lambda x, y, seed: seeds.append(tuple(seed.numpy())) or attacked(x, y, seed)
+    for _ in range(4):
+        trainer.train_on_batch(images, labels)
+    assert len(set(seeds)) == 4
+    assert steps == [0, 1, 2, 3]  # what a learning rate schedule would get
+
+
 def test_metrics_on_clean_images_are_not_called_adversarial(tiny_model, images, labels):
     trainer = compiled(tiny_model(), PGD(LinfBall(0), steps=1))
     assert trainer.train_on_batch(images, labels, return_dict=True).keys() == {"loss", "accuracy"}
