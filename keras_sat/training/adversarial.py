@@ -148,7 +148,8 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
         self.built = True
 
     def call(self, inputs: Any, training: bool = False) -> Any:
-        """Returns the logits of the classifier."""
+        """Returns the logits of the classifier. Images of integers are cast to float32."""
+        inputs = _pixels(inputs)
         if training:
             return self.classifier(inputs, training=True)
         return distribution.pad_empty_replica(self._inference, inputs)
@@ -187,6 +188,7 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
     def train_step(self, data: Any) -> dict[str, Any]:
         """Attacks a batch, takes a step of the optimizer on it, and returns the objective and the metrics."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        x = _pixels(x)
         seed = self._replica_seed(internals.batch_count(self.optimizer))
         if self.objective.replays:
             logits = self._replay(tf.cast(x, tf.float32), y, sample_weight, seed)
@@ -307,6 +309,7 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
         classifier.check_images(self.classifier, images)
         for ball, bounds in {(one.ball, one.bounds) for one in (self.attack, self.evaluation_attack)}:
             validation.check_batch(images, labels, ball, bounds)
+        images = _pixels(images)
         if not self._are_logits_checked:
             validation.check_logits(self._inference, images, labels)
             self._are_logits_checked = True
@@ -455,6 +458,12 @@ def _with_optimizer(model, optimizer):
             del model.optimizer
         else:
             model.optimizer = own
+
+
+def _pixels(images):
+    """Returns images as floats, as attacks make them. In uint8, a network that computes 2 * x would wrap around."""
+    images = tf.convert_to_tensor(images)
+    return images if images.dtype.is_floating else tf.cast(images, tf.float32)
 
 
 def _as_logits(outputs):

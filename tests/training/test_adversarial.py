@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import keras_sat
 from keras_sat.attacks import PGD, L2Ball, LinfBall
-from keras_sat.training import AdversarialModel, distribution
+from keras_sat.training import TRADES, AdversarialModel, distribution
 
 FROM_IMAGE = PGD(LinfBall(8), steps=2, random_start=False)
 RANDOM = PGD(LinfBall(8), steps=2)
@@ -80,6 +80,32 @@ def test_evaluate_reports_clean_and_robust_accuracy(tiny_model, images):
     assert result["robust_accuracy"] < 6 / 8
     harmless = compiled(model, RANDOM, evaluation_attack=PGD(LinfBall(0), steps=1))
     assert harmless.evaluate(images, labels, verbose=0, return_dict=True)["robust_accuracy"] == pytest.approx(6 / 8)
+
+
+class Scaling(keras.Model):
+    """Computes with the images as they come: uint8 would wrap around."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(4, kernel_initializer=keras.initializers.GlorotUniform(seed=0))
+
+    def call(self, images):
+        return self.dense(keras.ops.reshape(2 * images / 255 - 1, (-1, 8 * 8 * 3)))
+
+
+def test_integer_images_are_cast_wherever_they_reach_the_network(images, labels):
+    results = []
+    for dtype in (np.float32, np.uint8):
+        model = Scaling()
+        model(images[:1])
+        trainer = compiled(model, RANDOM, objective=TRADES(), optimizer=keras.optimizers.SGD(0.01))
+        given = np.round(images).astype(dtype)
+        logs = trainer.train_on_batch(given, labels, return_dict=True)
+        evaluated = trainer.evaluate(given, labels, verbose=0, return_dict=True)
+        results.append(
+            [*logs.values(), *evaluated.values(), *trainer.predict(given, verbose=0).ravel(), *weights(model)]
+        )
+    np.testing.assert_allclose(*results, rtol=1e-5, atol=1e-6)
 
 
 def test_the_default_evaluation_attack_never_starts_clean(tiny_model):
