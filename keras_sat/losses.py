@@ -18,8 +18,13 @@ def check_takes_logits(loss: Any) -> None:
     """Raises ValueError for a Keras loss with from_logits=False, whose values and gradients are wrong for logits.
 
     Args:
-        loss: a loss as in `compile`: an object, a function or a name.
+        loss: a loss as in `compile`: an object, a function or a name, or a list or dict of them.
     """
+    for one in tf.nest.flatten(loss):
+        _check_takes_logits(one)
+
+
+def _check_takes_logits(loss):
     if isinstance(loss, str):
         loss = keras.losses.get(loss)
     if isinstance(loss, keras.losses.Loss):

@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -143,3 +144,19 @@ def test_dlr_needs_classes():
         losses.dlr([0], tf.constant([[1.0, 2]]))
     with pytest.raises(ValueError, match="at least 4 classes. Received: 3"):
         losses.targeted_dlr([0], [1], tf.constant([[1.0, 2, 3]]))
+
+
+def test_a_loss_of_probabilities_is_refused_in_every_structure():
+    good, bad = (keras.losses.SparseCategoricalCrossentropy(from_logits=logits) for logits in (True, False))
+    for structure in (
+        lambda x: x,
+        lambda x: [x],
+        lambda x: (x,),
+        lambda x: {"logits": x},
+        lambda x: {"heads": [good, x]},
+    ):
+        losses.check_takes_logits(structure(good))
+        for loss in (bad, "sparse_categorical_crossentropy"):
+            with pytest.raises(ValueError, match="takes probabilities: say from_logits=True"):
+                losses.check_takes_logits(structure(loss))
+    losses.check_takes_logits(None)
