@@ -13,6 +13,8 @@ import tensorflow as tf
 
 from keras_sat.typing import Array, LogitsFunction
 
+_MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")  # reductions of Keras
+
 
 def check_takes_logits(loss: Any) -> None:
     """Raises ValueError for a Keras loss with from_logits=False, whose values and gradients are wrong for logits.
@@ -38,6 +40,21 @@ def _check_takes_logits(loss):
             f"The model returns logits, and the loss {name} takes probabilities: say from_logits=True, as in "
             "keras.losses.SparseCategoricalCrossentropy(from_logits=True)."
         )
+
+
+def check_is_mean(loss: Any, added: Any) -> None:
+    """Raises ValueError for a Keras loss that is no mean over the batch, and to which a mean is added.
+
+    Args:
+        loss: a loss as in `compile`: an object, a function or a name, or a list or dict of them.
+        added: what is added to it, for the message.
+    """
+    for one in tf.nest.flatten(loss):
+        if isinstance(one, keras.losses.Loss) and one.reduction not in _MEANS:
+            raise ValueError(
+                f"{added!r} adds a mean over the batch to the loss, which must be a mean too: "
+                f'say reduction="sum_over_batch_size". Received: {type(one).__name__}(reduction={one.reduction!r})'
+            )
 
 
 def hard_labels(y: Any, classes: int | None = None) -> tf.Tensor:

@@ -158,11 +158,16 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
         """Compiles as Keras does. On several replicas, `jit_compile=True` compiles only the attack with XLA.
 
         Raises:
-            ValueError: for a loss that takes probabilities, because the model returns logits. On several replicas, also
-                for batch norms that are not synchronised, and for `gradient_accumulation_steps` or
-                `ema_overwrite_frequency` of the optimizer.
+            ValueError: for a loss that takes probabilities, because the model returns logits. With TRADES, MART or
+                another penalty, also for a loss whose reduction is no mean. On several replicas, also for batch norms
+                that are not synchronised, and for `gradient_accumulation_steps` or `ema_overwrite_frequency` of the
+                optimizer.
         """
-        losses.check_takes_logits(args[0] if args else kwargs.get("loss"))
+        loss = args[0] if args else kwargs.get("loss")
+        losses.check_takes_logits(loss)
+        has_penalty = type(self.objective).penalty is not Objective.penalty
+        if has_penalty or self.gradient_alignment:
+            losses.check_is_mean(loss, self.objective if has_penalty else self.gradient_alignment)
         replicas = self.distribute_strategy.num_replicas_in_sync
         self._jit_attack = jit_compile is True and replicas > 1
         super().compile(optimizer, *args, jit_compile=False if self._jit_attack else jit_compile, **kwargs)

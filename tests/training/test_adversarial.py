@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import keras_sat
 from keras_sat.attacks import PGD, L2Ball, LinfBall
-from keras_sat.training import TRADES, AdversarialModel, distribution
+from keras_sat.training import MART, TRADES, AdversarialModel, GradAlign, distribution
 
 FROM_IMAGE = PGD(LinfBall(8), steps=2, random_start=False)
 RANDOM = PGD(LinfBall(8), steps=2)
@@ -612,3 +612,19 @@ def test_images_in_0_to_1_are_an_error_in_fit(tiny_model, images, labels):
     trainer.fit(0 * images, labels, verbose=0)  # black images are images
     scaled = compiled(tiny_model(), PGD(LinfBall(8 / 255, bounds=(0, 1)), steps=1))
     scaled.fit(images / 255, labels, verbose=0)
+
+
+@pytest.mark.parametrize(
+    "options", [{"objective": TRADES()}, {"objective": MART()}, {"gradient_alignment": GradAlign()}]
+)
+def test_a_loss_that_is_no_mean_is_refused_with_a_penalty(options, tiny_model):
+    def loss(reduction):
+        return keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction=reduction)
+
+    model = tiny_model()
+    for reduction in ("sum", None):
+        with pytest.raises(ValueError, match=r"adds a mean over the batch.*Crossentropy\(reduction="):
+            compiled(model, RANDOM, loss=[loss(reduction)], **options)
+        compiled(model, RANDOM, loss=loss(reduction))
+    for reduction in ("sum_over_batch_size", "mean", "mean_with_sample_weight"):
+        compiled(model, RANDOM, loss=loss(reduction), **options)
