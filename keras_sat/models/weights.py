@@ -24,7 +24,11 @@ Entry: TypeAlias = dict[str, Any]  # the facts about one checkpoint in the regis
 
 REGISTRY = os.path.join(os.path.dirname(__file__), "weights.json")
 ACTIVATIONS = "keras_sat_activations"  # the attribute of a file of weights that notes the activations
-_NOT_THE_FUNCTION = ("name", "dtype", "trainable")  # what a layer's configuration says of other things
+_NOT_THE_FUNCTION = (  # what a layer's configuration says of other things; the alpha of PReLU is a weight
+    *("name", "dtype", "trainable"),
+    *("alpha_initializer", "alpha_regularizer", "alpha_constraint"),
+)
+_LAYERS = (keras.layers.ReLU, keras.layers.LeakyReLU, keras.layers.ELU, keras.layers.PReLU)
 ROBUSTBENCH = "robustbench/"  # how the tags of RobustBench's networks begin
 SAT_FORM = "sat"  # the argument `form` of the networks whose entry names none
 
@@ -473,7 +477,8 @@ def save_file(model: keras.Model, path: Path) -> None:
     """
     model.save_weights(path)
     with h5py.File(path, "a") as file:
-        file.attrs[ACTIVATIONS] = json.dumps(_activations(model))
+        for note, read in _NOTES.items():
+            file.attrs[note] = json.dumps(read(model))
 
 
 def _activations(model):
@@ -485,20 +490,34 @@ def _activations(model):
         elif isinstance(layer, activations.SmoothBackwardReLU):
             found.add("relu")  # only its gradient differs
         elif type(layer).__module__ == activations.__name__:
-            config = {name: value for name, value in layer.get_config().items() if name not in _NOT_THE_FUNCTION}
-            found.add(f"{type(layer).__name__} {json.dumps(config)}" if config else type(layer).__name__)
+            found.add(_described(layer))
     return sorted(found)
+
+
+def _activation_layers(model):
+    """Returns the layers of Keras that are activations as text, such as ['LeakyReLU {"negative_slope": 0.2}']."""
+    return sorted({_described(layer) for layer in model.layers if isinstance(layer, _LAYERS)})
+
+
+def _described(layer):
+    config = {name: value for name, value in layer.get_config().items() if name not in _NOT_THE_FUNCTION}
+    config = {name: float(value) if type(value) is int else value for name, value in config.items()}
+    return f"{type(layer).__name__} {json.dumps(config)}" if config else type(layer).__name__
+
+
+_NOTES = {ACTIVATIONS: _activations, "keras_sat_activation_layers": _activation_layers}  # older files lack the second
 
 
 def _check_activations(model, path):
     with h5py.File(path) as file:
-        noted = file.attrs.get(ACTIVATIONS)
-    if noted is not None and json.loads(noted) != (own := _activations(model)):
-        raise ValueError(f"it holds the weights of a network with {_joined(json.loads(noted))}, not {_joined(own)}")
+        noted = {note: json.loads(file.attrs[note]) for note in _NOTES if note in file.attrs}
+    own = {note: read(model) for note, read in _NOTES.items()}
+    if any(noted[note] != own[note] for note in noted):
+        raise ValueError(f"it holds the weights of a network with {_joined(noted)}, not {_joined(own)}")
 
 
-def _joined(names):
-    return " and ".join(names) or "no activation"
+def _joined(notes):
+    return " and ".join(sum(notes.values(), [])) or "no activation"
 
 
 def reason(error: Exception) -> str:

@@ -4,6 +4,7 @@ import re
 import shutil
 import warnings
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -198,3 +199,41 @@ def test_the_noted_activation_is_that_of_the_forward_pass(tmp_path):
     with pytest.raises(ValueError, match="weights of a network with relu, not silu"):
         small(activation="silu", weights=path)
     small(activation="silu").load_weights(path)  # for Keras it is an ordinary file
+
+
+@pytest.mark.parametrize(
+    ("saved", "same", "other", "told"),
+    [
+        (
+            "leaky_relu",
+            {"name": "leaky_relu", "negative_slope": 0.2},
+            {"name": "leaky_relu", "negative_slope": 0.1},
+            "0.2",
+        ),
+        (
+            {"name": "leaky_relu", "negative_slope": 0},
+            {"name": "leaky_relu", "negative_slope": 0.0},
+            "relu",
+            "LeakyReLU",
+        ),
+        (keras.layers.ELU, keras.layers.ELU, keras.layers.LeakyReLU, "ELU"),
+        (keras.layers.ReLU, keras.layers.ReLU, "silu", "ReLU"),
+        ("silu", "silu", keras.layers.ReLU, "silu"),
+    ],
+)
+def test_layers_of_keras_are_noted_too(saved, same, other, told, tmp_path):
+    path = tmp_path / "x.weights.h5"
+    weights_lib.save_file(small(activation=saved), path)
+    small(activation=same, weights=path)
+    with pytest.raises(ValueError, match=f"the weights of a network with .*{told}"):
+        small(activation=other, weights=path)
+
+
+def test_files_that_note_no_layers_of_keras_load_as_before(tmp_path):
+    path = tmp_path / "x.weights.h5"
+    weights_lib.save_file(small(activation="leaky_relu"), path)
+    with h5py.File(path, "a") as file:
+        del file.attrs["keras_sat_activation_layers"]
+    small(activation="leaky_relu", weights=path)
+    with pytest.raises(ValueError, match="with no activation, not relu"):
+        small(activation="relu", weights=path)
