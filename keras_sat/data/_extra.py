@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from keras_sat import preprocessing as preprocessing_lib
 from keras_sat.data import order
-from keras_sat.data.pipeline import Source, source
+from keras_sat.data.pipeline import Source, overlap, source
 from keras_sat.preprocessing import Preprocessing
 from keras_sat.typing import Path
 
@@ -55,6 +55,13 @@ class Extra(abc.ABC):
         """Returns a summary in one line: the name, the number of images, and the shape of the pixels."""
         shape = " x ".join(map(str, self.preprocessing.shape))
         return f"Extra images: {self.number} of {self.name}, {shape}."
+
+    def shared(self, opened: Source, split: str) -> int:
+        """Returns the number of images of a split or slice of a dataset that are among the extra images.
+
+        Only a dataset with the same images in its split "train" is known to have some.
+        """
+        return 0
 
     def stream(
         self, seed: int, images: int, first_step: int | None, context: tf.distribute.InputContext
@@ -144,6 +151,10 @@ class _Dataset(Extra):
 
     def fingerprint(self) -> dict[str, Any]:
         return self._opened.fingerprint(SPLIT)
+
+    def shared(self, opened: Source, split: str) -> int:
+        is_same = SPLIT in opened.splits and opened.fingerprint(SPLIT) == self.fingerprint()
+        return overlap(opened, SPLIT, split) if is_same else 0
 
     def _stream(self, images, first_step, context, seed):
         workers = context.num_input_pipelines if context.num_input_pipelines <= self.number else 1

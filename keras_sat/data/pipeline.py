@@ -282,8 +282,8 @@ def load(
     Raises:
         ValueError: for an unknown dataset or split, a dataset without (image, label) pairs, or images of several sizes
             without an `image_size`; for a `hold_out` that holds out no image or all, or leaves less than a batch; for
-            `extra` with another preprocessing or other classes. If a dataset is not prepared, the message has the
-            command that prepares it.
+            `extra` with another preprocessing or other classes, or with images that `hold_out` may hold out. If a
+            dataset is not prepared, the message has the command that prepares it.
         tf.errors.InvalidArgumentError: during iteration, for a damaged image. For a folder, the message names the file.
     """
     if not (isinstance(batch_size, int) and batch_size >= 1):
@@ -303,6 +303,11 @@ def load(
         )
     if extra is not None:
         _check_extra(extra, opened, how)
+        if hold_out and extra.shared(opened, split):
+            raise ValueError(
+                f"The images held out of {opened.name} {split} are among the extra images of {extra.name}: choose "
+                "other extra images, or hold_out=0 and a split for validation that is not among them."
+            )
     opened.check_range()
     read = functools.partial(opened.read, split, input_context, places=places)
     if not training:

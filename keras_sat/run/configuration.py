@@ -386,8 +386,12 @@ class Run:
         """Returns the number of training steps in an epoch.
 
         Raises:
-            ValueError: if images of `validation_split` are among those of `train_split`.
+            ValueError: if images for validation are among those of `train_split`, or among the extra images.
         """
+        held_out = self.validation_split or (self.train_split if self.validation else None)
+        if self.extra and held_out and self.extra.shared(self.source, held_out):
+            expected = f"apart from the images for validation, of {held_out}; validation_split can name others"
+            raise ranges.error("extra_data", self.extra_data, expected)
         if self.validation_split:
             common = data.overlap(self.source, self.train_split, self.validation_split)
             if common:

@@ -150,6 +150,16 @@ def test_the_training_images_can_be_extra_images_too(fashion):
     assert len({image.numpy().tobytes() for image in images}) == 20
 
 
+def test_images_held_out_are_no_extra_images(fashion, stored):
+    extra = data.extra(fashion, classes=fashion.classes, preprocessing=HOW)
+    assert extra.shared(fashion, "train[:50]") == 50
+    assert extra.shared(fashion, "test") == stored.shared(fashion, "train") == 0
+    with pytest.raises(ValueError, match="held out of .* are among the extra images of"):
+        load(fashion, extra, hold_out=0.1)
+    load(fashion, extra, hold_out=0.1, split="test[:100]")
+    load(fashion, stored, hold_out=0.1)
+
+
 @pytest.mark.parametrize("mixup", [None, 0.3])
 def test_labels_of_extra_images_are_smoothed_alone(fashion, stored, batches, mixup):
     smooth = list(load(fashion, stored, epochs=1, extra_label_smoothing=0.2, mixup=mixup))

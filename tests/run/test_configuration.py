@@ -125,3 +125,12 @@ def test_held_out_images_are_not_trained_on():
     probed = {image.tobytes() for x, _ in run.probed_data() for image in x.numpy()}
     assert probed == held_out
     assert next(run.validation_data(sample=20).unbatch().batch(30).as_numpy_iterator())[0].shape == (20, 8, 8, 1)
+
+
+def test_images_for_validation_are_no_extra_images():
+    run = Run(train_split="train[:100]", batch_size=10, extra_data="fashion_mnist_mini", extra_share=0.5)
+    for options in ({}, {"validation_split": "train[200:]"}):
+        with pytest.raises(ValueError, match="extra_data must be apart from the images for validation, of train"):
+            dataclasses.replace(run, **options).steps_per_epoch()
+    for options in ({"validation": 0}, {"validation_split": "test[:20]"}):
+        assert dataclasses.replace(run, **options).steps_per_epoch() == 10
