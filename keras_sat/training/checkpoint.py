@@ -394,7 +394,7 @@ class Checkpoint(keras.callbacks.Callback):
             return
         (states, more), arrays = self._states(), values(self.model)
         if self._record and self._record["step"] == self._done and _sums(arrays | more) == self._sums:
-            self._write_record(states)
+            self._write_record(self._record, states)
         else:
             self._write(self._done, states, arrays | more, {})
 
@@ -418,17 +418,18 @@ class Checkpoint(keras.callbacks.Callback):
                     np.savez(file, **arrays, **metrics)
                     file.flush()
                     os.fsync(file.fileno())
-                self._record, self._sums = {"step": step, "sha256": files.sha256(temporary)}, _sums(arrays)
+                record = {"step": step, "sha256": files.sha256(temporary)}
                 if before := self._record_before(step):
-                    self._write_record(states, before=before)
-            self._write_record(states)
+                    self._write_record(record, states, before=before)
+            self._record, self._sums = record, _sums(arrays)
+            self._write_record(record, states)
         except OSError as error:
             raise OSError(f"No checkpoint could be written at step {step}: {error}. {self._last()}") from error
         self._remove(kept=sorted(self._steps())[-self.keep :])
 
-    def _write_record(self, states, **more):
+    def _write_record(self, record, states, **more):
         run = {"history": self.history, "logs": self._logs, "stopped": self._is_stopped, "callbacks": states}
-        files.write_json(self._path(self._record["step"], "json"), self._record | run | more)
+        files.write_json(self._path(record["step"], "json"), record | run | more)
 
     def _record_before(self, step):
         """Returns the record of a checkpoint on the disk; None if there is none, or it is damaged."""
