@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import warnings
 from typing import Any
 
@@ -70,7 +71,7 @@ def checkpoints(folder: Path) -> str:
 def has_checkpoint(folder: Path) -> bool:
     """Returns whether there is a checkpoint from which the run can continue."""
     path = checkpoints(folder)
-    return os.path.isdir(path) and any(name.startswith("step-") for name in os.listdir(path))
+    return os.path.isdir(path) and any(re.fullmatch(r"step-\d+\.json", name) for name in os.listdir(path))
 
 
 def is_export(path: Path) -> bool:
