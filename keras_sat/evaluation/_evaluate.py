@@ -395,9 +395,9 @@ def _warn_of_rounding(path, ball):
 
 
 def _warn_of_repetitions(labels, digests):
-    """Warns if more than a hundredth of the images occur again in the dataset."""
+    """Warns if more than a tenth of the images occur again in the dataset: real datasets have a few copies."""
     repeated = len(labels) - len({*zip(labels.tolist(), digests.tolist())})
-    if repeated > 0.01 * len(labels):
+    if repeated > 0.1 * len(labels):
         warnings.warn(
             f"{repeated} of {len(labels)} images occur before in the dataset, and count again: the intervals are too "
             "narrow. Leave .repeat() out.",
