@@ -73,6 +73,8 @@ def run(words):
     smaller = shlex.split(SMALLER.get(words[1], ""))
     if any(word.startswith("--form=") for word in words):  # of its own network
         smaller = [word for word in smaller if not word.startswith("--model=")]
+    if any(word.startswith("--validation_split") for word in words):
+        smaller[smaller.index("--validation=0")] = "--validation_split=test"
     if any(word.startswith("--head_epochs") for word in words):
         smaller.append("--epochs=3")
     if "--weights=sat-fashion-mnist" in words and words[1] == "evaluate":  # their own dataset is larger than the photos
