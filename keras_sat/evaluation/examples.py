@@ -25,7 +25,8 @@ class Examples:
 
     Attributes:
         classes: the number of classes, for the check of labels; None while it is unknown.
-        checksum: of all images and labels of the dataset, also those of other shards; None before `read` has ended.
+        checksum: of all images and labels of the dataset, also those of other shards. None before `read` has ended, and
+            if there is one shard.
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, shard: tuple[int, int]) -> None:
@@ -74,10 +75,11 @@ class Examples:
     def _batches(self, is_wanted: Callable[[np.ndarray], np.ndarray], count: int | None = None) -> Iterator[Batch]:
         """Yields indices, images and labels of the wanted examples; `count` of them, if it is given."""
         kept: list[Any] = []
+        is_summed = count is None and self._shard[1] > 1  # a pass over the whole dataset
         end = wanted = of_images = of_labels = 0
         for images, labels in data.batches(self._dataset, self._batch_size):
             labels = losses.hard_labels(labels, self.classes).numpy()
-            if count is None:  # a pass over the whole dataset
+            if is_summed:
                 of_images = zlib.crc32(np.asarray(images, np.float32).tobytes(), of_images)
                 of_labels = zlib.crc32(labels.tobytes(), of_labels)
             index = np.arange(end, end + len(labels))
@@ -93,7 +95,7 @@ class Examples:
                 break  # the rest of the dataset need not be read
         if kept and sum(len(part[0]) for part in kept):
             yield tuple(_joined(kept))
-        if count is None:
+        if is_summed:
             self.checksum = f"{of_images:08x}-{of_labels:08x}"
 
 
