@@ -1,5 +1,6 @@
 """Loads an exported network, a SavedModel or a LiteRT file, as a function from images to logits."""
 
+import collections
 import json
 import os
 import threading
@@ -33,7 +34,8 @@ class Deployed:
         output: the name of the output that holds the logits; None: see `load`.
 
     Raises:
-        ValueError: if there is no SavedModel, signature or output of that name.
+        ValueError: if there is no SavedModel, signature or output of that name, or another number of class names than
+            of classes.
 
     Attributes:
         path: the folder.
@@ -66,6 +68,8 @@ class Deployed:
         self.image_size = _square(self._size)
         self._output = _output_name(path, list(self._function.structured_outputs), output)
         self.name = path
+        outputs = self._function.structured_outputs[self._output].shape
+        _check_labels(path, self.classes, outputs[-1] if outputs.rank == 2 else None)
 
     def __call__(self, images: Array) -> tf.Tensor:
         """Returns the logits [batch, classes] of images [batch, height, width, channels]."""
@@ -132,6 +136,7 @@ class LiteRT:
         self.image_size, self.channels = _square(self._size), shape[3]
         self.classes, self.preprocessing = labels_of(path), preprocessing_of(path)
         self._classes = self._run.get_output_details()["logits"]["shape"][-1]
+        _check_labels(path, self.classes, self._classes)
 
     def __call__(self, images: Array) -> tf.Tensor:
         """Returns the logits [batch, classes] of images [batch, height, width, channels]."""
@@ -189,10 +194,22 @@ def read(path: str) -> Any:
 def labels_of(path: str) -> list[str] | None:
     """Returns the class names of an export, in order; None if it has none.
 
-    They are in assets/labels.txt of a SavedModel's folder, or in the zip archive at the end of a LiteRT file.
+    They are in assets/labels.txt of a SavedModel's folder, or in the zip archive at the end of a LiteRT file. Names
+    that occur more than once, such as ImageNet's two cranes, get their number: "crane (134)".
     """
     text = _asset(path, LABELS)
-    return None if text is None else text.rstrip("\n").split("\n")
+    if text is None:
+        return None
+    names = text.rstrip("\n").split("\n")
+    count = collections.Counter(names)
+    return [name if count[name] == 1 else f"{name} ({number})" for number, name in enumerate(names)]
+
+
+def _check_labels(path, labels, outputs):
+    """Raises ValueError unless there is a label for each output. One output is of two classes."""
+    expected = 2 if outputs == 1 else outputs
+    if labels is not None and outputs is not None and len(labels) != expected:
+        raise ValueError(f"{path} has {len(labels)} class names (labels.txt) for {expected} classes: correct the file.")
 
 
 def preprocessing_of(path: str) -> Preprocessing | None:

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 
@@ -64,6 +66,16 @@ def test_the_image_size_is_known_where_it_is_fixed(exported, tmp_path):
     free = models.ResNet8(input_shape=(None, None, 3), classes=4)
     export.export_saved_model(free, tmp_path / "free", signatures=[])
     assert deployed.load(str(tmp_path / "free")).image_size is None
+
+
+def test_names_of_classes_that_others_wrote(exported, tmp_path):
+    shutil.copytree(exported[1], path := tmp_path / "saved")
+    labels = path / "assets" / "labels.txt"
+    labels.write_text("crane\ndog\ncrane\nshoe\n")
+    assert deployed.load(path).classes == ["crane (0)", "dog", "crane (2)", "shoe"]
+    labels.write_text("background\ncrane\ndog\nhat\nshoe\n")
+    with pytest.raises(ValueError, match=r"5 class names \(labels.txt\) for 4 classes"):
+        deployed.load(path)
 
 
 def test_refusals(exported, tmp_path):

@@ -6,7 +6,7 @@ import os
 from keras_sat import evaluation, files
 from keras_sat.cli import flags, messages
 from keras_sat.cli.evaluate import parse_shard
-from keras_sat.evaluation import CertificationReport, report_files
+from keras_sat.evaluation import CertificationReport, identity, report_files
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -70,10 +70,10 @@ def _subject(args):
     names = ("dataset", "data_dir", "split", "batch_size", "skip_damaged")
     options = {name: getattr(args, name) for name in names}
     if run_lib.is_export(args.folder):
-        if not (args.dataset and args.sigma and args.output):
+        if not (args.dataset and args.sigma is not None and args.output):
             raise ValueError(f"{args.folder} is an export: say --dataset, --sigma and --output.")
         return run_lib.open_export(args.folder, **options), args.sigma
-    sigma = args.sigma or run_lib.read_settings(args.folder).get("sigma")
+    sigma = run_lib.read_settings(args.folder).get("sigma") if args.sigma is None else args.sigma
     if sigma is None:
         raise ValueError("This run was trained without noise: say --sigma, in pixels 0..255.")
     return run_lib.open_run(args.folder, **options), sigma
@@ -82,13 +82,14 @@ def _subject(args):
 def _write(report, output, name, shard, radii):
     """Writes and prints a report. Each shard writes its own file. The shard that ends last merges all files."""
     if shard[1] > 1:
-        stem = files.fingerprint([report.settings, report.context])
+        stem = identity.digest({"settings": report.settings, **report.context})
         parts = [
             os.path.join(output, report_files.FOLDER, f"{name}-{stem}-{k}-of-{shard[1]}.json") for k in range(shard[1])
         ]
         report.to_json(parts[shard[0]])
         if not all(map(os.path.exists, parts)):
-            print(f"\n{report.table(radii)}\n\nWritten to {parts[shard[0]]}")
+            missing = ", ".join(str(k) for k, part in enumerate(parts) if not os.path.exists(part))
+            print(f"\n{report.table(radii)}\n\nWritten to {parts[shard[0]]}; to be merged with the shards {missing}.")
             return
         report = CertificationReport.merge([CertificationReport.from_json(part) for part in parts])
         for part in parts:

@@ -23,6 +23,12 @@ def run(args: argparse.Namespace) -> int:
 
     messages.say(f"Reading {', '.join([args.folder, *args.exported])} ...")
     run, model = run_lib.load(args.folder)
+    if run.sigma is not None:
+        raise ValueError(
+            f"{args.folder} was trained on noise, without an epsilon to attack with: use keras_sat.evaluation.compare."
+        )
+    if args.output and os.path.exists(args.output):
+        raise ValueError(f"{args.output} exists already: choose another file.")
     run = run_lib.with_data(run, args.dataset, args.data_dir, args.skip_damaged)
     for path in args.exported:
         run_lib.check_export(run, path)

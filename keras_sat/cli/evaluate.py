@@ -155,9 +155,10 @@ def _write(report, output, name, shard):
     if n > 1:
         path = report_files.write_shard(report, output, name, shard)
         print(f"\n{report.table()}\n\nWritten to {path}")
-        report = report_files.take_shards(report, output, name, n)
-        if report is None:
+        if missing := report_files.missing_shards(report, output, name, n):
+            print(f"It will be merged with the shards {', '.join(map(str, missing))}, which are not there yet.")
             return None, path
+        report = report_files.take_shards(report, output, name, n)
     path = report_files.write(report, output, name)
     print(f"\n{report.table()}\n\nWritten to {path}; {os.path.join(output, 'report.json')} is the newest report.")
     return report, path

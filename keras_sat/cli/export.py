@@ -24,13 +24,15 @@ def run(args: argparse.Namespace) -> int:
 
     messages.say(f"Reading {args.folder} ...")
     run, model = run_lib.load(args.folder)
-    run = run_lib.with_data(run, args.dataset, args.data_dir)
+    if not args.int8 and (args.dataset or args.data_dir):
+        raise ValueError("--dataset and --data_dir go with --int8: they say where the images for calibration are.")
     path = args.to or os.path.join(args.folder, "saved_model")
     if args.int8:
         export_lib.litert.check_name(args.int8)
         if args.precision != "float32":
             raise ValueError(f"--int8 is made of a float32 network: leave out --precision={args.precision}.")
-        images = run.calibration_images()  # read before anything is written, because the images may be missing
+        moved = run_lib.with_data(run, args.dataset, args.data_dir)
+        images = moved.calibration_images()  # read before anything is written, because the images may be missing
     messages.say("Tracing the signatures of the SavedModel ...")
     run_lib.export(run, model, args.folder, path, args.precision)
     messages.say(f"Written to {path}\nVerifying it in a process without Keras ...")

@@ -323,7 +323,13 @@ def _check(model, images, labels, bounds):
         raise ValueError(
             f"The images reach from 0 to 1, the bounds are {tuple(bounds)}: say bounds=(0, 1), and sigma in this unit."
         )
-    classes = gradients.logits(model, tf.cast(pixels[:1], tf.float32)).shape[-1]
+    some, network = tf.cast(pixels[:4], tf.float32), gradients.inference(model)
+    if network(some).shape[-1] == 1 and losses.probabilities(network, some):
+        raise ValueError(
+            "The network returns one probability, and one logit was expected: take keras_sat.models.without_softmax("
+            "model), or add log(p / (1 - p))."
+        )
+    classes = gradients.logits(model, some[:1]).shape[-1]
     losses.check_range(labels, classes)
     return classes
 

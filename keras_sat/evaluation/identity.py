@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_sat import files
 from keras_sat.attacks import gradients
 from keras_sat.typing import LogitsFunction
 
@@ -34,12 +35,23 @@ def of(networks: Mapping[str, LogitsFunction], shape: Iterable[int]) -> dict[str
     return {"shape": list(shape)} | {name: logits_of_noise(network, shape) for name, network in networks.items()}
 
 
+def digest(facts: Mapping[str, Any]) -> str:
+    """Returns a digest of the facts that `are_alike` compares exactly, for the name of a file."""
+    return files.fingerprint(_exact(facts))
+
+
+def _exact(facts):
+    """Returns the facts without logits, which are rounded, and the folder of the run, which machines see elsewhere."""
+    return {name: value for name, value in facts.items() if name not in (LOGITS, "run")}
+
+
 def are_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Returns whether two dicts of facts are equal, but for the rounding of their `logits_of_noise`.
 
+    The folder of the run is not compared: machines may see it at different paths.
     Facts of former versions, which have no such logits, and networks with random outputs are compared without them.
     """
-    if {**one, LOGITS: None} != {**other, LOGITS: None}:
+    if _exact(one) != _exact(other):
         return False
     ours, theirs = one.get(LOGITS) or {}, other.get(LOGITS) or {}
     pairs = [(ours[name], theirs[name]) for name in ours.keys() & theirs.keys()]

@@ -5,6 +5,7 @@ import re
 import shutil
 
 from keras_sat import files
+from keras_sat.evaluation import identity
 from keras_sat.evaluation import report as report_lib
 from keras_sat.evaluation.report import RobustnessReport
 
@@ -54,8 +55,13 @@ def write_shard(report: RobustnessReport, folder: str, name: str, shard: tuple[i
     return path
 
 
-def take_shards(report: RobustnessReport, folder: str, name: str, n: int) -> RobustnessReport | None:
-    """Returns the merged report of all `n` shards, and removes their files. Returns None as long as a file is missing.
+def missing_shards(report: RobustnessReport, folder: str, name: str, n: int) -> list[int]:
+    """Returns the numbers of the shards whose files are missing. See `take_shards`."""
+    return [number for number, path in enumerate(_shards(report, folder, name, n)) if not os.path.exists(path)]
+
+
+def take_shards(report: RobustnessReport, folder: str, name: str, n: int) -> RobustnessReport:
+    """Returns the merged report of all `n` shards, and removes their files.
 
     Args:
         report: report of one of the shards.
@@ -64,8 +70,6 @@ def take_shards(report: RobustnessReport, folder: str, name: str, n: int) -> Rob
         n: number of shards.
     """
     paths = _shards(report, folder, name, n)
-    if not all(map(os.path.exists, paths)):
-        return None
     whole = report_lib.merge([report_lib.from_json(path) for path in paths])
     for path in paths:
         os.remove(path)
@@ -73,8 +77,8 @@ def take_shards(report: RobustnessReport, folder: str, name: str, n: int) -> Rob
 
 
 def _shards(report, folder, name, n):
-    weights = (report.context.get("weights_sha256") or "")[:8]
-    return [os.path.join(folder, FOLDER, f"{name}-{weights}-{number}-of-{n}.json") for number in range(n)]
+    digest = identity.digest({"settings": {row.name: row.settings for row in report.results}, **report.context})
+    return [os.path.join(folder, FOLDER, f"{name}-{digest}-{number}-of-{n}.json") for number in range(n)]
 
 
 def unused(path: str) -> str:

@@ -198,6 +198,8 @@ def _label_lines(labels, classes):
         isinstance(name, str) and name and not set(name) & {"\n", "\r"} for name in labels
     ):
         raise ValueError(f"labels must be {classes} names, one a class, each one line. Received: {labels!r}")
+    if twice := sorted({name for name in labels if labels.count(name) > 1}):
+        raise ValueError(f"labels must be different names. Received more than once: {', '.join(twice)}")
     return "\n".join(labels) + "\n"
 
 

@@ -225,6 +225,7 @@ def export(run: Run, model: keras.Model, folder: Path, path: Path, precision: st
     folder = files.expanded(folder)
     stored = read_record(folder)
     training = run.settings() | {name: stored.get(name) for name in ("kept", "best", "last")}
+    training |= {} if run.sigma is None else {"epsilon": None}  # trained on noise, without a ball
     training["attack_batch_norm"] = run.attack_batch_norm or ("batch" if run.replays else "frozen")
     without_paths = {"dataset": os.path.basename(run.dataset), "data_dir": None}  # of this machine
     paths = {name: training[name] for name in ("weights", "extra_data") if os.path.isabs(training[name] or "")}

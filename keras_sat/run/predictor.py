@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_sat import deployed, files
+from keras_sat import deployed, files, losses
 from keras_sat.attacks import Attack
 from keras_sat.data import reading
 from keras_sat.export import saved_model, signatures
@@ -41,11 +41,12 @@ class Predictor:
     """A network with the preprocessing of its images and the names of its classes.
 
     Attributes:
-        model: a function from images to logits.
+        model: a function from images to logits, or to probabilities.
         preprocessing: the conversion of an image file to pixels.
         classes: names of the classes, in the order of the logits; None if the export does not name them.
         norm: norm of the threat model that the network was trained for, a key of `BALLS`; "linf" if it is unknown.
         epsilon: radius of this threat model in pixels 0..255; None if it is unknown.
+        returns_probabilities: whether the model returns probabilities, as an export that Keras wrote may do.
     """
 
     model: Any
@@ -53,6 +54,7 @@ class Predictor:
     classes: list[str] | None
     norm: str = "linf"
     epsilon: float | None = None
+    returns_probabilities: bool = False
 
     def __call__(self, path: Path) -> dict[str, float]:
         """Returns {name of a class: probability} for an image file, the most probable class first.
@@ -83,17 +85,21 @@ class Predictor:
         """
         subject.check_attacks(self.model, {str(attack): attack})
         images = tf.cast(self.pixels(path)[None], tf.float32)
-        labels = signatures.classified(self.model(images))["classes"]
+        labels = self._classified(images)["classes"]
         adversarial = attack(self.model, images, labels, seed)
         levels = tf.cast(tf.round(tf.clip_by_value(adversarial, 0.0, 255.0)), tf.uint8)
         return Attacked(adversarial[0].numpy(), self._named(adversarial), levels[0].numpy(), self._named(levels))
 
     def _named(self, images):
         """Returns {name of a class: probability} of the only image of a batch, the most probable class first."""
-        probabilities = signatures.classified(self.model(images))["probabilities"].numpy()[0]
+        probabilities = self._classified(images)["probabilities"].numpy()[0]
         names = self.classes or [str(number) for number in range(len(probabilities))]
         order = probabilities.argsort(kind="stable")[::-1]
         return {names[number]: float(probabilities[number]) for number in order}
+
+    def _classified(self, images):
+        outputs = self.model(images)
+        return signatures.classified(deployed.logits_of(outputs) if self.returns_probabilities else outputs)
 
     def pixels(self, path: Path) -> tf.Tensor:
         """Returns the pixels of an image file, as the network takes them: uint8 [height, width, channels].
@@ -120,7 +126,8 @@ def open_predictor(path: Path) -> Predictor:
     path = files.expanded(path)
     if not folder_lib.is_export(path):
         run, model = folder_lib.load(path)
-        return Predictor(model, run.description.preprocessing, run.description.classes, run.norm, run.epsilon)
+        epsilon = run.epsilon if run.sigma is None else None
+        return Predictor(model, run.description.preprocessing, run.description.classes, run.norm, epsilon)
     model = deployed.load(path)
     preprocessing = model.preprocessing
     if preprocessing is None:
@@ -128,7 +135,9 @@ def open_predictor(path: Path) -> Predictor:
             raise ValueError(f"{path} does not describe its preprocessing (assets/preprocessing.json).")
         preprocessing = Preprocessing(model.image_size, model.image_size, model.channels)
         subject.warn_of_preprocessing(path, preprocessing)
-    return Predictor(model, preprocessing, model.classes, *_threat(path))
+    noise = np.random.default_rng(0).integers(0, 256, (8, *preprocessing.shape)).astype(np.float32)
+    are_probabilities, (norm, epsilon) = losses.probabilities(model, noise) is not None, _threat(path)
+    return Predictor(model, preprocessing, model.classes, norm, epsilon, are_probabilities)
 
 
 def _threat(path):

@@ -32,6 +32,15 @@ def test_train_under_noise_and_certify(inside, photos, of_photos, tmp_path, caps
     assert json.loads((run / "certification.json").read_text())["examples"] == whole["examples"]
     assert not list(run.glob(".certification*"))
 
+    with pytest.raises(ValueError, match="sigma must be a positive number.*Received: 0.0"):
+        inside("certify", run, "--sigma=0")
+    with pytest.raises(ValueError, match="trained on noise, without an epsilon to attack with"):
+        inside("compare", run, tmp_path, "--attack=fgsm")
+    with pytest.raises(ValueError, match="does not say an epsilon: say --epsilon"):
+        inside("predict", run, photos, "--attack=fgsm")
+    assert inside("export", run, f"--to={tmp_path / 'saved'}") == 0
+    card = json.loads((tmp_path / "saved" / "assets" / "robustness_card.json").read_text())
+    assert (card["training"]["epsilon"], card["training"]["sigma"]) == (None, 8)
     with pytest.raises(ValueError, match="trained without noise: say --sigma"):
         inside("certify", of_photos, "--samples=60")
     with pytest.raises(ValueError, match="radii must be numbers with commas"):

@@ -31,6 +31,8 @@ def test_compare_warns_of_another_preprocessing(inside, of_photos, tmp_path, cap
 
 def test_an_export_is_checked_against_its_labels(inside, photos, of_photos, exported, tmp_path):
     shutil.copytree(exported[0], tmp_path / "saved")
+    with pytest.raises(ValueError, match="exists already: choose another file"):
+        inside("compare", of_photos, tmp_path / "saved", f"--output={tmp_path}")
     (tmp_path / "saved" / "assets" / "labels.txt").write_text("dark\nbright\n")
     with pytest.raises(ValueError, match="other classes than the run: 'dark' in its labels.txt, 'bright' in run.json"):
         inside("compare", of_photos, tmp_path / "saved", "--attack=fgsm")

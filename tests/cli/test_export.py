@@ -31,6 +31,7 @@ def test_train_writes_what_evaluate_and_export_read(inside, run, folder):
 def test_what_is_refused_is_refused_before_anything_is_written(inside, of_photos, exported, photos, tmp_path):
     for flags, message in (
         (["--int8=net.lite"], "ends in .tflite"),
+        ([f"--dataset={photos}"], "--dataset and --data_dir go with --int8"),
         ([f"--int8={tmp_path}/n.tflite", "--precision=bfloat16"], "leave out --precision=bfloat16"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -54,6 +54,18 @@ def test_an_export_of_another_tool_is_taken_with_a_word(inside, photos, tmp_path
     assert "crop stretch is used" in lines
 
 
+@pytest.mark.filterwarnings("ignore:.*does not describe its preprocessing")
+def test_an_export_that_returns_probabilities(photos, tmp_path):
+    image = photos / "test" / "dark" / "0.png"
+    for head in (keras.layers.Dense(2, "softmax"), keras.layers.Dense(1, "sigmoid")):
+        layers = [keras.Input((16, 16, 1)), keras.layers.Rescaling(1 / 255), keras.layers.Flatten(), head]
+        model = keras.Sequential(layers)
+        model.export(path := tmp_path / head.activation.__name__, verbose=False)
+        predict = run_lib.open_predictor(path)
+        *_, last = model(tf.cast(predict.pixels(image)[None], tf.float32)).numpy()[0]
+        assert predict(image)["1"] == pytest.approx(last, abs=1e-5)
+
+
 def test_predict_names_what_cannot_be_read(inside, photos, of_photos, tmp_path, capsys):
     assert inside("predict", of_photos, photos / "test" / "dark") == 0
     assert re.match(r".*dark/0.png +(dark|bright) \d+.\d%$", capsys.readouterr().out.splitlines()[0])

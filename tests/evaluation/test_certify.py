@@ -197,6 +197,11 @@ def test_refusals(shared_model, images, labels):
     refused("finite and within", (np.where(images > 250, np.nan, images), labels))
     refused("takes images of shape", (images[:, :4], labels))
     refused("has no images", [])
+    refused(
+        "returns one probability, and one logit was expected",
+        (images, labels % 2),
+        keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten(), keras.layers.Dense(1, "sigmoid")]),
+    )
     refused("labels", (images, labels + 4))
     refused("shard must be", shard=(2, 2))
     refused("context must not contain 'seed'", context={"seed": 1})

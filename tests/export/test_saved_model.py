@@ -435,6 +435,7 @@ def test_refusals_write_nothing(tiny_model, tmp_path):
         (tiny, {"signatures": "features"}, "signatures must be names"),
         (tiny, {"signatures": ["serve"]}, "serving_default, serving_uint8"),
         (tiny, {"labels": ["a", "b"]}, "labels must be 4 names"),
+        (tiny, {"labels": ["a", "b", "b", "c"]}, "different names. Received more than once: b"),
         (tiny, {"labels": ["a", "b", "c", "d\ne"]}, "each one line"),
         (tiny, {"warmup": np.zeros((1, 9, 9, 3))}, r"shape \(n, \*\(8, 8, 3\)\)"),
         (tiny, {"precision": "int8"}, "float32, bfloat16"),
