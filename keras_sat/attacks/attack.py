@@ -3,8 +3,7 @@
 import abc
 import dataclasses
 import functools
-import hashlib
-import marshal
+import types
 import typing
 import warnings
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from keras_sat import internals, losses
+from keras_sat import files, internals, losses
 from keras_sat.attacks import gradients, randomness, threats, validation
 from keras_sat.typing import Array, LogitsFunction, LossFunction
 
@@ -253,7 +252,13 @@ def _loss_name(loss):
     name, code = getattr(loss, "__name__", repr(loss)), getattr(loss, "__code__", None)
     if code is None or getattr(losses, name, None) is loss:
         return name
-    return f"{name}, code {hashlib.sha256(marshal.dumps(code)).hexdigest()[:8]}"
+    return f"{name}, code {files.fingerprint(_described(code))}"
+
+
+def _described(code):
+    """Returns what a function's code does, as values that are the same in each process and in each folder."""
+    constants = [_described(one) if isinstance(one, types.CodeType) else repr(one) for one in code.co_consts]
+    return [code.co_code.hex(), code.co_names, constants]
 
 
 def _as_tensors(attack, images, labels):

@@ -40,7 +40,10 @@ def batches(dataset: Dataset, batch_size: int) -> Iterator[tuple[Array, Array]]:
                 f"Received: {_outline(batch)}"
             )
         images, labels, *weights = batch
-        yield _weighted(images, labels, weights[0]) if weights and weights[0] is not None else (images, labels)
+        if weights and weights[0] is not None:
+            images, labels = _weighted(images, labels, weights[0])
+        if len(labels):  # else the whole batch has weight 0
+            yield images, labels
 
 
 def _weighted(images, labels, weights):

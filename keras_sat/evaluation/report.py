@@ -258,8 +258,9 @@ def from_json(path: Path) -> RobustnessReport:
         if not isinstance(fields, dict) or not isinstance(fields["results"], list):
             raise ValueError("it has no list of results")
         results = [AttackResult(**{**row, "interval": tuple(row["interval"])}) for row in fields["results"]]
+        counts = _counts(fields["examples"])
         for row in results:
-            _check_row(row, fields["examples"])
+            _check_row(row, counts.get(row.name, row.correct))
         seen = signs_lib.Signs(**fields["signs"]) if fields.get("signs") else None
         return RobustnessReport(results, fields["context"], fields["examples"], signs=seen)
     except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
@@ -268,17 +269,20 @@ def from_json(path: Path) -> RobustnessReport:
         ) from error
 
 
-def _check_row(row, examples):
-    """Raises ValueError if the numbers of a row contradict each other, or the results of the examples."""
+def _counts(examples):
+    """Returns {name of a row: number of examples that are correct}."""
+    counts = {name: column["broken_by"].count("") for name, column in examples.get("attacks", {}).items()}
+    return counts | ({"clean": sum(examples["clean"])} if "clean" in examples else {})
+
+
+def _check_row(row, count):
+    """Raises ValueError if the numbers of a row contradict each other, or the number of correct examples."""
     if not 0 <= row.correct <= row.n or abs(row.accuracy - row.correct / row.n) > 1e-9:
         raise ValueError(f"{row.name}: {row.correct} of {row.n} images are not {row.accuracy!r}")
     if not np.allclose(row.interval, intervals.wilson(row.correct, row.n), atol=1e-6):
         raise ValueError(f"{row.name}: {row.interval} is not the interval of {row.correct} of {row.n} images")
-    attacks = examples.get("attacks", {})
-    correct = attacks[row.name]["broken_by"].count("") if row.name in attacks else None
-    correct = sum(examples["clean"]) if row.name == "clean" and "clean" in examples else correct
-    if correct not in (None, row.correct):
-        raise ValueError(f"{row.name}: {row.correct} images are correct, but {correct} of the examples")
+    if row.correct != count:
+        raise ValueError(f"{row.name}: {row.correct} images are correct, but {count} of the examples")
 
 
 def _reason(error):

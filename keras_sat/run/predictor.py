@@ -121,7 +121,8 @@ def open_predictor(path: Path) -> Predictor:
         path: the folder of a run, the folder of a SavedModel, or a .tflite file.
 
     Raises:
-        ValueError: if there is no network, or an export describes neither its preprocessing nor its image size.
+        ValueError: if there is no network, or an export describes neither its preprocessing nor its image size, or
+            returns a sigmoid for each of several classes.
     """
     path = files.expanded(path)
     if not folder_lib.is_export(path):
@@ -136,8 +137,10 @@ def open_predictor(path: Path) -> Predictor:
         preprocessing = Preprocessing(model.image_size, model.image_size, model.channels)
         subject.warn_of_preprocessing(path, preprocessing)
     noise = np.random.default_rng(0).integers(0, 256, (8, *preprocessing.shape)).astype(np.float32)
-    are_probabilities, (norm, epsilon) = losses.probabilities(model, noise) is not None, _threat(path)
-    return Predictor(model, preprocessing, model.classes, norm, epsilon, are_probabilities)
+    kind, (norm, epsilon) = losses.probabilities(model, noise), _threat(path)
+    if kind == "sigmoid" and model(noise).shape[-1] > 1:
+        raise ValueError(f"{path} returns a sigmoid for each class, so several labels an image: one was expected.")
+    return Predictor(model, preprocessing, model.classes, norm, epsilon, kind is not None)
 
 
 def _threat(path):

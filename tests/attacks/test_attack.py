@@ -138,3 +138,13 @@ def test_a_layer_that_stores_its_output_is_compiled_once(images, labels):
     before = Storing.traces
     PGD(BALL, steps=2)(model, images, labels % 3)
     assert Storing.traces == before
+
+
+def test_a_loss_of_ones_own_is_named_by_its_code_and_not_by_its_file():
+    def named(source, file):
+        loss = eval(compile(source, file, "eval"), {"losses": losses})
+        return PGD(LinfBall(4), loss=loss).settings()["loss"]
+
+    source = "lambda y, z: 2 * losses.cross_entropy(y, z)"
+    assert named(source, "here.py") == named("\n" + source, "there.py") != named(source.replace("2", "3"), "here.py")
+    assert PGD(LinfBall(4), loss=losses.cross_entropy).settings()["loss"] == "cross_entropy"

@@ -64,6 +64,10 @@ def test_an_export_that_returns_probabilities(photos, tmp_path):
         predict = run_lib.open_predictor(path)
         *_, last = model(tf.cast(predict.pixels(image)[None], tf.float32)).numpy()[0]
         assert predict(image)["1"] == pytest.approx(last, abs=1e-5)
+    layers = [keras.Input((16, 16, 1)), keras.layers.Rescaling(1 / 255), keras.layers.Flatten()]
+    keras.Sequential([*layers, keras.layers.Dense(3, "sigmoid")]).export(tmp_path / "several", verbose=False)
+    with pytest.raises(ValueError, match="several labels an image: one was expected"):
+        run_lib.open_predictor(tmp_path / "several")
 
 
 def test_predict_names_what_cannot_be_read(inside, photos, of_photos, tmp_path, capsys):

@@ -26,7 +26,7 @@ def test_batches_of_what_others_hold():
     padded = [(images[:4], labels[:4], np.ones(4)), (images[2:], labels[2:], np.array([0, 0, 1, 1]))]
     for form in (padded, tf.data.Dataset.from_generator(lambda: padded, output_signature=signature(padded[0]))):
         assert np.concatenate([y for _, y in data.batches(form, 4)]).tolist() == labels.tolist()
-    assert list(data.batches([], 4)) == []
+    assert list(data.batches([(images, labels, np.zeros(6))], 4)) == list(data.batches([], 4)) == []
     for wrong, message in (
         (whole.batch(4).repeat(), r"never ends.*dataset.take\(100\)"),
         (iter(()), "can be read only once.*Received: tuple_iterator"),
