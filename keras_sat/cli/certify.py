@@ -4,9 +4,8 @@ import argparse
 import os
 
 from keras_sat import evaluation, files
-from keras_sat.cli import flags, messages
-from keras_sat.cli.evaluate import parse_shard
-from keras_sat.evaluation import CertificationReport, identity, report_files
+from keras_sat.cli import flags, messages, shards
+from keras_sat.evaluation import CertificationReport, report_files
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +23,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--radii", help="L2 radii to print, in pixels, with commas; default: multiples of sigma / 2")
     flags.add_data(parser, "the run's")
-    parser.add_argument("--shard", default="0/1", help="K/N: the K-th of N parts; the last to end merges the reports")
+    shards.add_flag(parser)
     parser.add_argument("--output", type=files.expanded, help="folder for the reports; default: the run's")
 
 
@@ -33,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
 
     If it is killed, give the same command again: it continues where it stopped.
     """
-    shard, radii = parse_shard(args.shard), _radii(args.radii)
+    shard, radii = shards.parse(args.shard), _radii(args.radii)
     messages.say(f"Reading {args.folder} and its images ...")
     subject, sigma = _subject(args)
     output = args.output or subject.output
@@ -81,19 +80,18 @@ def _subject(args):
 
 def _write(report, output, name, shard, radii):
     """Writes and prints a report. Each shard writes its own file. The shard that ends last merges all files."""
-    if shard[1] > 1:
-        stem = identity.digest({"settings": report.settings, **report.context})
-        parts = [
-            os.path.join(output, report_files.FOLDER, f"{name}-{stem}-{k}-of-{shard[1]}.json") for k in range(shard[1])
-        ]
-        report.to_json(parts[shard[0]])
-        if not all(map(os.path.exists, parts)):
-            missing = ", ".join(str(k) for k, part in enumerate(parts) if not os.path.exists(part))
-            print(f"\n{report.table(radii)}\n\nWritten to {parts[shard[0]]}; to be merged with the shards {missing}.")
-            return
-        report = CertificationReport.merge([CertificationReport.from_json(part) for part in parts])
-        for part in parts:
-            os.remove(part)
+    report = shards.whole(
+        report,
+        output,
+        name,
+        shard,
+        table=report.table(radii),
+        settings=report.settings,
+        read=CertificationReport.from_json,
+        merge=CertificationReport.merge,
+    )
+    if report is None:
+        return
     path = report_files.unused(os.path.join(output, report_files.FOLDER, f"{name}.json"))
     report.to_json(path)
     newest = os.path.join(output, "certification.json")

@@ -7,7 +7,7 @@ import shlex
 import sys
 
 from keras_sat import evaluation, extras, files, provenance
-from keras_sat.cli import flags, messages
+from keras_sat.cli import flags, messages, shards
 from keras_sat.evaluation import attack_names, report_files
 from keras_sat.models.classifier import PRECISIONS
 from keras_sat.preprocessing import CROPS
@@ -28,7 +28,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--norm", choices=run_lib.BALLS, help="default: the run's")
     flags.add_data(parser, "the run's or the weights' own")
-    parser.add_argument("--shard", default="0/1", help="K/N: the K-th of N parts; the last to end merges the reports")
+    shards.add_flag(parser)
     low = [precision for precision in PRECISIONS if precision != "float32"]
     parser.add_argument("--attack_precision", choices=low, help="attack in this precision first")
     parser.add_argument(
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.html and importlib.util.find_spec("matplotlib") is None:  # checked now, not after hours of attacks
         raise ValueError(f"--html draws with matplotlib: {extras.install('report')}")
-    shard = parse_shard(args.shard)
+    shard = shards.parse(args.shard)
     subject = _subject(args)
     norm = args.norm or subject.norm
     given = args.epsilon or str(flags.known_epsilon(norm, subject, _without_epsilon(args)))
@@ -79,14 +79,6 @@ def _without_epsilon(args):
         f"{args.folder} was trained on Gaussian noise: `keras-sat certify` evaluates it. To attack it anyway, say "
         "--epsilon, in pixels 0..255."
     )
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """Returns (k, n) of the text K/N. Raises ValueError for another text."""
-    k, _, n = text.partition("/")
-    if not (k.isdigit() and n.isdigit() and int(k) < int(n)):
-        raise ValueError(f"shard must be K/N with K < N, such as 0/4. Received: {text!r}")
-    return int(k), int(n)
 
 
 def _subject(args):
@@ -149,16 +141,20 @@ def _write(report, output, name, shard):
     """Writes and prints a report. Each shard writes its own file. The shard that ends last merges all files.
 
     Returns:
-        The report of the whole dataset, or None as long as shards are missing; and the path of the written file.
+        The report of the whole dataset and the path of its file; None and None as long as shards are missing.
     """
-    number, n = shard
-    if n > 1:
-        path = report_files.write_shard(report, output, name, shard)
-        print(f"\n{report.table()}\n\nWritten to {path}")
-        if missing := report_files.missing_shards(report, output, name, n):
-            print(f"It will be merged with the shards {', '.join(map(str, missing))}, which are not there yet.")
-            return None, path
-        report = report_files.take_shards(report, output, name, n)
+    report = shards.whole(
+        report,
+        output,
+        name,
+        shard,
+        table=report.table(),
+        settings={row.name: row.settings for row in report.results},
+        read=evaluation.from_json,
+        merge=evaluation.merge,
+    )
+    if report is None:
+        return None, None
     path = report_files.write(report, output, name)
     print(f"\n{report.table()}\n\nWritten to {path}; {os.path.join(output, 'report.json')} is the newest report.")
     return report, path

@@ -38,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
     messages.say(f"Written to {path}\nVerifying it in a process without Keras ...")
     largest = max(max(outputs.values()) for outputs in export_lib.verify(path, model).values())
     print(f"Verified: its outputs differ from those of Keras by at most {largest:.1g} of their range.")
+    if args.precision != "float32":
+        print("The accuracies in its card are the run's own; `keras-sat compare` measures the export.")
     if args.int8:
         messages.say(f"Quantizing to int8, with {len(images)} training images for calibration ...")
         export_lib.export_litert(path, args.int8, images)

@@ -5,8 +5,6 @@ import re
 import shutil
 
 from keras_sat import files
-from keras_sat.evaluation import identity
-from keras_sat.evaluation import report as report_lib
 from keras_sat.evaluation.report import RobustnessReport
 
 FOLDER = "reports"
@@ -39,46 +37,6 @@ def write(report: RobustnessReport, folder: str, name: str) -> str:
     report.to_json(path)
     link(path, os.path.join(folder, "report.json"))
     return path
-
-
-def write_shard(report: RobustnessReport, folder: str, name: str, shard: tuple[int, int]) -> str:
-    """Writes the report of one shard to a file of its own, and returns its path.
-
-    Args:
-        report: report of the shard.
-        folder: see `write`.
-        name: see `write`.
-        shard: (k, n), the k-th of n parts.
-    """
-    path = _shards(report, folder, name, shard[1])[shard[0]]
-    report.to_json(path)
-    return path
-
-
-def missing_shards(report: RobustnessReport, folder: str, name: str, n: int) -> list[int]:
-    """Returns the numbers of the shards whose files are missing. See `take_shards`."""
-    return [number for number, path in enumerate(_shards(report, folder, name, n)) if not os.path.exists(path)]
-
-
-def take_shards(report: RobustnessReport, folder: str, name: str, n: int) -> RobustnessReport:
-    """Returns the merged report of all `n` shards, and removes their files.
-
-    Args:
-        report: report of one of the shards.
-        folder: see `write`.
-        name: see `write`.
-        n: number of shards.
-    """
-    paths = _shards(report, folder, name, n)
-    whole = report_lib.merge([report_lib.from_json(path) for path in paths])
-    for path in paths:
-        os.remove(path)
-    return whole
-
-
-def _shards(report, folder, name, n):
-    digest = identity.digest({"settings": {row.name: row.settings for row in report.results}, **report.context})
-    return [os.path.join(folder, FOLDER, f"{name}-{digest}-{number}-of-{n}.json") for number in range(n)]
 
 
 def unused(path: str) -> str:

@@ -230,7 +230,7 @@ def _card(model, shape, classes, precision, report, more):
 def _measured(report, sha256, model):
     """Returns the accuracies of a report and its context, for the card."""
     if report is None:
-        return {"batch_norm": None, "seed": None, "accuracy": []}
+        return {"batch_norm": None, "seed": None, "precision": None, "accuracy": []}
     if report.context.get("weights_sha256") != sha256:
         raise ValueError("The report is of other weights than the model's: evaluate this model.")
     if (before := report.context.get(identity.LOGITS)) is not None:
@@ -243,7 +243,10 @@ def _measured(report, sha256, model):
     context = {name: value for name, value in report.context.items() if name not in _NOT_MEASURED}
     fields = ("name", "accuracy", "interval", "n", "settings")
     accuracy = [{name: getattr(row, name) for name in fields} for row in report.results]
-    return {"batch_norm": None, "seed": None, "dataset": None, "split": None, **context, "accuracy": accuracy}
+    # Of the measured network. The export may compute in another: see the card's own entry.
+    precision = " and ".join(sorted({layer.compute_dtype for layer in classifier.leaves(model)}))
+    known = {"batch_norm": None, "seed": None, "dataset": None, "split": None, **context, "precision": precision}
+    return {**known, "accuracy": accuracy}
 
 
 def _architecture(network):

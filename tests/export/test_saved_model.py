@@ -281,8 +281,9 @@ def test_the_card_says_what_the_report_was_measured_on(tiny_model, images, label
     attack = PGD(LinfBall(4), steps=1)
     report = evaluation.evaluate(model, (images, labels), attack, context=context, progress=False)
     report.context["run"] = "/home/me/runs/mine"  # as the command adds it
-    export_saved_model(model, tmp_path / "saved", report=report, signatures=[])
+    export_saved_model(model, tmp_path / "saved", report=report, signatures=[], precision="bfloat16")
     card = json.loads((tmp_path / "saved" / CARD).read_text())
+    assert (card["precision"], card["measured"]["precision"]) == ("bfloat16", "float32")
     assert context.items() <= card["measured"].items()
     assert card["measured"].keys() & {"run", "model", "weights_sha256", "versions"} == set()
     assert (card["measured"]["seed"], card["measured"]["batch_norm"]) == (0, "frozen")
