@@ -106,7 +106,7 @@ def extra(
 
     An .npz file has the arrays "image", uint8 [n, height, width, 1 or 3] in 0..255, and "label", integers [n] in
     0..classes - 1; others in the file are ignored. DeepMind and Wang et al. (wzekai99/DM-Improves-AT on GitHub) publish
-    generated images in this form. Images are drawn from it with replacement, as these authors do. An array that is
+    generated images in this form. Images are drawn from it with replacement, as Wang et al. do. An array that is
     stored without compression (`numpy.savez`) stays on the disk: only the images that are drawn are read. A compressed
     one (`numpy.savez_compressed`) is read into memory once.
 

@@ -127,8 +127,10 @@ def network(name: str, spec: Spec) -> Builder:
         head="head.fc",
     )
     forms = {
-        # The networks of Singh et al. take images in 0..1.
-        "conv": form(functools.partial(_trunk, spec, _conv_stem), normalization=None),
+        # The networks of Singh et al. take images in 0..1, and are trained without stochastic depth.
+        "conv": form(
+            functools.partial(_trunk, dataclasses.replace(spec, drop_rate=0.0), _conv_stem), normalization=None
+        ),
         "patch": form(functools.partial(_trunk, spec, _patch_stem), normalization="imagenet"),
     }
     return builder(name, forms, activation=EXACT_GELU, variant="stem")

@@ -38,7 +38,7 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "mart": MART,
     GAUSSIAN: AdversarialTraining,
 }
-OPTIMIZERS = ("adamw", "sgd")
+OPTIMIZERS = ("adamw", "sgd", "torch_sgd")
 SCHEDULES = ("cosine", "steps", "triangle", "onecycle", "onecycle_by_epoch")
 GUARDS = ("none", "stop", "roll_back")
 WITHOUT_WEIGHTS = "none"
@@ -133,12 +133,18 @@ class Run:
     sigma: float | None = _flag(None, f"{GAUSSIAN}: standard deviation of the noise, in pixels 0..255, such as 63.75")
     beta: float | None = _flag(None, "weight of the divergence; default: 6 for trades, 5 for mart")
     clean_statistics: bool = _flag(True, "trades: whether clean images, too, move the statistics of batch norms")
+    clean_passes: int = _flag(
+        1, "trades: 2 passes the clean images through the network again, after the adversarial ones, as the authors do"
+    )
     grad_align: float = _flag(0.0, "weight of GradAlign, against catastrophic overfitting, such as 0.2; 0 for none")
     awp: float = _flag(0.0, "adversarial weight perturbation, relative to the kernels, such as 0.005; 0 for none")
     epochs: int = _flag(8, "passes over the training split")
     batch_size: int = _flag(100, "images in a batch, over all devices")
-    optimizer: str = _flag("adamw", "adamw, or sgd (momentum 0.9)")
-    nesterov: bool = _flag(True, "sgd: Nesterov's momentum")
+    optimizer: str = _flag("adamw", "adamw; sgd (Keras', momentum 0.9); torch_sgd (by PyTorch's rule, momentum 0.9)")
+    nesterov: bool = _flag(True, "sgd and torch_sgd: Nesterov's momentum")
+    cycle_momentum: str = _flag(
+        "", "torch_sgd with triangle or onecycle: momentum at the largest learning rate, and at the ends: 0.85,0.95"
+    )
     beta_2: float = _flag(0.999, "adamw: decay of the second moment")
     learning_rate: float = _flag(0.008, "largest learning rate of the schedule")
     final_learning_rate: float = _flag(0.0, "learning rate at the end of the cosine")
@@ -153,7 +159,9 @@ class Run:
     )
     warmup_from: float = _flag(0.0, "learning rate at step 0, of cosine and steps")
     weight_decay: float = _flag(0.001, "AdamW's, or for sgd an L2 penalty")
-    weight_decay_on: str = _flag("kernels", "kernels (of convolution and dense layers), all, or all_but_batch_norm")
+    weight_decay_on: str = _flag(
+        "kernels", "kernels (of convolution and dense layers), all, all_but_batch_norm, or all_but_biases"
+    )
     label_smoothing: float = _flag(0.0, "of the loss; the attack uses the labels without smoothing")
     clip_norm: float | None = _flag(None, "largest norm of the whole gradient; larger ones are clipped; default: none")
     ema: float = _flag(0.0, "momentum of averaged weights, which are evaluated and saved; 0 for none")
@@ -199,6 +207,7 @@ class Run:
         models.check_variant(self.model, self.form, self.normalization, self.channels)
         ranges.check(self, _CHOICES, _RANGES, _OPTIONAL)
         _check_decay_epochs(self)
+        _check_cycle_momentum(self)
         _check_combinations(self)
         self.attack()  # checks epsilon, step_size, start_std, clean_start and sigma
         attacks.from_name(self.probe, self.ball())
@@ -293,6 +302,7 @@ class Run:
         options: dict[str, Any] = {} if self.beta is None else {"beta": self.beta}
         if self.objective == "trades":
             options |= {"attack_labels": self._mixes, "clean_statistics": self.clean_statistics}
+            options |= {"clean_passes": self.clean_passes}
         return OBJECTIVES[self.objective](**options)
 
     def weight_perturbation(self) -> AWP | None:
@@ -529,6 +539,7 @@ _RANGES: dict[str, ranges.Range] = {
     "steps": ranges.AT_LEAST_1,
     "replays": ranges.AT_LEAST_0,
     "beta": ranges.POSITIVE,
+    "clean_passes": (lambda value: value in (1, 2), "1 or 2"),
     "sigma": ranges.POSITIVE,
     "grad_align": ranges.AT_LEAST_0,
     "awp": ranges.AT_LEAST_0,
@@ -568,6 +579,24 @@ def _check_decay_epochs(run):
         raise ranges.error("decay_epochs", run.decay_epochs, "whole numbers, such as 30,60,90")
 
 
+def _check_cycle_momentum(run):
+    if not run.cycle_momentum:
+        return
+    parts = run.cycle_momentum.split(",")
+    if not (len(parts) == 2 and all(map(_is_number, parts)) and 0 < float(parts[0]) <= float(parts[1]) < 1):
+        raise ranges.error("cycle_momentum", run.cycle_momentum, "two numbers in 0..1, the smaller first: 0.85,0.95")
+    if run.optimizer != "torch_sgd" or run.schedule in ("cosine", "steps"):
+        expected = "left out, or with optimizer=torch_sgd and the schedule triangle, onecycle or onecycle_by_epoch"
+        raise ranges.error("cycle_momentum", run.cycle_momentum, expected)
+
+
+def _is_number(text):
+    try:
+        return float(text) is not None
+    except ValueError:
+        return False
+
+
 def _check_combinations(run):
     """Raises ValueError for options of which one makes no sense beside another."""
     mixed, noisy, validates = run.objective != "adversarial", run.objective == GAUSSIAN, run.validates
@@ -576,6 +605,10 @@ def _check_combinations(run):
         "attack_precision": (run.replays and run.attack_precision, "left out with replays"),
         "start_std": (run.replays and run.start_std is not None, "left out with replays"),
         "clean_statistics": (not run.clean_statistics and run.objective != "trades", "True unless objective is trades"),
+        "clean_passes": (
+            run.clean_passes == 2 and not (run.objective == "trades" and run.clean_statistics),
+            "1 unless objective is trades, with clean_statistics",
+        ),
         "extra_label_smoothing": (run.extra_label_smoothing and not run.extra_data, "0 without extra_data"),
         "grad_align": (run.replays and run.grad_align, "0 with replays"),
         "beta": (run.beta is not None and (noisy or not mixed), "left out unless the objective is trades or mart"),

@@ -5,7 +5,15 @@ from typing import TypeAlias
 import keras
 
 from keras_sat.run.configuration import Run
-from keras_sat.training import OneCycle, StepDecay, Triangle, decay_weights, with_ema_warmup
+from keras_sat.training import (
+    CycledMomentum,
+    OneCycle,
+    StepDecay,
+    TorchSGD,
+    Triangle,
+    decay_weights,
+    with_ema_warmup,
+)
 
 LearningRate: TypeAlias = float | keras.optimizers.schedules.LearningRateSchedule
 
@@ -31,6 +39,8 @@ def optimizer(run: Run, model: keras.Model, steps: int, rate: LearningRate) -> k
         options |= {"use_ema": True, "ema_momentum": run.ema, "ema_overwrite_frequency": None}
     if run.optimizer == "adamw":
         made = keras.optimizers.AdamW(rate, beta_2=run.beta_2, **options)
+    elif run.optimizer == "torch_sgd":
+        made = TorchSGD(rate, momentum=0.9, nesterov=run.nesterov, cycle=_cycle(run, rate), **options)
     else:
         made = keras.optimizers.SGD(rate, momentum=0.9, nesterov=run.nesterov, **options)
     decay_weights(model, made, run.weight_decay, run.weight_decay_on)
@@ -67,6 +77,13 @@ def learning_rate(run: Run, steps: int, epochs: int) -> LearningRate:
         return OneCycle(run.learning_rate, total, rise, steps_per_change=steps)
     boundaries = [int(epoch) * steps for epoch in run.decay_epochs.split(",")]
     return StepDecay(run.learning_rate, boundaries, warmup_steps=rise, warmup_from=run.warmup_from)
+
+
+def _cycle(run, rate):
+    """Returns the momentum as a function of the iterations; None if it is constant, as for the head alone."""
+    if not (run.cycle_momentum and isinstance(rate, (OneCycle, Triangle))):
+        return None
+    return CycledMomentum(rate, *map(float, run.cycle_momentum.split(",")))
 
 
 def _iterations(run, steps):

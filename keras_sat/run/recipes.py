@@ -45,8 +45,8 @@ class Recipe:
                 raise ValueError(f"The recipe {self.name} needs {what}: say --{name}=FILE.")
 
 
-_SGD = {"optimizer": "sgd", "schedule": "steps", "warmup_epochs": 0.0}
-_TORCH_SGD = _SGD | {"nesterov": False, "weight_decay_on": "all"}
+_SGD = {"optimizer": "torch_sgd", "schedule": "steps", "warmup_epochs": 0.0}
+_PLAIN_SGD = _SGD | {"nesterov": False, "weight_decay_on": "all"}
 _IMAGENET = {"dataset": "imagenet2012", "image_size": 224, "augment": True, "epsilon": 4.0, "batch_size": 256}
 _IMAGENET |= {"validation": 5000}
 _CIFAR = {"dataset": "cifar10", "augment": True, "epsilon": 8.0, "batch_size": 128, "validation": 1000}
@@ -67,7 +67,7 @@ _SAT = (
 )
 _FAST = (
     _CIFAR
-    | _TORCH_SGD
+    | _PLAIN_SGD
     | {
         "model": "PreActResNet18",
         "form": "plain",
@@ -78,12 +78,13 @@ _FAST = (
         "attack_batch_norm": "batch",
         "epochs": 15,
         "schedule": "triangle",
+        "cycle_momentum": "0.8,0.9",
         "learning_rate": 0.2,
         "warmup_epochs": 7.5,
         "weight_decay": 5e-4,
     }
 )
-_WIDE = _CIFAR | _TORCH_SGD | {"model": "WideResNet34_10", "activation": "relu", "learning_rate": 0.1}
+_WIDE = _CIFAR | _PLAIN_SGD | {"model": "WideResNet34_10", "activation": "relu", "learning_rate": 0.1}
 _GENERATED = (
     _CIFAR
     | _SGD
@@ -118,13 +119,22 @@ _NEEDS_GENERATED = {
 }
 _HALF = "float32 in place of half precision (`--precision=mixed_float16`)"
 _START = "the random start is not cut off at 0 and 255 before the first gradient"
+_LAST_BATCH = "the last, smaller batch of an epoch is left out"
+_STATISTICS = "the attack does not move the statistics of batch norms"
+_OF_DEEPMIND = (
+    f"an attack of signed steps of 2 pixels in place of Adam's (0.1, then 0.01 of 1); {_START}; each training image is "
+    "once in a batch, where the authors' code has a fourth as many images, each in four augmentations; 18,800 steps in "
+    "place of 19,531; generated images are drawn with replacement; PyTorch's initial weights; the moving averages of "
+    "batch norms are not corrected for their start at 0 and 1"
+)
 
 _ALL = (
     Recipe(
         name="sat_resnet",
         paper="Xie et al., Smooth Adversarial Training, arXiv:2006.14536",
         cost="1.7 plain steps; 100 epochs of ImageNet",
-        differs="no colour jitter in the augmentation; BGR in the authors' input, RGB here",
+        differs="no colour jitter in the augmentation; random crops are resized bilinearly, where the authors resize "
+        "bicubically; BGR in the authors' input, RGB here",
         settings=_SAT,
     ),
     Recipe(
@@ -140,9 +150,9 @@ _ALL = (
         paper="Shafahi et al., Adversarial Training for Free!, arXiv:1904.12843",
         cost="1 plain step for each replay; 23 epochs of 4 replays, as much as 92 plain ones",
         differs="every batch starts at a random point of its ball, where the authors keep the perturbation of the "
-        "batch before: a run keeps no state in its attack",
+        f"batch before: a run keeps no state in its attack; {_LAST_BATCH}",
         settings=_IMAGENET
-        | _TORCH_SGD
+        | _PLAIN_SGD
         | {
             "model": "ResNet50",
             "form": "torchvision",
@@ -158,15 +168,16 @@ _ALL = (
         name="fast",
         paper="Wong et al., Fast is better than free, arXiv:2001.03994",
         cost="1.7 plain steps; 15 epochs of CIFAR-10",
-        differs=f"{_HALF}; {_START}; the attack does not move the statistics of batch norms",
+        differs=f"{_HALF}; {_START}; {_STATISTICS}; {_LAST_BATCH}; the network of the paper's checkpoint, which ends "
+        "without the batch norm that the authors' code has now",
         settings=_FAST,
     ),
     Recipe(
         name="grad_align",
         paper="Andriushchenko and Flammarion, Understanding and Improving Fast Adversarial Training, arXiv:2007.02617",
         cost="about 3 plain steps; 30 epochs of CIFAR-10",
-        differs=f"{_HALF}; the attack does not move the statistics of batch norms; both gradients of the cosine are "
-        "differentiated, as in the paper, where the authors' code takes one as a constant",
+        differs=f"{_HALF}; {_STATISTICS}; {_LAST_BATCH}; both gradients of the cosine "
+        "are differentiated, as in the paper, where the authors' code takes one as a constant",
         settings=_FAST
         | {
             "normalization": None,
@@ -175,15 +186,17 @@ _ALL = (
             "grad_align": 0.2,
             "epochs": 30,
             "learning_rate": 0.3,
+            "cycle_momentum": "",
             "warmup_epochs": 12.0,
         },
     ),
     Recipe(
         name="madry",
         paper="Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, arXiv:1706.06083",
-        cost="5.7 plain steps; 205 epochs of CIFAR-10 (80,000 steps)",
-        differs="the network: convolutions in its shortcuts in place of zeros, ReLU in place of a leaky one, pixels / "
-        f"255 in place of standardized images; images are shifted by up to 4 pixels, not 2; {_START}",
+        cost="5.7 plain steps; 205 epochs of CIFAR-10 (78,310 steps)",
+        differs="the network: convolutions in its shortcuts in place of zeros, ReLU in place of a leaky one, 1e-5 in "
+        "place of 0.001 as epsilon of batch norms, pixels / 255 in place of standardized images; images are shifted by "
+        f"up to 4 pixels, not 2; {_START}; {_STATISTICS}; 7 steps as in the paper, where the authors' code has 10",
         settings=_WIDE
         | {
             "steps": 7,
@@ -199,11 +212,12 @@ _ALL = (
         name="trades",
         paper="Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, arXiv:1901.08573",
         cost="8.7 plain steps; 76 epochs of CIFAR-10",
-        differs="nothing but the images that are held out for validation",
+        differs=_LAST_BATCH,
         settings=_WIDE
         | {
             "objective": "trades",
             "beta": 6.0,
+            "clean_passes": 2,
             "epsilon": 0.031 * 255,
             "steps": 10,
             "step_size": 0.007 * 255,
@@ -217,7 +231,7 @@ _ALL = (
         name="gowal",
         paper="Gowal et al., Improving Robustness using Generated Data, arXiv:2110.09468",
         cost="8.7 plain steps; 400 epochs of CIFAR-10",
-        differs=f"an attack of signed steps of 2 pixels in place of Adam's (0.1, then 0.01 of 1); {_START}",
+        differs=_OF_DEEPMIND,
         settings=_DEEPMIND,
         needs=_NEEDS_GENERATED,
     ),
@@ -225,8 +239,8 @@ _ALL = (
         name="rebuffi",
         paper="Rebuffi et al., Fixing Data Augmentation to Improve Adversarial Robustness, arXiv:2103.01946",
         cost="8.7 plain steps; 400 epochs of CIFAR-10",
-        differs="an attack of signed steps of 2 pixels in place of Adam's (0.1, then 0.01 of 1); Keras' CutMix over "
-        f"the whole batch, where the authors mix within four parts of it; {_START}",
+        differs=f"{_OF_DEEPMIND}; Keras' CutMix over the whole batch, with a box for each image, where the authors mix "
+        "within four parts of it, with one box for all",
         settings=_DEEPMIND | {"cutmix": 1.0},
         needs=_NEEDS_GENERATED,
     ),
@@ -234,13 +248,15 @@ _ALL = (
         name="wang2023",
         paper="Wang et al., Better Diffusion Models Further Improve Adversarial Training, arXiv:2302.04638",
         cost="8.7 plain steps; 400 epochs of CIFAR-10",
-        differs="batch norms start at mean 0 and variance 1, where the authors take those of the first batch; "
-        f"{_START}",
+        differs="batch norms start at mean 0 and variance 1, where the authors take those of the first batch; 95 steps "
+        f"in an epoch in place of 98, because {_LAST_BATCH}; {_START}; the best epoch is that under PGD-10, where the "
+        "authors take a CW attack of 40 steps",
         settings=_GENERATED
         | {
             "beta": 5.0,
             "batch_size": 512,
             "schedule": "onecycle_by_epoch",
+            "cycle_momentum": "0.85,0.95",
             "learning_rate": 0.2,
             "label_smoothing": 0.1,
             "ema_warmup": 10.0,
@@ -252,8 +268,9 @@ _ALL = (
         paper="Singh et al., Revisiting Adversarial Training for ImageNet, arXiv:2303.01870",
         cost="2.3 plain steps; 300 epochs of ImageNet",
         differs="PGD-2 with steps of epsilon from the image itself in place of APGD-2; Keras' RandAugment, MixUp and "
-        f"CutMix in place of timm's; no random erasing; {_HALF}; 640 images in a batch, as 8 devices with the 80 of "
-        "the authors' script",
+        "CutMix in place of timm's; the attack ascends the loss to the class of the largest share, where the authors' "
+        "ascends that to the mixed, smoothed labels; an epsilon of 1e-7 in AdamW in place of 1e-8; no random erasing; "
+        f"{_HALF}; 640 images in a batch, as 8 devices with the 80 of the authors' script",
         settings=_IMAGENET
         | {
             "model": "ConvNeXtTiny",
@@ -271,6 +288,7 @@ _ALL = (
             "warmup_epochs": 20.0,
             "warmup_from": 1e-7,
             "weight_decay": 0.05,
+            "weight_decay_on": "all_but_biases",
             "label_smoothing": 0.1,
             "rand_augment": 0.9,
             "mixup": 0.8,

@@ -16,7 +16,8 @@ from keras_sat.training.gradient_alignment import GradAlign
 from keras_sat.training.objectives import MART, TRADES, AdversarialTraining, Free, Objective
 from keras_sat.training.perturbation import AWP
 from keras_sat.training.progress import HistoryFile, Progress
-from keras_sat.training.schedules import OneCycle, StepDecay, Triangle
+from keras_sat.training.schedules import CycledMomentum, OneCycle, StepDecay, Triangle
+from keras_sat.training.torch_sgd import TorchSGD
 from keras_sat.training.weight_decay import decay_weights
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "CatastrophicOverfittingGuard",
     "Checkpoint",
     "Cost",
+    "CycledMomentum",
     "Free",
     "GradAlign",
     "HistoryFile",
@@ -39,6 +41,7 @@ __all__ = [
     "RobustAccuracy",
     "StepDecay",
     "TRADES",
+    "TorchSGD",
     "Triangle",
     "cost",
     "decay_weights",

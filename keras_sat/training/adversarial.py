@@ -405,6 +405,8 @@ class AdversarialModel(internals.FirstBatch, keras.Model):
         outputs = self(adversarial, training=True)
         compared = clean_outputs if self.objective.compiled_loss == "clean" else outputs
         loss = self.compute_loss(adversarial, y, compared, sample_weight, training=True)
+        if self.objective.clean_passes == 2:
+            self(clean, training=True)  # for the moving statistics of batch norms
         labels, logits = losses.hard_labels(y), _as_logits(outputs)
         with tf.control_dependencies([validation.assert_labels(labels, logits)]):
             penalty = self.objective.penalty(tf.identity(labels), logits, _as_logits(clean_outputs))

@@ -8,6 +8,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from keras_sat.training.torch_sgd import TorchSGD
+
 
 def with_ema_warmup(optimizer: keras.optimizers.Optimizer, start_step: int = 0) -> keras.optimizers.Optimizer:
     """Lets the averaged weights of an optimizer follow the weights closely at first.
@@ -27,8 +29,8 @@ def with_ema_warmup(optimizer: keras.optimizers.Optimizer, start_step: int = 0) 
         start_step: >= 0, in iterations of the optimizer. Each replay of `Free` is one.
 
     Returns:
-        The optimizer, whose class is now a subclass of its former one. Of SGD, Adam and AdamW, its configuration can be
-        saved and loaded.
+        The optimizer, whose class is now a subclass of its former one. Of SGD, `TorchSGD`, Adam and AdamW, its
+        configuration can be saved and loaded.
 
     Raises:
         ValueError: for an optimizer without averaged weights, or one that was built before; or a negative `start_step`.
@@ -101,5 +103,5 @@ def _with_warmup(base):
     return keras.saving.register_keras_serializable("keras_sat")(type(f"{base.__name__}EMAWarmup", (_Warmup, base), {}))
 
 
-for _base in (keras.optimizers.SGD, keras.optimizers.Adam, keras.optimizers.AdamW):
+for _base in (keras.optimizers.SGD, TorchSGD, keras.optimizers.Adam, keras.optimizers.AdamW):
     _with_warmup(_base)

@@ -93,13 +93,17 @@ class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
 
     def __call__(self, step: Any) -> tf.Tensor:
         """Returns the learning rate at a step, a float32 scalar."""
-        top = self.warmup_steps / self.steps_per_change - 1
-        end = self.total_steps / self.steps_per_change - 1
-        place = tf.cast(tf.cast(step, tf.int64) // self.steps_per_change, tf.float32)
         start = self.peak * self.start_factor
-        rise = _cosine(start, self.peak, place / max(top, _TINY))
-        fall = _cosine(self.peak, start * self.end_factor, (place - top) / max(end - top, _TINY))
-        return tf.where(place < top, rise, fall)
+        return self.between(step, start, self.peak, start * self.end_factor)
+
+    def between(self, step: Any, start: float, top: float, end: float) -> tf.Tensor:
+        """Returns a value that goes from `start` to `top` while the rate rises, and to `end` while it falls."""
+        peak_place = self.warmup_steps / self.steps_per_change - 1
+        last_place = self.total_steps / self.steps_per_change - 1
+        place = tf.cast(tf.cast(step, tf.int64) // self.steps_per_change, tf.float32)
+        rise = _cosine(start, top, place / max(peak_place, _TINY))
+        fall = _cosine(top, end, (place - peak_place) / max(last_place - peak_place, _TINY))
+        return tf.where(place < peak_place, rise, fall)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments of the constructor."""
@@ -133,14 +137,58 @@ class Triangle(keras.optimizers.schedules.LearningRateSchedule):
 
     def __call__(self, step: Any) -> tf.Tensor:
         """Returns the learning rate at a step, a float32 scalar."""
+        return self.between(step, 0.0, self.peak, 0.0)
+
+    def between(self, step: Any, start: float, top: float, end: float) -> tf.Tensor:
+        """Returns a value that goes from `start` to `top` while the rate rises, and to `end` while it falls."""
         step = tf.cast(step, tf.float32)
         rise = step / max(self.top_step, _TINY)
         fall = tf.maximum(self.total_steps - step, 0.0) / max(self.total_steps - self.top_step, _TINY)
-        return self.peak * tf.where(step < self.top_step, rise, fall)
+        return tf.where(step < self.top_step, start + (top - start) * rise, end + (top - end) * fall)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments of the constructor."""
         return {name: getattr(self, name) for name in ("peak", "total_steps", "top_step")}
+
+
+@keras.saving.register_keras_serializable("keras_sat")
+class CycledMomentum(keras.optimizers.schedules.LearningRateSchedule):
+    """A momentum that falls as the learning rate rises, and rises as it falls. For `TorchSGD(cycle=)`.
+
+    It is `cycle_momentum=True` of torch.optim.lr_scheduler.OneCycleLR (low 0.85, high 0.95 by default) and CyclicLR
+    (0.8 and 0.9), where it is the default: these schedulers replace the momentum that the optimizer was given.
+
+    Args:
+        schedule: the learning rate, a `OneCycle` or `Triangle`.
+        low: the momentum where the rate is largest, in 0..1.
+        high: the momentum at the beginning and at the end, in low..1.
+
+    Raises:
+        ValueError: for another schedule, or a momentum out of its range.
+    """
+
+    def __init__(self, schedule: OneCycle | Triangle, low: float, high: float) -> None:
+        if not isinstance(schedule, (OneCycle, Triangle)):
+            raise ValueError(f"The momentum cycles with a OneCycle or Triangle. Received: {schedule!r}")
+        if not 0 < low <= high < 1:
+            raise ValueError(f"low and high must satisfy 0 < low <= high < 1. Received: {low!r} and {high!r}")
+        self.schedule = schedule
+        self.low = low
+        self.high = high
+
+    def __call__(self, step: Any) -> tf.Tensor:
+        """Returns the momentum at a step, a float32 scalar."""
+        return self.schedule.between(step, self.high, self.low, self.high)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments of the constructor."""
+        schedule = keras.saving.serialize_keras_object(self.schedule)
+        return {"schedule": schedule, "low": self.low, "high": self.high}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "CycledMomentum":
+        """Returns the schedule of a configuration."""
+        return cls(**config | {"schedule": keras.saving.deserialize_keras_object(config["schedule"])})
 
 
 _TINY = 1e-6  # avoids a division by 0 where a phase has no step

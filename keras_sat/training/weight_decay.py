@@ -4,7 +4,7 @@ import keras
 
 from keras_sat import internals
 
-KINDS = ("kernels", "all", "all_but_batch_norm")
+KINDS = ("kernels", "all", "all_but_batch_norm", "all_but_biases")
 
 
 def decay_weights(
@@ -26,7 +26,9 @@ def decay_weights(
             ones too) and dense layers; not biases, not the scale and shift of normalizations, not the layer scale of
             ConvNeXt. This is the rule of timm. "all": every trainable weight, as with torch's SGD(model.parameters()).
             "all_but_batch_norm": every trainable weight but those of batch norms, as in DeepMind's code for
-            arXiv:2010.03593 and Wang et al.'s for arXiv:2302.04638.
+            arXiv:2010.03593 and Wang et al.'s for arXiv:2302.04638. "all_but_biases": every trainable weight but those
+            of batch norms, biases, and the shift of other normalizations, as in Singh et al.'s code for
+            arXiv:2303.01870.
 
     Raises:
         ValueError: for another `on`, a negative `weight_decay`, an optimizer that was built before, or one that decays
@@ -57,7 +59,9 @@ def _decaying(model, on):
     if on == "kernels":
         variables = [variable for variable in variables if len(variable.shape) > 1]
     ids = {id(variable) for variable in variables}
-    if on == "all_but_batch_norm":
+    if on == "all_but_biases":
+        ids -= {id(variable) for variable in variables if variable.name in ("bias", "beta")}
+    if on.startswith("all_but"):
         layers = internals.all_layers(model)
         norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
         ids -= {id(variable) for norm in norms for variable in norm.trainable_variables}

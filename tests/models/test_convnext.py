@@ -35,7 +35,7 @@ DROP_RATES = {
     "ConvNeXtSmall": 0.4,
     "ConvNeXtBase": 0.5,
     "ConvNeXtLarge": 0.5,
-}  # Liu et al., table 5
+}  # Liu et al., table 5; Singh et al. train the "conv" form without
 small = convnext.network("Small", convnext.Spec((1, 1, 2, 1), (8, 16, 16, 24), (4, 6, 8), 0.3))
 
 
@@ -44,7 +44,8 @@ def test_parameter_counts_and_drop_rates_are_the_published_ones(name, stem, with
     with without_weights():
         model = models.BUILDERS[name](stem=stem)
     assert sum(int(np.prod(weight.shape)) for weight in model.trainable_weights) == PARAMETERS[name, stem]
-    assert model.get_layer("stages.3.blocks.2.drop_path").rate == pytest.approx(DROP_RATES[name])
+    drops = [layer.rate for layer in model.layers if isinstance(layer, keras.layers.Dropout)]
+    assert max(drops, default=0) == pytest.approx(DROP_RATES[name] if stem == "patch" else 0)
 
 
 @pytest.mark.parametrize("stem", ["conv", "patch"])
@@ -72,7 +73,7 @@ def test_every_nonlinearity_follows_the_activation(stem, sites):
 
 
 def test_stochastic_depth_rises_over_the_blocks_and_drops_whole_blocks():
-    drops = [layer for layer in small().layers if isinstance(layer, keras.layers.Dropout)]
+    drops = [layer for layer in small(stem="patch").layers if isinstance(layer, keras.layers.Dropout)]
     assert [layer.name for layer in drops] == [
         f"stages.{block}.drop_path" for block in ("1.blocks.0", "2.blocks.0", "2.blocks.1", "3.blocks.0")
     ]

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from keras_sat.attacks import PGD, LinfBall
-from keras_sat.training import AdversarialModel, distribution
+from keras_sat.training import AdversarialModel, CycledMomentum, TorchSGD, Triangle, distribution
 
 WORKER = pathlib.Path(__file__).with_name("worker.py")
 FROM_IMAGE = PGD(LinfBall(8), steps=2, random_start=False)
@@ -98,6 +98,11 @@ def sgd():
     return keras.optimizers.SGD(0.05)
 
 
+def torch_sgd():
+    rate = Triangle(0.05, 5, 2)
+    return TorchSGD(rate, nesterov=True, cycle=CycledMomentum(rate, 0.8, 0.9))
+
+
 @pytest.fixture(scope="module")
 def on_one_device(tiny_model, batches):
     """Returns a function that trains on one device: (weights, history). It trains once for each optimizer."""
@@ -118,9 +123,10 @@ def on_one_device(tiny_model, batches):
         (lambda: keras.optimizers.SGD(0.5, clipvalue=0.01), {}),
         (sgd, {"steps_per_execution": 5}),
         (sgd, {"jit_compile": True}),
+        (torch_sgd, {}),
         (lambda: keras.optimizers.SGD(0.05, use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=None), {}),
     ],
-    ids=["plain", "global_clipnorm", "clipnorm", "clipvalue", "steps_per_execution", "jit_compile", "ema"],
+    ids=["plain", "global_clipnorm", "clipnorm", "clipvalue", "steps_per_execution", "jit_compile", "torch_sgd", "ema"],
 )
 def test_two_replicas_equal_one(optimizer, options, tiny_model, batches, on_one_device):
     one, alone = on_one_device(optimizer)

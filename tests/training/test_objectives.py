@@ -116,6 +116,26 @@ def test_the_clean_images_of_trades_may_leave_the_statistics_alone(tiny_model, i
     assert np.abs(statistics[0] - statistics[1]).max() > 1e-4
 
 
+def test_trades_may_pass_the_clean_images_twice(tiny_model, images, labels):
+    """As in the authors' code: clean, adversarial, clean. The second pass moves the statistics alone."""
+    moved, momentum = (0.8 * images).astype(np.float32), 0.99
+    loss, means = [], []
+    for passes in (1, 2):
+        model = tiny_model()
+        trainer = compiled(model, PGD(BALL, steps=1), learning_rate=0.0, objective=TRADES(clean_passes=passes))
+        trainer._adversarial = lambda *_: tf.constant(moved)
+        loss.append(trainer.train_on_batch(images, labels, return_dict=True)["loss"])
+        means.append(model.layers[2].moving_mean.numpy())
+    of_clean, of_moved = (model.layers[1](model.layers[0](part)).numpy().mean((0, 1, 2)) for part in (images, moved))
+    assert loss[0] == pytest.approx(loss[1], rel=1e-6)
+    once = (1 - momentum) * (momentum * of_clean + of_moved)
+    np.testing.assert_allclose(means[0], once, rtol=1e-4)
+    np.testing.assert_allclose(means[1], momentum * once + (1 - momentum) * of_clean, rtol=1e-4)
+    for wrong in ({"clean_passes": 3}, {"clean_passes": 2, "clean_statistics": False}):
+        with pytest.raises(ValueError, match="clean_passes must be 1, or 2 with clean_statistics"):
+            TRADES(**wrong)
+
+
 def reference_step(model, images, labels, learning_rate=0.1):
     """Takes a step of SGD on the cross entropy. Returns also the gradient with respect to the images."""
     images = tf.constant(images, tf.float32)

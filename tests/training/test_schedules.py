@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from keras_sat.attacks import APGD, PGD, LinfBall
-from keras_sat.training import AdversarialModel, Free, OneCycle, StepDecay, Triangle, cost
+from keras_sat.training import AdversarialModel, CycledMomentum, Free, OneCycle, StepDecay, Triangle, cost
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -65,6 +65,30 @@ def test_triangle_is_that_of_torch():
     assert float(again(8)) == float(rate(8))
 
 
+# The momentum of torch 2.13 under the same schedulers, whose cycle_momentum is True by default.
+MOMENTUM = [
+    (
+        OneCycle(0.2, 400, 0.025 * 400),
+        (0.85, 0.95),
+        {0: 0.95, 1: 0.946984631039, 8: 0.853015368961, 9: 0.85, 10: 0.850001622214, 200: 0.898389205605, 399: 0.95},
+    ),
+    (
+        Triangle(0.2, total_steps=15, top_step=7.5),
+        (0.8, 0.9),
+        {0: 0.9, 1: 0.886666666667, 7: 0.806666666667, 8: 0.806666666667, 12: 0.86, 14: 0.886666666667, 15: 0.9},
+    ),
+]
+
+
+@pytest.mark.parametrize(("schedule", "bounds", "expected"), MOMENTUM)
+def test_the_momentum_cycles_as_that_of_torch(schedule, bounds, expected):
+    momentum = CycledMomentum(schedule, *bounds)
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(momentum))
+    for step, value in expected.items():
+        assert float(momentum(tf.constant(step, tf.int64))) == pytest.approx(value, rel=1e-6)
+        assert float(again(step)) == float(momentum(step))
+
+
 def test_phases_without_a_step():
     assert float(Triangle(0.2, 10, 0)(0)) == pytest.approx(0.2)
     assert float(Triangle(0.2, 10, 10)(9)) == pytest.approx(0.18)
@@ -79,6 +103,8 @@ def test_phases_without_a_step():
         (lambda: Triangle(0, 15, 3), "peak must be positive"),
         (lambda: OneCycle(0.1, 0, 0), "total_steps must be an integer >= 1"),
         (lambda: OneCycle(0.1, 10, -1), "warmup_steps must lie in 0..10"),
+        (lambda: CycledMomentum(StepDecay(0.1, [3]), 0.8, 0.9), "cycles with a OneCycle or Triangle"),
+        (lambda: CycledMomentum(Triangle(0.1, 10, 2), 0.9, 0.8), "low <= high < 1. Received: 0.9 and 0.8"),
         (lambda: OneCycle(0.1, 10, 2, steps_per_change=3), "steps_per_change must divide total_steps, 10"),
     ],
 )

@@ -13,6 +13,7 @@ DECAYING = {  # of the tiny model: kernel and bias, gamma and beta, kernel and b
     "kernels": [1, 0, 0, 0, 1, 0],
     "all": [1, 1, 1, 1, 1, 1],
     "all_but_batch_norm": [1, 1, 0, 0, 1, 1],
+    "all_but_biases": [1, 0, 0, 0, 1, 0],
 }
 
 
@@ -80,7 +81,9 @@ def test_kernels_are_what_has_two_dimensions(name):
 
 def test_refusals(tiny_model):
     model = tiny_model()
-    with pytest.raises(ValueError, match="on must be one of kernels, all, all_but_batch_norm. Received: 'biases'"):
+    with pytest.raises(
+        ValueError, match="on must be one of kernels, all, all_but_batch_norm, all_but_biases. Received: 'biases'"
+    ):
         decay_weights(model, keras.optimizers.SGD(), DECAY, on="biases")
     with pytest.raises(ValueError, match="weight_decay must be >= 0"):
         decay_weights(model, keras.optimizers.SGD(), -1.0)
