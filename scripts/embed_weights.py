@@ -1,6 +1,6 @@
 """Adds the weights of trained runs to the package, as `weights="sat-fashion-mnist"`, and measures their robustness.
 
-    python scripts/embed_weights.py runs/study/relu-1 runs/study/silu-0
+    python scripts/embed_weights.py runs/study/pgd_1/relu-0 runs/study/pgd_1/silu-1
 
 The weights of each run are copied to keras_sat/models/fashion_mnist/MODEL-ACTIVATION.weights.h5. An entry in
 weights.json has their SHA-256, the settings of the training, and the results of `keras-sat evaluate --model=...
@@ -45,7 +45,7 @@ def embed(folder):
         "file": f"fashion_mnist/{name}.weights.h5",
         "sha256": files.sha256(path),
         "training": {"dataset": run.dataset, "epsilon": run.epsilon, "steps": run.steps, "epochs": run.epochs}
-        | {"seed": run.seed},
+        | {"step_size": run.attack().resolved_step_size, "seed": run.seed},
         "reported": None,
         "measured": None,
     }
@@ -58,7 +58,7 @@ def write(entry):
         registry = json.load(file)
     others = [one for one in registry[TAG]["checkpoints"] if one["id"] != entry["id"]]
     registry[TAG]["checkpoints"] = sorted([*others, entry], key=lambda one: one["id"])
-    files.write_text(weights.REGISTRY, json.dumps(registry, indent=1) + "\n")
+    files.write_text(weights.REGISTRY, json.dumps(registry, indent=1, ensure_ascii=False) + "\n")
     return entry
 
 

@@ -71,6 +71,7 @@ INNER_LAYERS = {
         {"pretrained", "ranges"},
         {"configuration", "recipes"},
         {"folder", "optimizers"},
+        {"trained_on"},
         {"training", "subject"},
         {"predictor"},
     ],

@@ -15,7 +15,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
     flags.add_network_path(parser)
     parser.add_argument("images", nargs="+", type=files.expanded, help="image files, and folders of them")
-    parser.add_argument("--top", type=int, default=1, help="classes to show of each image (default: 1)")
+    parser.add_argument("--top", type=flags.positive, default=1, help="classes to show of each image (default: 1)")
     text = f"also attack the images: {', '.join(attack_names.names())}; several with commas; untargeted, away from the "
     parser.add_argument("--attack", help=text + "class that the network names itself; default: none")
     text = "of --attack, in pixels 0..255; default: that of the training, which a run and its export note"

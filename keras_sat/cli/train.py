@@ -34,7 +34,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     begin = parser.add_mutually_exclusive_group()
     begin.add_argument("--recipe", choices=run_lib.RECIPES, help="published settings, which further flags change")
     begin.add_argument(
-        "--config", type=files.expanded, help="settings of a run: its folder or run.json, which further flags change"
+        "--config",
+        type=files.expanded,
+        help="settings of a run: its folder or run.json, which further flags change; `none` leaves an optional one out",
     )
     for field in run_lib.fields():
         text = field.metadata["help"].replace("%", "%%")
@@ -64,8 +66,23 @@ def _kind(field: dataclasses.Field) -> dict[str, Any]:
         return {"action": argparse.BooleanOptionalAction}
     if field.name in _TYPES:
         return {"type": _TYPES[field.name]}
-    is_optional = isinstance(field.type, types.UnionType)
-    return {"type": typing.get_args(field.type)[0] if is_optional else field.type}
+    if not isinstance(field.type, types.UnionType):
+        return {"type": field.type}
+    kind = typing.get_args(field.type)[0]
+    return {"type": kind if field.name in _OWN_NONE else _or_none(kind)}
+
+
+_OWN_NONE = ("guard", "weights")  # "none" is a value of theirs
+
+
+def _or_none(kind):
+    """Returns a function that reads a value of an optional flag: "none" leaves it out, also that of a --config."""
+
+    def read(text):
+        return None if text == "none" else kind(text)
+
+    read.__name__ = kind.__name__  # for the error message of argparse
+    return read
 
 
 def run(args: argparse.Namespace) -> int:
@@ -88,13 +105,23 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+_NETWORK = ("model", "form", "activation", "normalization")
+
+
 def _config(args):
     """Returns the `Run` of the flags."""
     from keras_sat import run as run_lib
 
     recipe = run_lib.RECIPES.get(args.recipe)
     settings = recipe.settings if recipe else run_lib.read_settings(args.config) if args.config else {}
-    settings = settings | {field.name: getattr(args, field.name) for field in run_lib.fields() if field.name in args}
+    given = {field.name: getattr(args, field.name) for field in run_lib.fields() if field.name in args}
+    if given.get("validation") and given.get("validation_split"):
+        raise ValueError("Say --validation, which holds out training images, or --validation_split, not both.")
+    if "validation" in given:
+        settings = settings | {"validation_split": None}
+    if args.config and given.get("weights"):  # they say their network
+        settings = {name: value for name, value in settings.items() if name not in _NETWORK}
+    settings = settings | given
     if recipe:
         recipe.check(settings)
     return run_lib.Run(**settings)

@@ -175,7 +175,7 @@ class Run:
     guard: str | None = _flag(
         None,
         "what to do about catastrophic overfitting: stop, roll_back (and a smaller step size), or none; default: stop "
-        "for attacks of one step",
+        f"for attacks of one step, with {LEAST_PROBED_IMAGES} images for validation or more",
     )
     probe: str = _flag(
         "pgd-10",
@@ -192,6 +192,7 @@ class Run:
     record: data.Description | None = None
 
     def __post_init__(self) -> None:
+        ranges.check_types(self, fields())
         for name in ("dataset", "data_dir", "extra_data", "weights"):  # the run may be read from another working folder
             self._set(name, _absolute(name, getattr(self, name)))
         if self.weights == WITHOUT_WEIGHTS:
@@ -210,7 +211,7 @@ class Run:
         _check_cycle_momentum(self)
         _check_combinations(self)
         self.attack()  # checks epsilon, step_size, start_std, clean_start and sigma
-        attacks.from_name(self.probe, self.ball())
+        _check_probe(self)
         activations.layer(self.activation)
 
     def _set(self, name, value):
@@ -322,8 +323,17 @@ class Run:
         enough = self.validates and self.number_for_validation() >= LEAST_PROBED_IMAGES
         if self.guard in ("stop", "roll_back") and not enough:
             raise ranges.error("guard", self.guard, f"none with fewer than {LEAST_PROBED_IMAGES} images for validation")
-        has_one_step = self.sigma is None and bool(self.replays or self.steps == 1)
-        return self.guard or ("stop" if has_one_step and enough else "none")
+        return self.guard or ("stop" if self.has_one_step and enough else "none")
+
+    @property
+    def has_one_step(self) -> bool:
+        """Whether the training attack has one step, as free adversarial training has too."""
+        return self.sigma is None and bool(self.replays or self.steps == 1)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the images for validation decide which weights are kept, or when the training ends."""
+        return self.validates and (self.keep == "best" or self.patience is not None or self.guard_action() != "none")
 
     def number_for_validation(self) -> int:
         """Returns the number of images for validation."""
@@ -530,7 +540,10 @@ _RANGES: dict[str, ranges.Range] = {
     "channels": (lambda value: value in (1, 3), "1 or 3"),
     "image_size": ranges.AT_LEAST_1,
     "head_epochs": ranges.AT_LEAST_0,
-    "validation": ranges.AT_LEAST_0,
+    "validation": (
+        lambda value: 0 <= value < 1 or (value >= 1 and float(value).is_integer()),
+        "a share of the split, at least 0 and below 1, or a whole number of images",
+    ),
     "extra_share": ranges.BELOW_1,
     "extra_label_smoothing": ranges.BELOW_1,
     "rand_augment": ranges.UP_TO_1,
@@ -557,6 +570,7 @@ _RANGES: dict[str, ranges.Range] = {
     "ema_warmup": ranges.AT_LEAST_0,
     "patience": ranges.AT_LEAST_1,
     "checkpoint_every": ranges.AT_LEAST_1,
+    "seed": (lambda value: 0 <= value < 2**31, "in 0..2147483647"),
 }
 _OPTIONAL = {field.name for field in fields() if field.default is None}
 
@@ -571,6 +585,13 @@ _OF_AN_ATTACK = {
     "grad_align": 0.0,
     "guard": "none",
 }
+
+
+def _check_probe(run):
+    try:
+        attacks.from_name(run.probe, run.ball())
+    except ValueError as error:
+        raise ValueError(f"probe: {error}") from error
 
 
 def _check_decay_epochs(run):

@@ -12,6 +12,7 @@ import keras
 from keras_sat import data, deployed, files, models, provenance
 from keras_sat import export as export_lib
 from keras_sat.evaluation import report
+from keras_sat.run import pretrained
 from keras_sat.run.configuration import Run, dtype_policy, fields
 from keras_sat.typing import Path
 
@@ -107,8 +108,7 @@ def _advice(folder):
     """Returns what a folder without run.json is, with a space before; "" if it is unknown."""
     if os.path.isdir(os.path.join(folder, "checkpoints")):
         return " Its training has not ended: the same `keras-sat train` continues it."
-    exports = [entry.path for entry in os.scandir(folder) if entry.is_dir() and is_export(entry.path)]
-    return f" It holds an export: say {max(exports, key=lambda path: (len(path), path))}." if exports else ""
+    return pretrained.inside(folder)
 
 
 def load(folder: Path) -> tuple[Run, keras.Model]:
@@ -122,7 +122,7 @@ def load(folder: Path) -> tuple[Run, keras.Model]:
     """
     folder = files.expanded(folder)
     if os.path.isfile(folder):
-        raise ValueError(models.foreign.advice(folder))
+        raise ValueError(pretrained.advice(folder))
     if not os.path.isdir(folder):
         raise ValueError(f"There is no folder {folder}; `keras-sat train --output={folder}` would write it.")
     try:

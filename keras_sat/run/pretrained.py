@@ -19,6 +19,7 @@ from keras_sat.models import weights as weights_lib
 from keras_sat.typing import LogitsFunction, Path
 
 MODEL, ACTIVATION = "ResNet8", "silu"  # the defaults of `Run`, where weights do not say their own
+_FILES_OF_RUN = ("model.weights.h5", "last.weights.h5", "best.weights.h5")
 TAG = "tag"  # the kind of weights that are named by a tag; the kinds of paths are those of `models.foreign`
 _SHOWN = 5  # names of classes in a line
 
@@ -108,6 +109,10 @@ class Pretrained:
         Raises:
             ValueError: see `network`; or for other channels; or if the comparison fails.
         """
+        if len(input_shape) != 3:
+            raise ValueError(f"input_shape must be (height, width, channels). Received: {input_shape!r}")
+        if not isinstance(classes, (list, tuple)):
+            raise ValueError(f"classes must be the names of the classes, one a class. Received: {classes!r}")
         if self.channels_for(input_shape[-1]) != input_shape[-1]:
             raise ValueError(
                 f"The weights {self.source} take RGB images, 3 channels: load grey images with --channels=3."
@@ -162,7 +167,8 @@ def find(
 
     Args:
         weights: a tag of the zoo such as "sat-fashion-mnist" (see `models.list_weights`); the folder of a run; the
-            folder that `keras-sat export` wrote; or a `.weights.h5` or `.keras` file.
+            folder that `keras-sat export` wrote; or a `.weights.h5` or `.keras` file. Of a file in the folder of a run,
+            such as last.weights.h5, the run says what is known.
         model: name of the network. Default: that of the weights; of a file, or of a tag with several networks, ResNet8.
         form: see `models.build`. Default: that of the weights; of a file, the first one of the network.
         activation: see `activations.layer`. Default: that of the weights; of a file, or of a tag with several
@@ -184,8 +190,25 @@ def find(
         )
     kind = foreign.kind(path)
     if kind not in _FIND or (kind == foreign.WEIGHTS and not path.endswith(".weights.h5")):
-        raise ValueError(foreign.advice(path))
+        raise ValueError(advice(path))
     return _FIND[kind](path, given)
+
+
+def advice(path: str) -> str:
+    """Returns one line for a path that is no weights to begin with: what it is, and what to say in its place."""
+    folder = os.path.dirname(path)
+    if os.path.isfile(path) and os.path.isfile(os.path.join(folder, "run.json")):
+        return f"{path} is a file of a run: say the folder of the run, {folder}."
+    return f"{path} is no SavedModel.{inside(path)}" if inside(path) else foreign.advice(path)
+
+
+def inside(folder: str) -> str:
+    """Returns which export a folder holds, as a sentence with a space before; "" if it holds none."""
+    if not os.path.isdir(folder):
+        return ""
+    folders = [entry.path for entry in os.scandir(folder) if entry.is_dir()]
+    exports = [path for path in folders if foreign.kind(path) == foreign.SAVED_MODEL]
+    return f" It holds an export: say {max(exports, key=lambda path: (len(path), path))}." if exports else ""
 
 
 def pretrained_network(
@@ -249,7 +272,8 @@ def _only(values, default):
     return next(iter(values)) if len(values) == 1 else default
 
 
-def _of_run(path, given):
+def _of_run(path, given, weights=None):
+    """Returns what is known of a run's weights: of `weights`, a file in its folder, or of those that are kept."""
     file = os.path.join(path, "run.json")
     try:
         with open(file, encoding="utf-8") as text:
@@ -260,9 +284,10 @@ def _of_run(path, given):
         own["form"] = own["form"] or models.builder(own["model"]).form
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is damaged: {type(error).__name__}: {error}") from error
-    if not os.path.isfile(_weights_of_run(path)):
-        raise ValueError(f"{path} holds a run without weights yet: {_weights_of_run(path)} is missing.")
-    channels, number = channels_and_classes(_weights_of_run(path), own)
+    kept = _weights_of_run(path)
+    if not os.path.isfile(weights or kept):
+        raise ValueError(f"{path} holds a run without weights yet: {kept} is missing.")
+    channels, number = channels_and_classes(weights or kept, own)
     _check_given(path, own, given, channels)
     return Pretrained(
         **own,
@@ -270,8 +295,8 @@ def _of_run(path, given):
         image_size=_square(described.preprocessing.shape) if described else record.get("image_size"),
         classes=described.classes if described else None,
         number=number,
-        source=path,
-        kind=foreign.RUN,
+        source=weights or path,
+        kind=foreign.WEIGHTS if weights else foreign.RUN,
     )
 
 
@@ -305,6 +330,9 @@ def _of_export(path, given):
 
 
 def _of_file(path, given):
+    folder, name = os.path.split(path)
+    if name in _FILES_OF_RUN and os.path.isfile(os.path.join(folder, "run.json")):
+        return _of_run(folder, given, path)
     own = _of_file_or_default(given)
     channels, number = channels_and_classes(path, own)
     return Pretrained(

@@ -1,5 +1,10 @@
 """Checks of the values of a configuration: choices and ranges."""
 
+import dataclasses
+import math
+import numbers
+import types
+import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
@@ -10,6 +15,34 @@ AT_LEAST_0: Range = (lambda value: value >= 0, "at least 0")
 AT_LEAST_1: Range = (lambda value: value >= 1, "at least 1")
 BELOW_1: Range = (lambda value: 0 <= value < 1, "at least 0, and less than 1")
 UP_TO_1: Range = (lambda value: 0 <= value <= 1, "in 0..1")
+
+
+_TYPES: dict[type, tuple[Callable[[Any], bool], str]] = {
+    bool: (lambda value: isinstance(value, bool), "true or false"),
+    int: (lambda value: isinstance(value, numbers.Integral) and not isinstance(value, bool), "a whole number"),
+    float: (
+        lambda value: isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value),
+        "a finite number",
+    ),
+    str: (lambda value: isinstance(value, str), "a text"),
+    list: (lambda value: isinstance(value, (list, tuple)), "a list"),
+    dict: (lambda value: isinstance(value, dict), "a dict"),
+    types.NoneType: (lambda value: value is None, "null"),
+}
+
+
+def check_types(settings: Any, fields: Iterable[dataclasses.Field]) -> None:
+    """Raises ValueError for a field whose value is not of its type: a file of settings may hold any JSON value.
+
+    Args:
+        settings: an object with the fields as attributes.
+        fields: the fields. Each has one of the types bool, int, float, str, list, dict and None, or a union of them.
+    """
+    for field in fields:
+        allowed = typing.get_args(field.type) or (field.type,)
+        if not any(_TYPES[one][0](getattr(settings, field.name)) for one in allowed):
+            expected = " or ".join(_TYPES[one][1] for one in allowed if one is not types.NoneType)
+            raise error(field.name, getattr(settings, field.name), expected)
 
 
 def check(

@@ -168,15 +168,15 @@ _ALL = (
         name="fast",
         paper="Wong et al., Fast is better than free, arXiv:2001.03994",
         cost="1.7 plain steps; 15 epochs of CIFAR-10",
-        differs=f"{_HALF}; {_START}; {_STATISTICS}; {_LAST_BATCH}; the network of the paper's checkpoint, which ends "
-        "without the batch norm that the authors' code has now",
+        differs=f"{_HALF}; {_START}; {_STATISTICS}; {_LAST_BATCH}; He's initial weights of convolutions in place of "
+        "PyTorch's; the network of the paper's checkpoint, without the last batch norm that the authors' code has now",
         settings=_FAST,
     ),
     Recipe(
         name="grad_align",
         paper="Andriushchenko and Flammarion, Understanding and Improving Fast Adversarial Training, arXiv:2007.02617",
         cost="about 3 plain steps; 30 epochs of CIFAR-10",
-        differs=f"{_HALF}; {_STATISTICS}; {_LAST_BATCH}; both gradients of the cosine "
+        differs=f"{_HALF}; {_STATISTICS}, nor does the penalty; {_LAST_BATCH}; both gradients of the cosine "
         "are differentiated, as in the paper, where the authors' code takes one as a constant",
         settings=_FAST
         | {

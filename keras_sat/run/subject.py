@@ -12,6 +12,7 @@ from keras_sat.attacks import Attack
 from keras_sat.evaluation import stages
 from keras_sat.preprocessing import Preprocessing
 from keras_sat.run import folder as folder_lib
+from keras_sat.run import trained_on
 from keras_sat.run.pretrained import activation_name, channels_and_classes, letters
 from keras_sat.typing import Path
 
@@ -83,6 +84,8 @@ def open_run(
         warnings.warn(f"The images changed since {folder} was trained. {line}.", stacklevel=2)
     if run.record and run.dataset == run.record.dataset:
         _warn_of_trained_on(run, split)
+    for line in trained_on.for_evaluation(run, folder_lib.read_record(folder), split):
+        warnings.warn(line, stacklevel=2)
     context = _context(run.dataset, split, batch_size, run.description.classes) | {
         "run": os.path.abspath(folder),
         "network": run.network(model),
@@ -93,7 +96,8 @@ def open_run(
 
 
 def _warn_of_trained_on(run, split):
-    for which, kind in ((run.train_split, "trained"), (run.validation_split, "validated")):
+    validated = run.validation_split if run.chooses else None
+    for which, kind in ((run.train_split, "trained"), (validated, "validated")):
         number = data.overlap(run.source, split, which) if which else 0
         if number:
             warnings.warn(

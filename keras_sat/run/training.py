@@ -14,8 +14,8 @@ import tensorflow as tf
 from keras_sat import attacks, data, files, models, provenance
 from keras_sat.models import classifier
 from keras_sat.run import folder as folder_lib
-from keras_sat.run import optimizers
-from keras_sat.run.configuration import Run, dtype_policy
+from keras_sat.run import optimizers, trained_on
+from keras_sat.run.configuration import LEAST_PROBED_IMAGES, Run, dtype_policy
 from keras_sat.run.pretrained import activation_name
 from keras_sat.training import (
     AdversarialModel,
@@ -91,7 +91,19 @@ def train(
             is_finished = training.fit(strategy)
         if is_chief:
             _write(training, is_finished, folder, ({"continued": continued} if continued else {}) | began)
+            for line in _about_end(training, is_finished):
+                say(line)
     return model, is_finished
+
+
+def _about_end(training, is_finished):
+    """Returns the lines about an early end, and about the epoch whose weights are kept."""
+    ended, best, run = training.ended() if is_finished else None, training.best, training.run
+    lines = [f"The training ended early: {ended}."] if ended else []
+    if run.keep == "best" and best and best.best:
+        epoch, accuracy = best.best["epoch"], best.best[best.monitor]
+        lines.append(f"Kept: epoch {epoch} of {run.epochs}, robust validation accuracy {100 * accuracy:.1f} %.")
+    return lines
 
 
 def _say_nothing(line):
@@ -105,7 +117,7 @@ def _began_with(run, folder):
     if folder_lib.has_checkpoint(folder):
         before = folder_lib.read_record(folder_lib.checkpoints(folder))
         return {"began_with": before.get("began_with")}
-    return {"began_with": {"weights": run.weights, "sha256": run.start.sha256}}
+    return {"began_with": {"weights": run.weights, "sha256": run.start.sha256, trained_on.KEY: trained_on.before(run)}}
 
 
 def cost(run: Run) -> str:
@@ -140,13 +152,14 @@ def _about_splits(run):
         lines = [f"{run.number_for_validation()} images of {run.train_split} are held out for validation."]
     else:
         lines = ["No images are held out for validation: the last weights are kept."]
+    lines += trained_on.for_validation(run)
     lines += [run.extra.line()] if run.extra else []
     try:
         split = run.evaluation_split()
     except ValueError as error:  # it says how to cut one
         cut = run.train_split not in run.source.splits
         return lines if cut else [*lines, str(error)]
-    if run.validation_split and data.overlap(run.source, run.validation_split, split):
+    if run.validation_split and run.chooses and data.overlap(run.source, run.validation_split, split):
         lines.append(
             f"`keras-sat evaluate` uses {split} too: its accuracies are too high, because the epoch that is kept was "
             "chosen on these images."
@@ -173,6 +186,12 @@ def _about_training(run, steps):
     if run.guard_action() != "none":
         probes = f"{run.probe} attacks a sample of the validation images, {PROBES_PER_EPOCH} times an epoch"
         lines.append(f"Guard against catastrophic overfitting: {probes}; the first time it is compiled.")
+    elif run.guard is None and run.has_one_step:
+        number = run.number_for_validation()
+        lines.append(
+            f"No guard against catastrophic overfitting, which attacks of one step need: it takes "
+            f"{LEAST_PROBED_IMAGES} images for validation, there are {number}."
+        )
     return lines
 
 
@@ -363,7 +382,8 @@ class _Training:
         if self.guard and self.guard.action == "stop" and self.guard.collapses:
             return f"catastrophic overfitting at step {self.guard.collapses[-1]}"
         if self.best and self.best.stopped_epoch:
-            return f"no larger robust validation accuracy for {self.run.patience} epochs"
+            epochs = "1 epoch" if self.run.patience == 1 else f"{self.run.patience} epochs"
+            return f"no larger robust validation accuracy for {epochs}"
         return None
 
     def _fit_phase(self, phase):

@@ -70,6 +70,13 @@ def test_an_export_that_returns_probabilities(photos, tmp_path):
         run_lib.open_predictor(tmp_path / "several")
 
 
+@pytest.mark.parametrize("top", ["0", "-1", "a"])
+def test_a_number_of_classes_that_there_is_not(inside, top, capsys):
+    with pytest.raises(SystemExit):
+        inside("predict", "run", "image.png", f"--top={top}")
+    assert f"an integer >= 1 was expected. Received: '{top}'" in capsys.readouterr().err
+
+
 def test_predict_names_what_cannot_be_read(inside, photos, of_photos, tmp_path, capsys):
     assert inside("predict", of_photos, photos / "test" / "dark") == 0
     assert re.match(r".*dark/0.png +(dark|bright) \d+.\d%$", capsys.readouterr().out.splitlines()[0])

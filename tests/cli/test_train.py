@@ -132,6 +132,21 @@ def test_cost_and_config(inside, of_photos, tmp_path, capsys):
     args = cli.parse(["keras-sat", "train", f"--config={of_photos}", *flags])
     config, record = train._config(args).settings(), json.loads((of_photos / "run.json").read_text())
     assert {name: value for name, value in config.items() if value != record[name]} == {"epochs": 6, "step_size": 1.0}
+    stored = json.loads((of_photos / "run.json").read_text()) | {"freeze": "backbone", "patience": 2, "mixup": 0.2}
+    (tmp_path / "run.json").write_text(
+        json.dumps(stored | {"weights": "sat-fashion-mnist", "validation_split": "test"})
+    )
+
+    def configured(*more):
+        return train._config(cli.parse(["keras-sat", "train", f"--config={tmp_path}", "--cost", *more]))
+
+    fresh = configured("--freeze=none", "--patience=none", "--mixup=none", "--weights=none", "--validation=0.2")
+    assert (fresh.freeze, fresh.patience, fresh.mixup, fresh.weights) == (None, None, None, None)
+    assert (fresh.validation, fresh.validation_split) == (0.2, None)
+    other = configured(f"--weights={of_photos}", "--patience=3")  # its network is that of its own weights
+    assert (other.activation, other.patience) == (stored["activation"], 3)
+    with pytest.raises(ValueError, match="Say --validation, .* or --validation_split, not both"):
+        configured("--validation=0.2", "--validation_split=test")
     (tmp_path / "bad.json").write_text('{"epoch": 3}')
     for path, message in ((tmp_path / "bad.json", "has 'epoch', which is no setting"), (tmp_path / "none", "no file")):
         with pytest.raises(ValueError, match=message):

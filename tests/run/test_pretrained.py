@@ -59,6 +59,42 @@ def test_all_forms_of_weights_give_the_same_network(forms, pictures):
         assert len(lines) == 2
 
 
+def test_a_file_of_a_run_is_described_by_its_run(trained_on_photos, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained_on_photos / "run", run)
+    shutil.copy(run / "model.weights.h5", run / "last.weights.h5")
+    shutil.copy(run / "model.weights.h5", run / "mine.weights.h5")
+    for name in ("model", "last"):
+        found = run_lib.find(run / f"{name}.weights.h5")
+        assert (found.classes, found.image_size) == (["bright", "dark"], 12)
+        assert (found.source, found.sha256) == (str(run / f"{name}.weights.h5"), run_lib.find(run).sha256)
+    assert run_lib.find(run / "mine.weights.h5").classes is None
+    for open_ in (run_lib.find, run_lib.load):
+        with pytest.raises(ValueError, match=f"is a file of a run: say the folder of the run, {run}"):
+            open_(run / "run.json")
+    with pytest.raises(ValueError, match="say the folder of the run"):
+        run_lib.load(run / "model.weights.h5")
+
+
+def test_the_parent_of_an_export(forms, tmp_path):
+    shutil.copytree(forms[0]["export"], tmp_path / "versions" / "1")
+    with pytest.raises(ValueError, match="is no SavedModel. It holds an export: say .*versions/1"):
+        run_lib.find(tmp_path / "versions")
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes", "message"),
+    [
+        ((28, 28), CLASSES, r"input_shape must be \(height, width, channels\). Received: \(28, 28\)"),
+        ((28, 28, 1), 3, "classes must be the names of the classes, one a class. Received: 3"),
+        ((28, 28, 1), "abc", "classes must be the names of the classes"),
+    ],
+)
+def test_wrong_shapes_and_classes(shape, classes, message):
+    with pytest.raises(ValueError, match=message):
+        run_lib.pretrained_network(TAG, shape, classes)
+
+
 def test_classes_are_matched_by_name_in_any_order():
     original = models.ResNet8(weights=TAG)
     names = [name.replace("/", "_").lower() for name in reversed(CLASSES)]  # as folders have them

@@ -123,14 +123,18 @@ def unvalidated(tmp_path_factory):
 
 def test_the_best_epoch_is_kept_beside_the_last(tmp_path):
     """Patience of one epoch ends the training right after the best epoch, or after a tie."""
-    run = dataclasses.replace(TINY, epochs=30, patience=1, ema=0.5, learning_rate=0.02)
-    model, is_finished = run_lib.train(run, tmp_path)
+    run, said = dataclasses.replace(TINY, epochs=30, patience=1, ema=0.5, learning_rate=0.02), []
+    model, is_finished = run_lib.train(run, tmp_path, say=said.append)
     record = json.loads((tmp_path / "run.json").read_text())
     robust = record["history"]["val_robust_accuracy"]
     best = int(np.argmax(robust))
     assert is_finished and record["finished"] and len(robust) == best + 2 < 30
-    assert record["ended"] == "no larger robust validation accuracy for 1 epochs"
+    assert record["ended"] == "no larger robust validation accuracy for 1 epoch"
     assert (record["kept"], record["best"]["epoch"], record["last"]["epoch"]) == ("best", best + 1, best + 2)
+    assert said[-2:] == [
+        "The training ended early: no larger robust validation accuracy for 1 epoch.",
+        f"Kept: epoch {best + 1} of 30, robust validation accuracy {100 * robust[best]:.1f} %.",
+    ]
     assert record["best"]["val_robust_accuracy"] == robust[best]
     _, loaded = run_lib.load(tmp_path)
     for own, theirs in zip(model.get_weights(), loaded.get_weights(), strict=True):
@@ -167,11 +171,19 @@ class Snapshots(Progress):
                 shutil.copytree(self.folder, place)
 
 
-def test_a_killed_run_from_weights_ends_as_if_it_was_not_killed(tmp_path, monkeypatch):
+FROM_WEIGHTS = {"weights": "sat-fashion-mnist", "head_epochs": 1, "freeze": "batch_norm"}
+FROM_NOTHING = {"optimizer": "torch_sgd", "schedule": "onecycle", "cycle_momentum": "0.8,0.9", "cutmix": 1.0}
+FROM_NOTHING |= {"extra_share": 0.5, "objective": "trades", "clean_passes": 2, "learning_rate": 0.1}
+
+
+@pytest.mark.parametrize("options", [FROM_WEIGHTS, FROM_NOTHING], ids=["weights", "extra images"])
+def test_a_killed_run_ends_as_if_it_was_not_killed(options, tmp_path, monkeypatch):
     """Killed at the last step of the epoch of the head, before its validation; and within the second phase."""
-    run = dataclasses.replace(
-        TINY, weights="sat-fashion-mnist", head_epochs=1, ema=0.5, checkpoint_every=1, freeze="batch_norm", patience=3
-    )
+    if "extra_share" in options:
+        images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8)
+        np.savez(tmp_path / "extra.npz", image=images, label=np.arange(40) % 10)
+        options = options | {"extra_data": str(tmp_path / "extra.npz")}
+    run = dataclasses.replace(TINY, ema=0.5, checkpoint_every=1, patience=3, **options)
     monkeypatch.setattr(Snapshots, "folder", tmp_path / "whole")
     monkeypatch.setattr(Snapshots, "steps", {4: tmp_path / "killed-4", 6: tmp_path / "killed-6"})
     monkeypatch.setattr(training, "Progress", Snapshots)
@@ -224,20 +236,27 @@ def test_the_head_is_trained_first_on_demand():
         dataclasses.replace(TINY, freeze="backbone")
 
 
-def test_a_named_split_for_validation(validated):
-    """It must not overlap with the training split; a line says that the evaluation uses it too."""
+def test_a_named_split_for_validation(validated, tmp_path):
+    """It must not overlap with the training split; a line says that the evaluation uses it too, if it decided."""
     run, folder, model, lines = validated
-    assert lines[1:3] == [
-        "Validation: test[:20].",
+    line = (
         "`keras-sat evaluate` uses test too: its accuracies are too high, because the epoch that is kept was chosen on "
-        "these images.",
-    ]
-    kept = json.loads((folder / "run.json").read_text())["best"]["val_robust_accuracy"]
+        "these images."
+    )
+    assert lines[1] == "Validation: test[:20]."
+    assert line not in lines  # the last epoch is kept, whatever its accuracy
+    best = dataclasses.replace(run, keep="best")
+    assert training._about_splits(best) == ["Validation: test[:20].", line]
+    record = json.loads((folder / "run.json").read_text())
+    kept = record["best"]["val_robust_accuracy"]
     assert robust_accuracy(model, run.validation_data(), PGD(run.ball(), steps=10)) == pytest.approx(kept, abs=0.06)
+    run_lib.open_run(folder)
+    shutil.copytree(folder, tmp_path / "best")
+    (tmp_path / "best" / "run.json").write_text(json.dumps(record | {"keep": "best"}))
     with pytest.warns(
         UserWarning, match=r"20 images of test are also in test\[:20\], on which the network was validated"
     ):
-        run_lib.open_run(folder)
+        run_lib.open_run(tmp_path / "best")
     with pytest.raises(ValueError, match="apart from train_split, train.:90.: 10 images are in both"):
         dataclasses.replace(run, validation_split="train[80:200]").steps_per_epoch()
 
@@ -288,6 +307,11 @@ def test_the_guard_is_on_for_one_step():
     run = Run(steps=1)
     assert run.guard_action() == "stop"
     assert dataclasses.replace(run, steps=2).guard_action() == "none"
+    small = dataclasses.replace(run, validation=49)
+    assert small.guard_action() == "none"
+    assert training._about_training(small, 3)[-1].endswith("it takes 50 images for validation, there are 49.")
+    for asked in (dataclasses.replace(small, steps=2), dataclasses.replace(small, guard="none")):
+        assert len(training._about_training(asked, 3)) == 1
     assert dataclasses.replace(run, guard="roll_back").guard_action() == "roll_back"
     assert dataclasses.replace(run, validation=0).guard_action() == "none"
     guard = training._guard(run, steps=100)
