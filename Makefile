@@ -40,6 +40,7 @@ bench: $(VENV)/installed-bench
 	$(VENV)/bin/python benchmarks/footprint.py
 	$(VENV)/bin/python benchmarks/attacks.py $(BENCH_RUN)
 	$(VENV)/bin/python benchmarks/attacks.py ResNet20-silu --only ensemble --images=60
+	$(VENV)/bin/python benchmarks/large_logits.py
 	$(VENV)/bin/python benchmarks/defences.py
 	$(VENV)/bin/python benchmarks/serving.py
 	$(VENV)/bin/python benchmarks/input_pipeline.py

@@ -209,6 +209,9 @@ def test_more_steps_are_stronger(tiny_model, images):
     assert loss[1] > loss[0] > float(tf.reduce_mean(losses.cross_entropy(labels, model(images))))
 
 
+BEYOND = LinfBall(38.25)  # 1.5 times the epsilon of the training: there many images fall
+
+
 @functools.cache
 def embedded():
     """Returns an embedded network that was trained adversarially, and 100 images with their labels."""
@@ -226,23 +229,23 @@ def robust(attack, scale=1, precision=None):
 
 
 def test_large_logits_do_not_blind_the_attack():
-    attack, plain = (PGD(LinfBall(25.5), 20, keep="first", loss=loss) for loss in LOSSES)
+    attack, plain = (PGD(BEYOND, 20, keep="first", loss=loss) for loss in LOSSES)
     small, large = (robust(attack, scale) for scale in (1, 1000))
-    assert large <= small  # measured on 300 images: 79.3 and 78.3 %
-    assert robust(plain, 1000) >= large + 4  # 85.7 %: the cross entropy rounds to 0
+    assert large <= small + 1  # measured: 66 % both
+    assert robust(plain, 1000) >= large + 15  # 88 %, the clean accuracy: the cross entropy rounds to 0
     assert abs(robust(plain) - small) <= 1
 
 
 def test_apgd_too_finds_as_much_with_large_logits():
-    small, large = (robust(APGD(LinfBall(25.5), 20), scale) for scale in (1, 1000))
-    assert abs(large - small) <= 1
-    assert robust(APGD(LinfBall(25.5), 20, loss=losses.cross_entropy), 1000) >= large + 4
+    small, large = (robust(APGD(BEYOND, 20), scale) for scale in (1, 1000))
+    assert abs(large - small) <= 2  # measured: 20 % both
+    assert robust(APGD(BEYOND, 20, loss=losses.cross_entropy), 1000) >= large + 50  # 87 %
 
 
 @pytest.mark.parametrize("scale", [1, 1000])
 def test_an_attack_in_float16_is_as_strong(scale):
     """(The gradient of the cross entropy underflows in float16 where it does not in float32.)"""
-    attack = PGD(LinfBall(25.5), 20, keep="first")
+    attack = PGD(BEYOND, 20, keep="first")
     assert abs(robust(attack, scale, "mixed_float16") - robust(attack, scale)) <= 1
 
 

@@ -79,8 +79,8 @@ def test_embedded_weights_are_as_robust_as_their_card_says(entry):
     assert os.path.getsize(weights_lib.fetch(entry, None)) <= 2_000_000
     assert set(entry["measured"]) == {"clean", "pgd-50", "autoattack"}
     model = models.BUILDERS[entry["model"]](activation=entry["activation"], weights=TAG)
-    images = 200 if entry["model"] == "ResNet8" else 40
-    test = data.load("fashion_mnist_mini", f"test[:{images}]", images)
+    images = 600 if entry["model"] == "ResNet8" else 40
+    test = data.load("fashion_mnist_mini", f"test[:{images}]", 200)
     report = evaluation.evaluate(model, test, {"pgd-50": PGD(LinfBall(25.5), steps=50)}, progress=False)
     for name in ("clean", "pgd-50"):
         low, high = (bound / 100 for bound in entry["measured"][name]["interval"])
