@@ -142,8 +142,10 @@ class Run:
     batch_size: int = _flag(100, "images in a batch, over all devices")
     optimizer: str = _flag("adamw", "adamw; sgd (Keras', momentum 0.9); torch_sgd (by PyTorch's rule, momentum 0.9)")
     nesterov: bool = _flag(True, "sgd and torch_sgd: Nesterov's momentum")
-    cycle_momentum: str = _flag(
-        "", "torch_sgd with triangle or onecycle: momentum at the largest learning rate, and at the ends: 0.85,0.95"
+    cycle_momentum: str | None = _flag(
+        None,
+        "torch_sgd with triangle or onecycle: momentum at the largest learning rate, and at the ends: 0.85,0.95; "
+        "default: 0.9 throughout",
     )
     beta_2: float = _flag(0.999, "adamw: decay of the second moment")
     learning_rate: float = _flag(0.008, "largest learning rate of the schedule")
@@ -601,13 +603,13 @@ def _check_decay_epochs(run):
 
 
 def _check_cycle_momentum(run):
-    if not run.cycle_momentum:
+    if run.cycle_momentum is None:
         return
     parts = run.cycle_momentum.split(",")
     if not (len(parts) == 2 and all(map(_is_number, parts)) and 0 < float(parts[0]) <= float(parts[1]) < 1):
         raise ranges.error("cycle_momentum", run.cycle_momentum, "two numbers in 0..1, the smaller first: 0.85,0.95")
     if run.optimizer != "torch_sgd" or run.schedule in ("cosine", "steps"):
-        expected = "left out, or with optimizer=torch_sgd and the schedule triangle, onecycle or onecycle_by_epoch"
+        expected = "none, or with optimizer=torch_sgd and the schedule triangle, onecycle or onecycle_by_epoch"
         raise ranges.error("cycle_momentum", run.cycle_momentum, expected)
 
 

@@ -81,7 +81,7 @@ def learning_rate(run: Run, steps: int, epochs: int) -> LearningRate:
 
 def _cycle(run, rate):
     """Returns the momentum as a function of the iterations; None if it is constant, as for the head alone."""
-    if not (run.cycle_momentum and isinstance(rate, (OneCycle, Triangle))):
+    if run.cycle_momentum is None or not isinstance(rate, (OneCycle, Triangle)):
         return None
     return CycledMomentum(rate, *map(float, run.cycle_momentum.split(",")))
 

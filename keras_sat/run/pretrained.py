@@ -37,6 +37,7 @@ class Pretrained:
         number: number of its classes.
         source: where the weights are: a tag, or an absolute path.
         kind: what `source` is: "tag", or a constant of `models.foreign`: RUN, SAVED_MODEL, WEIGHTS or KERAS.
+        run: the folder of the run that trained the weights, an absolute path; None if it is unknown.
     """
 
     model: str
@@ -49,6 +50,7 @@ class Pretrained:
     number: int
     source: str
     kind: str
+    run: str | None = None
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -297,6 +299,7 @@ def _of_run(path, given, weights=None):
         number=number,
         source=weights or path,
         kind=foreign.WEIGHTS if weights else foreign.RUN,
+        run=path,
     )
 
 

@@ -186,7 +186,7 @@ _ALL = (
             "grad_align": 0.2,
             "epochs": 30,
             "learning_rate": 0.3,
-            "cycle_momentum": "",
+            "cycle_momentum": None,
             "warmup_epochs": 12.0,
         },
     ),

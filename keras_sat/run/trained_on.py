@@ -3,7 +3,6 @@
 from typing import Any
 
 from keras_sat import data
-from keras_sat.models import foreign
 from keras_sat.models import weights as weights_lib
 from keras_sat.run import folder as folder_lib
 from keras_sat.run import pretrained
@@ -16,8 +15,8 @@ def before(run: Run) -> list[dict[str, Any]]:
     """Returns the trainings behind the weights that a run begins with, the last one first; [] if they are unknown.
 
     A training is {"dataset", "train_split", "hold_out", "seed"}: the images of the split but for those that were held
-    out. It is known of a tag, and of the folder of a run with those that came before it. Of a file and an export it is
-    not.
+    out. It is known of a tag, and of a run, with those that came before it. It is unknown of an export, and of a file
+    that is not in the folder of its run.
     """
     if not run.weights:
         return []
@@ -26,9 +25,9 @@ def before(run: Run) -> list[dict[str, Any]]:
         entry = weights_lib.find(start.model, start.activation, start.source, None, start.form)
         known = {entry["evaluation"]["dataset"], (entry.get("training") or {}).get("dataset")} - {None}
         return [{"dataset": name, "train_split": "train", "hold_out": 0, "seed": None} for name in sorted(known)]
-    if start.kind != foreign.RUN:
+    if start.run is None:
         return []
-    record = folder_lib.read_record(start.source)
+    record = folder_lib.read_record(start.run)
     held_out = 0 if record.get("validation_split") else record.get("validation", 0)
     names = ("dataset", "train_split", "seed")
     own = {name: record[name] for name in names if name in record} | {"hold_out": held_out}

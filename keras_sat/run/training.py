@@ -141,7 +141,8 @@ def cost(run: Run) -> str:
     share = len(images) // strategy.num_replicas_in_sync  # each replica gets what `train_on_batch` is given
     measured = cost_lib.of_trainer(trainer, images[:share], labels[:share], steps)
     hours = (measured.seconds_per_epoch or 0.0) * run.epochs / 3600
-    return f"{measured}; {hours:.1f} hours for {run.epochs} epochs of {steps} steps, without validation"
+    epochs = "1 epoch" if run.epochs == 1 else f"{run.epochs} epochs"
+    return f"{measured}; {hours:.1f} hours for {epochs} of {steps} steps, without validation"
 
 
 def _about_splits(run):

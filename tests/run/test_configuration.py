@@ -84,7 +84,7 @@ def test_precision_is_that_of_the_run_alone(short, tmp_path):
         ({"cycle_momentum": "a,b"}, "cycle_momentum must be two numbers in 0..1, the smaller first"),
         (
             {"cycle_momentum": "0.8,0.9"},
-            "cycle_momentum must be left out, or with optimizer=torch_sgd and the schedule",
+            "cycle_momentum must be none, or with optimizer=torch_sgd and the schedule",
         ),
         ({"extra_label_smoothing": 0.1}, "extra_label_smoothing must be 0 without extra_data"),
         ({"epochs": "5"}, "epochs must be a whole number"),

@@ -40,14 +40,14 @@ def test_a_recipe_says_what_it_needs(name):
 # What the authors' code says (docs/recipes.md names it): epsilon, steps and step size of the attack in pixels; epochs,
 # images in a batch, largest learning rate, weight decay and what decays, Nesterov, momentum.
 AUTHORS = {
-    "sat_resnet": (4, 1, 4, 100, 256, 0.1, 1e-4, "kernels", True, ""),
-    "free": (4, 1, 4, 23, 256, 0.1, 1e-4, "all", False, ""),
+    "sat_resnet": (4, 1, 4, 100, 256, 0.1, 1e-4, "kernels", True, None),
+    "free": (4, 1, 4, 23, 256, 0.1, 1e-4, "all", False, None),
     "fast": (8, 1, 10, 15, 128, 0.2, 5e-4, "all", False, "0.8,0.9"),
-    "grad_align": (8, 1, 8, 30, 128, 0.3, 5e-4, "all", False, ""),
-    "madry": (8, 7, 2, 205, 128, 0.1, 2e-4, "kernels", False, ""),
-    "trades": (0.031 * 255, 10, 0.007 * 255, 76, 128, 0.1, 2e-4, "all", False, ""),
-    "gowal": (8, 10, 2, 400, 1024, 0.4, 5e-4, "all_but_batch_norm", True, ""),
-    "rebuffi": (8, 10, 2, 400, 1024, 0.4, 5e-4, "all_but_batch_norm", True, ""),
+    "grad_align": (8, 1, 8, 30, 128, 0.3, 5e-4, "all", False, None),
+    "madry": (8, 7, 2, 205, 128, 0.1, 2e-4, "kernels", False, None),
+    "trades": (0.031 * 255, 10, 0.007 * 255, 76, 128, 0.1, 2e-4, "all", False, None),
+    "gowal": (8, 10, 2, 400, 1024, 0.4, 5e-4, "all_but_batch_norm", True, None),
+    "rebuffi": (8, 10, 2, 400, 1024, 0.4, 5e-4, "all_but_batch_norm", True, None),
     "wang2023": (8, 10, 2, 400, 512, 0.2, 5e-4, "all_but_batch_norm", True, "0.85,0.95"),
 }
 

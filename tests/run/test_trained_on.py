@@ -43,6 +43,7 @@ def test_validation(first, changes, number):
     lines = trained_on.for_validation(second(first, **changes))
     assert len(lines) == number
     assert all(line.startswith("The weights were trained on train[:500] of") and SEEN in line for line in lines)
+    assert trained_on.for_validation(second(first, weights=str(first / "last.weights.h5"), **changes)) == lines
 
 
 def test_weights_of_the_zoo():
