@@ -99,9 +99,13 @@ STUDIES = {
     # Not planned: the control's first runs lacked the step size, so they took the default, epsilon / 10.
     "pgd_10_short_steps": Study(PGD_10 | {"step_size": 2.55}, dict.fromkeys(CONTROL, 1), EVALUATIONS),
     "resnet20": Study(
-        PGD_10 | {"model": "ResNet20"},
+        PGD_10 | {"model": "ResNet20", "epochs": 3},
         dict.fromkeys(("relu", "silu", "parametric_softplus"), 2),
-        EVALUATIONS | {"pgd-50": ("--attack=pgd-50", "--split=test[:2000]")},
+        EVALUATIONS
+        | {
+            "pgd-50": ("--attack=pgd-50", "--split=test[:2000]"),
+            "curve": ("--attack=pgd-50", "--split=test[:500]", CURVE),
+        },
     ),
 }
 ONE_THREAD = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
