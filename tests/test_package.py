@@ -70,8 +70,8 @@ INNER_LAYERS = {
     "run": [
         {"pretrained", "ranges"},
         {"configuration", "recipes"},
-        {"folder", "optimizers"},
         {"trained_on"},
+        {"folder", "optimizers"},
         {"training", "subject"},
         {"predictor"},
     ],

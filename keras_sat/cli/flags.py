@@ -52,7 +52,7 @@ def curve(text: str) -> str:
 
 def positive(text: str) -> int:
     """Returns an integer >= 1. Raises ArgumentTypeError for another text."""
-    if not (text.isdigit() and int(text) >= 1):
+    if not (text.isdecimal() and int(text) >= 1):
         raise argparse.ArgumentTypeError(f"an integer >= 1 was expected. Received: {text!r}")
     return int(text)
 

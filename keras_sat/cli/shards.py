@@ -18,7 +18,7 @@ def add_flag(parser: argparse.ArgumentParser) -> None:
 def parse(text: str) -> tuple[int, int]:
     """Returns (k, n) of the text K/N. Raises ValueError for another text."""
     k, _, n = text.partition("/")
-    if not (k.isdigit() and n.isdigit() and int(k) < int(n)):
+    if not (k.isdecimal() and n.isdecimal() and int(k) < int(n)):
         raise ValueError(f"shard must be K/N with K < N, such as 0/4. Received: {text!r}")
     return int(k), int(n)
 
@@ -56,7 +56,8 @@ def whole(
     parts = [os.path.join(folder, report_files.FOLDER, f"{name}-{digest}-{k}-of-{n}.json") for k in range(n)]
     report.to_json(parts[number])
     print(f"\n{table}\n\nWritten to {parts[number]}")
-    if missing := [str(k) for k, part in enumerate(parts) if not os.path.exists(part)]:
+    missing = [str(k) for k, part in enumerate(parts) if not os.path.exists(part)]
+    if missing and str(number) not in missing:
         print(f"It will be merged with the shards {', '.join(missing)}, which are not there yet.")
         return None
     try:

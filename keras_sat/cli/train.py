@@ -36,7 +36,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     begin.add_argument(
         "--config",
         type=files.expanded,
-        help="settings of a run: its folder or run.json, which further flags change; `none` leaves an optional one out",
+        help="settings of a run: its folder or run.json, which further flags change, for example --patience=none",
     )
     for field in run_lib.fields():
         text = field.metadata["help"].replace("%", "%%")
@@ -119,7 +119,7 @@ def _config(args):
         raise ValueError("Say --validation, which holds out training images, or --validation_split, not both.")
     if "validation" in given:
         settings = settings | {"validation_split": None}
-    if args.config and given.get("weights"):  # they say their network
+    if args.config and run_lib.says_network(given.get("weights")):
         settings = {name: value for name, value in settings.items() if name not in _NETWORK}
     settings = settings | given
     if recipe:

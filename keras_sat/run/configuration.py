@@ -144,8 +144,8 @@ class Run:
     nesterov: bool = _flag(True, "sgd and torch_sgd: Nesterov's momentum")
     cycle_momentum: str | None = _flag(
         None,
-        "torch_sgd with triangle or onecycle: momentum at the largest learning rate, and at the ends: 0.85,0.95; "
-        "default: 0.9 throughout",
+        "torch_sgd with triangle or onecycle: two numbers, such as 0.85,0.95: the momentum where the learning rate is "
+        "largest, and that at the beginning and end; default: 0.9 throughout",
     )
     beta_2: float = _flag(0.999, "adamw: decay of the second moment")
     learning_rate: float = _flag(0.008, "largest learning rate of the schedule")
@@ -335,7 +335,8 @@ class Run:
     @property
     def chooses(self) -> bool:
         """Whether the images for validation decide which weights are kept, or when the training ends."""
-        return self.validates and (self.keep == "best" or self.patience is not None or self.guard_action() != "none")
+        has_guard = self.guard in ("stop", "roll_back") or (self.guard is None and self.has_one_step)
+        return self.validates and (self.keep == "best" or self.patience is not None or has_guard)
 
     def number_for_validation(self) -> int:
         """Returns the number of images for validation."""
@@ -597,7 +598,7 @@ def _check_probe(run):
 
 
 def _check_decay_epochs(run):
-    are_numbers = all(epoch.strip().isdigit() for epoch in run.decay_epochs.split(","))
+    are_numbers = all(epoch.strip().isdecimal() for epoch in run.decay_epochs.split(","))
     if not are_numbers and (run.schedule == "steps" or run.decay_epochs):
         raise ranges.error("decay_epochs", run.decay_epochs, "whole numbers, such as 30,60,90")
 

@@ -12,7 +12,7 @@ import keras
 from keras_sat import data, deployed, files, models, provenance
 from keras_sat import export as export_lib
 from keras_sat.evaluation import report
-from keras_sat.run import pretrained
+from keras_sat.run import pretrained, trained_on
 from keras_sat.run.configuration import Run, dtype_policy, fields
 from keras_sat.typing import Path
 
@@ -225,6 +225,8 @@ def export(run: Run, model: keras.Model, folder: Path, path: Path, precision: st
     folder = files.expanded(folder)
     stored = read_record(folder)
     training = run.settings() | {name: stored.get(name) for name in ("kept", "best", "last")}
+    former = trained_on.of_record(stored)
+    training[trained_on.KEY] = [one | {"dataset": os.path.basename(one["dataset"] or "")} for one in former]
     training |= {} if run.sigma is None else {"epsilon": None}  # trained on noise, without a ball
     training["attack_batch_norm"] = run.attack_batch_norm or ("batch" if run.replays else "frozen")
     without_paths = {"dataset": os.path.basename(run.dataset), "data_dir": None}  # of this machine

@@ -196,11 +196,30 @@ def find(
     return _FIND[kind](path, given)
 
 
+def says_network(weights: str | None) -> bool:
+    """Returns whether weights say their own network: a run, a file of its folder, an export, a tag of one network."""
+    if weights is None:
+        return False
+    if weights_lib.is_tag(weights):
+        known = [entry for entry in weights_lib.entries() if weights in (entry["tag"], entry["id"])]
+        return len({json.dumps([entry["model"], entry["activation"]], sort_keys=True) for entry in known}) == 1
+    path = os.path.abspath(files.expanded(weights))
+    if not os.path.exists(path):
+        return False
+    return _is_of_run(path) or foreign.kind(path) in (foreign.RUN, foreign.SAVED_MODEL)
+
+
+def _is_of_run(path):
+    """Returns whether a path is a file of weights in the folder of a run."""
+    folder, name = os.path.split(path)
+    return name in _FILES_OF_RUN and os.path.isfile(os.path.join(folder, "run.json"))
+
+
 def advice(path: str) -> str:
-    """Returns one line for a path that is no weights to begin with: what it is, and what to say in its place."""
+    """Returns one line about a path that holds no weights which a training can begin with, and what to say instead."""
     folder = os.path.dirname(path)
     if os.path.isfile(path) and os.path.isfile(os.path.join(folder, "run.json")):
-        return f"{path} is a file of a run: say the folder of the run, {folder}."
+        return f"{path} is a file of a run: say the folder of the run, {folder}. It stands for model.weights.h5."
     return f"{path} is no SavedModel.{inside(path)}" if inside(path) else foreign.advice(path)
 
 
@@ -333,9 +352,8 @@ def _of_export(path, given):
 
 
 def _of_file(path, given):
-    folder, name = os.path.split(path)
-    if name in _FILES_OF_RUN and os.path.isfile(os.path.join(folder, "run.json")):
-        return _of_run(folder, given, path)
+    if _is_of_run(path):
+        return _of_run(os.path.dirname(path), given, path)
     own = _of_file_or_default(given)
     channels, number = channels_and_classes(path, own)
     return Pretrained(

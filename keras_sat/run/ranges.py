@@ -1,8 +1,8 @@
 """Checks of the values of a configuration: choices and ranges."""
 
 import dataclasses
-import math
 import numbers
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -17,13 +17,15 @@ BELOW_1: Range = (lambda value: 0 <= value < 1, "at least 0, and less than 1")
 UP_TO_1: Range = (lambda value: 0 <= value <= 1, "in 0..1")
 
 
+def _is_finite(value: Any) -> bool:
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return is_number and bool(abs(value) <= sys.float_info.max)
+
+
 _TYPES: dict[type, tuple[Callable[[Any], bool], str]] = {
     bool: (lambda value: isinstance(value, bool), "true or false"),
     int: (lambda value: isinstance(value, numbers.Integral) and not isinstance(value, bool), "a whole number"),
-    float: (
-        lambda value: isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value),
-        "a finite number",
-    ),
+    float: (_is_finite, "a finite number"),
     str: (lambda value: isinstance(value, str), "a text"),
     list: (lambda value: isinstance(value, (list, tuple)), "a list"),
     dict: (lambda value: isinstance(value, dict), "a dict"),

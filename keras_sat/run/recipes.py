@@ -249,8 +249,8 @@ _ALL = (
         paper="Wang et al., Better Diffusion Models Further Improve Adversarial Training, arXiv:2302.04638",
         cost="8.7 plain steps; 400 epochs of CIFAR-10",
         differs="batch norms start at mean 0 and variance 1, where the authors take those of the first batch; 95 steps "
-        f"in an epoch in place of 98, because {_LAST_BATCH}; {_START}; the best epoch is that under PGD-10, where the "
-        "authors take a CW attack of 40 steps",
+        f"in an epoch in place of 98, because 1,024 images are held out and {_LAST_BATCH}; {_START}; the best epoch is "
+        "that under PGD-10, where the authors take a CW attack of 40 steps",
         settings=_GENERATED
         | {
             "beta": 5.0,

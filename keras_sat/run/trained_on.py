@@ -1,10 +1,12 @@
 """The images that a network was trained on before: their accuracies say too much."""
 
+import json
+import os
 from typing import Any
 
-from keras_sat import data
+from keras_sat import data, export
+from keras_sat.models import foreign
 from keras_sat.models import weights as weights_lib
-from keras_sat.run import folder as folder_lib
 from keras_sat.run import pretrained
 from keras_sat.run.configuration import Run
 
@@ -14,9 +16,9 @@ KEY = "trained_on"  # of the entry "began_with" of run.json
 def before(run: Run) -> list[dict[str, Any]]:
     """Returns the trainings behind the weights that a run begins with, the last one first; [] if they are unknown.
 
-    A training is {"dataset", "train_split", "hold_out", "seed"}: the images of the split but for those that were held
-    out. It is known of a tag, and of a run, with those that came before it. It is unknown of an export, and of a file
-    that is not in the folder of its run.
+    A training is a dict. "dataset", "train_split", "hold_out" and "seed" say which images it was trained on: those of
+    the split but for those that were held out. "images" is {split: fingerprint}, or {} if it is unknown. Trainings are
+    known of a tag, of a run and of its export, with those that came before. They are unknown of other weights.
     """
     if not run.weights:
         return []
@@ -24,14 +26,35 @@ def before(run: Run) -> list[dict[str, Any]]:
     if start.kind == pretrained.TAG:
         entry = weights_lib.find(start.model, start.activation, start.source, None, start.form)
         known = {entry["evaluation"]["dataset"], (entry.get("training") or {}).get("dataset")} - {None}
-        return [{"dataset": name, "train_split": "train", "hold_out": 0, "seed": None} for name in sorted(known)]
-    if start.run is None:
-        return []
-    record = folder_lib.read_record(start.run)
-    held_out = 0 if record.get("validation_split") else record.get("validation", 0)
-    names = ("dataset", "train_split", "seed")
-    own = {name: record[name] for name in names if name in record} | {"hold_out": held_out}
-    return [own, *((record.get("began_with") or {}).get(KEY) or [])]
+        return [_training({"dataset": name}) for name in sorted(known)]
+    if start.kind == foreign.SAVED_MODEL:
+        settings = _read(start.source, export.saved_model.CARD).get("training") or {}
+        return settings.get(KEY) or [_training(settings)]
+    return [] if start.run is None else of_record(_read(start.run, "run.json"))
+
+
+def of_record(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the training of a run, from its run.json, and those before it. See `before`."""
+    return [_training(record), *((record.get("began_with") or {}).get(KEY) or [])]
+
+
+def _read(folder, name):
+    with open(os.path.join(folder, name), encoding="utf-8") as file:
+        return json.load(file)
+
+
+def _training(settings):
+    return {
+        "dataset": settings.get("dataset"),
+        "train_split": settings.get("train_split", "train"),
+        "hold_out": 0 if settings.get("validation_split") else settings.get("validation", 0),
+        "seed": settings.get("seed"),
+        "images": _fingerprints(settings.get("data", {}).get("splits", {})),
+    }
+
+
+def _fingerprints(splits):
+    return {split: about["sha256"] for split, about in splits.items() if "sha256" in about}
 
 
 def for_validation(run: Run) -> list[str]:
@@ -39,6 +62,7 @@ def for_validation(run: Run) -> list[str]:
     if not run.validates:
         return []
     own = {"train_split": run.train_split, "hold_out": run.hold_out, "seed": run.seed}
+    own |= {"images": _fingerprints(run.description.splits)}  # of other images, others are held out
     lines = []
     for training in before(run):
         is_held_out_alike = not run.validation_split and own.items() <= training.items()
@@ -60,8 +84,8 @@ def for_evaluation(run: Run, record: dict[str, Any], split: str) -> list[str]:
     """
     trainings = (record.get("began_with") or {}).get(KEY) or []
     return [
-        f"{number} images of {split} are also in {training['train_split']}, on which the weights were trained that the "
-        "run began with: the measured accuracies are too high."
+        f"The run began with weights that were trained on {training['train_split']}, which has {number} images of "
+        f"{split}: the measured accuracies are too high."
         for training in trainings
         if (number := _number(run, split, training))
     ]
@@ -69,9 +93,17 @@ def for_evaluation(run: Run, record: dict[str, Any], split: str) -> list[str]:
 
 def _number(run, split, training):
     """Returns the number of images of a split of the run's dataset that are in a training's split."""
-    if training.get("dataset") != run.dataset:
+    if not _is_dataset_of(run, training):
         return 0
     try:
         return data.overlap(run.source, split, training["train_split"])
-    except (ValueError, KeyError):  # the split is gone, or an old run.json does not name it
+    except ValueError:  # the split is gone
         return 0
+
+
+def _is_dataset_of(run, training):
+    """Returns whether a training had the run's dataset: by its name or path, or by the contents of a split."""
+    now = _fingerprints(run.description.splits)
+    return training["dataset"] == run.dataset or any(
+        now.get(split) == digest for split, digest in training["images"].items()
+    )

@@ -102,7 +102,8 @@ def _about_end(training, is_finished):
     lines = [f"The training ended early: {ended}."] if ended else []
     if run.keep == "best" and best and best.best:
         epoch, accuracy = best.best["epoch"], best.best[best.monitor]
-        lines.append(f"Kept: epoch {epoch} of {run.epochs}, robust validation accuracy {100 * accuracy:.1f} %.")
+        what = f"epoch {epoch} of {run.epochs}, robust validation accuracy {100 * accuracy:.1f} %"
+        lines.append(f"Kept: {what}." if is_finished else f"The best one so far: {what}.")
     return lines
 
 

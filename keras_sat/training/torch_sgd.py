@@ -22,12 +22,14 @@ class TorchSGD(keras.optimizers.SGD):
         cycle: the momentum as a function of the iterations, in place of `momentum`. Default: none.
 
     Raises:
-        ValueError: if momentum is 0: take `keras.optimizers.SGD`.
+        ValueError: if momentum is not in 0..1, or is 0: then take `keras.optimizers.SGD`.
     """
 
     def __init__(self, *args: Any, momentum: float = 0.9, cycle: CycledMomentum | None = None, **kwargs: Any) -> None:
-        if not momentum > 0:
-            raise ValueError(f"momentum must be positive: otherwise take keras.optimizers.SGD. Received: {momentum!r}")
+        if not (isinstance(momentum, float) and 0 < momentum <= 1):
+            raise ValueError(
+                f"momentum must be a float in 0..1, not 0: then take keras.optimizers.SGD. Received: {momentum!r}"
+            )
         super().__init__(*args, momentum=momentum, **kwargs)
         self.cycle = cycle
 
@@ -50,5 +52,5 @@ class TorchSGD(keras.optimizers.SGD):
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "TorchSGD":
         """Returns the optimizer of a configuration."""
-        cycle = config["cycle"] and keras.saving.deserialize_keras_object(config["cycle"])
+        cycle = config.get("cycle") and keras.saving.deserialize_keras_object(config["cycle"])
         return super().from_config(config | {"cycle": cycle}, custom_objects)

@@ -4,6 +4,7 @@ import keras
 
 from keras_sat import internals
 
+_NORMALIZATIONS = (keras.layers.LayerNormalization, keras.layers.GroupNormalization)
 KINDS = ("kernels", "all", "all_but_batch_norm", "all_but_biases")
 
 
@@ -59,10 +60,11 @@ def _decaying(model, on):
     if on == "kernels":
         variables = [variable for variable in variables if len(variable.shape) > 1]
     ids = {id(variable) for variable in variables}
-    if on == "all_but_biases":
-        ids -= {id(variable) for variable in variables if variable.name in ("bias", "beta")}
     if on.startswith("all_but"):
         layers = internals.all_layers(model)
         norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
         ids -= {id(variable) for norm in norms for variable in norm.trainable_variables}
+    if on == "all_but_biases":
+        shifts = [norm.beta for norm in layers if isinstance(norm, _NORMALIZATIONS) and norm.beta is not None]
+        ids -= {id(variable) for variable in [*shifts, *(one for one in variables if one.name == "bias")]}
     return ids

@@ -9,7 +9,7 @@ from keras_sat.attacks import PGD, LinfBall
 from keras_sat.cli import shards
 
 
-@pytest.mark.parametrize("text", ["4/4", "1", "a/b", "-1/2", "/", "1/2/3"])
+@pytest.mark.parametrize("text", ["4/4", "1", "a/b", "\u00b2/3", "-1/2", "/", "1/2/3"])
 def test_bad_texts(text):
     with pytest.raises(ValueError, match="shard must be K/N with K < N, such as 0/4"):
         shards.parse(text)

@@ -145,6 +145,10 @@ def test_cost_and_config(inside, of_photos, tmp_path, capsys):
     assert (fresh.validation, fresh.validation_split) == (0.2, None)
     other = configured(f"--weights={of_photos}", "--patience=3")  # its network is that of its own weights
     assert (other.activation, other.patience) == (stored["activation"], 3)
+    network = (stored["model"], stored["activation"])
+    for weights in ("none", "sat-fashion-mnist"):  # they say no network: that of the config stays
+        kept = configured("--freeze=none", "--patience=none", f"--weights={weights}")
+        assert (kept.model, kept.activation) == network
     with pytest.raises(ValueError, match="Say --validation, .* or --validation_split, not both"):
         configured("--validation=0.2", "--validation_split=test")
     (tmp_path / "bad.json").write_text('{"epoch": 3}')

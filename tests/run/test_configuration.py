@@ -69,6 +69,8 @@ def test_precision_is_that_of_the_run_alone(short, tmp_path):
         ({"epochs": 2.5}, "epochs must be a whole number. Received: 2.5"),
         ({"checkpoint_every": 1.5}, "checkpoint_every must be a whole number"),
         ({"epochs": True}, "epochs must be a whole number. Received: True"),
+        ({"validation": 10**400}, "validation must be a finite number"),
+        ({"schedule": "steps", "decay_epochs": "\u00b2"}, "decay_epochs must be whole numbers"),
         ({"seed": "x"}, "seed must be a whole number. Received: 'x'"),
         ({"seed": -1}, "seed must be in 0..2147483647. Received: -1"),
         ({"learning_rate": float("inf")}, "learning_rate must be a finite number. Received: inf"),

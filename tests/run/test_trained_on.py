@@ -59,13 +59,31 @@ def test_what_a_run_began_with_is_remembered(first, tmp_path):
     run_lib.train(run, tmp_path / "second", say=said.append)
     assert not any(SEEN in line for line in said)
     began = json.loads((tmp_path / "second" / "run.json").read_text())["began_with"]
-    own = {"dataset": "fashion_mnist_mini", "train_split": "train[:500]", "seed": 0, "hold_out": 100}
-    assert began["trained_on"] == [own]
+    (own,) = began["trained_on"]
+    assert set(own.pop("images")) == {"train", "test"}
+    assert own == {"dataset": "fashion_mnist_mini", "train_split": "train[:500]", "seed": 0, "hold_out": 100}
     third = dataclasses.replace(run, weights=str(tmp_path / "second"), train_split="train[700:900]")
     assert [one["train_split"] for one in trained_on.before(third)] == ["train[500:700]", "train[:500]"]
     with pytest.warns(UserWarning) as warned:
         run_lib.open_run(tmp_path / "second", split="train[480:700]")
     text = " ".join(str(warning.message) for warning in warned)
-    assert re.search(
-        r"20 images of train\[480:700\] are also in train\[:500\], on which the weights were trained", text
-    )
+    assert re.search(r"weights that were trained on train\[:500\], which has 20 images of train\[480:700\]", text)
+    finished, model = run_lib.load(tmp_path / "second")
+    run_lib.export(finished, model, tmp_path / "second", tmp_path / "export")
+    from_export = dataclasses.replace(third, weights=str(tmp_path / "export"))
+    assert trained_on.before(from_export) == trained_on.before(third)
+
+
+def test_a_folder_that_moved_or_changed(photos, quick, tmp_path):
+    """The images count, not where they are. Of a folder with more images, others are held out."""
+    run_lib.train(quick(photos, validation=4), tmp_path / "run")
+    second = quick(photos, validation=4, weights=str(tmp_path / "run"))
+    assert trained_on.for_validation(second) == []
+    shutil.copytree(photos, tmp_path / "copy")
+    copied = quick(tmp_path / "copy", validation=4, weights=str(tmp_path / "run"))
+    assert trained_on.for_validation(copied) == []
+    (line,) = trained_on.for_validation(dataclasses.replace(copied, seed=1))
+    assert SEEN in line
+    shutil.copy(photos / "train" / "dark" / "0.png", photos / "train" / "dark" / "more.png")
+    (line,) = trained_on.for_validation(quick(photos, validation=4, weights=str(tmp_path / "run")))
+    assert SEEN in line

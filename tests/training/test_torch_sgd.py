@@ -56,6 +56,7 @@ def test_averaged_weights_begin_late():
     np.testing.assert_array_equal(ours(again), ours(TorchSGD(SCHEDULE)))
 
 
-def test_no_momentum():
-    with pytest.raises(ValueError, match="momentum must be positive"):
-        TorchSGD(0.1, momentum=0.0)
+@pytest.mark.parametrize("momentum", [0.0, -0.5, 1.5, "x", None])
+def test_momenta_that_there_are_not(momentum):
+    with pytest.raises(ValueError, match="momentum must be a float in 0..1, not 0"):
+        TorchSGD(0.1, momentum=momentum)
