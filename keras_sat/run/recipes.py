@@ -211,7 +211,7 @@ _ALL = (
     Recipe(
         name="trades",
         paper="Zhang et al., Theoretically Principled Trade-off between Robustness and Accuracy, arXiv:1901.08573",
-        cost="8.7 plain steps; 76 epochs of CIFAR-10",
+        cost="9 plain steps; 76 epochs of CIFAR-10",
         differs=_LAST_BATCH,
         settings=_WIDE
         | {

@@ -211,6 +211,7 @@ def open_weights(
         options["input_shape"] = preprocessing.shape
     else:
         preprocessing = of_entry(entry)
+        _warn_of_released(entry, name, source, split)
     batches = data.load(source, split, batch_size, preprocessing=preprocessing)
     model = models.build(network, form, weights=weights, **options)
     context = _context(name, split, batch_size, source.classes) | {
@@ -220,6 +221,17 @@ def open_weights(
     }
     output = "-".join((network, activation_name(options["activation"]), _stem(weights)))
     return Subject(model, batches, context, published["norm"] or "linf", published["epsilon"], output)
+
+
+def _warn_of_released(entry, dataset, source, split):
+    for training in trained_on.of_entry(entry):
+        number = trained_on.shared(source, split, training) if training["dataset"] == dataset else 0
+        if number:
+            warnings.warn(
+                f"{number} images of {split} are also in {training['train_split']}, on which the weights were trained: "
+                "the measured accuracies are too high.",
+                stacklevel=3,
+            )
 
 
 def of_entry(entry: dict[str, Any]) -> Preprocessing:

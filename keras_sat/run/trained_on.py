@@ -25,12 +25,17 @@ def before(run: Run) -> list[dict[str, Any]]:
     start = run.start
     if start.kind == pretrained.TAG:
         entry = weights_lib.find(start.model, start.activation, start.source, None, start.form)
-        known = {entry["evaluation"]["dataset"], (entry.get("training") or {}).get("dataset")} - {None}
-        return [_training({"dataset": name}) for name in sorted(known)]
+        return of_entry(entry)
     if start.kind == foreign.SAVED_MODEL:
         settings = _read(start.source, export.saved_model.CARD).get("training") or {}
         return settings.get(KEY) or [_training(settings)]
     return [] if start.run is None else of_record(_read(start.run, "run.json"))
+
+
+def of_entry(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the training of released weights, from their entry in the registry. See `before`."""
+    known = {entry["evaluation"]["dataset"], (entry.get("training") or {}).get("dataset")} - {None}
+    return [_training({"dataset": name}) for name in sorted(known)]
 
 
 def of_record(record: dict[str, Any]) -> list[dict[str, Any]]:
@@ -91,14 +96,16 @@ def for_evaluation(run: Run, record: dict[str, Any], split: str) -> list[str]:
     ]
 
 
-def _number(run, split, training):
-    """Returns the number of images of a split of the run's dataset that are in a training's split."""
-    if not _is_dataset_of(run, training):
-        return 0
+def shared(source: data.Folder | data.Prepared, split: str, training: dict[str, Any]) -> int:
+    """Returns the number of images of a split that are in a training's split of the same dataset."""
     try:
-        return data.overlap(run.source, split, training["train_split"])
+        return data.overlap(source, split, training["train_split"])
     except ValueError:  # the split is gone
         return 0
+
+
+def _number(run, split, training):
+    return shared(run.source, split, training) if _is_dataset_of(run, training) else 0
 
 
 def _is_dataset_of(run, training):

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from keras_sat import models
-from keras_sat.run import open_run, subject
+from keras_sat.run import open_run, open_weights, subject
 
 
 def test_every_entry_of_the_registry_has_a_preprocessing():
@@ -23,3 +23,11 @@ def test_images_that_were_trained_on_are_told(run_on_photos):
     shutil.rmtree(photos / "test")
     with pytest.raises(ValueError, match=r"no split to evaluate on.*--train_split=.*--split='train\[90%:\]'"):
         open_run(path)
+
+
+def test_images_that_released_weights_were_trained_on_are_told():
+    with pytest.warns(
+        UserWarning, match=r"10 images of train\[:10\] are also in train, on which the weights were trained"
+    ):
+        open_weights("ResNet8", "sat-fashion-mnist", split="train[:10]")
+    open_weights("ResNet8", "sat-fashion-mnist", split="test[:10]")
