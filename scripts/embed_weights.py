@@ -1,6 +1,6 @@
 """Adds the weights of trained runs to the package, as `weights="sat-fashion-mnist"`, and measures their robustness.
 
-    python scripts/embed_weights.py runs/study/pgd_1/relu-0 runs/study/pgd_1/silu-1
+    python scripts/embed_weights.py runs/study/pgd_10/relu-2 runs/study/pgd_10/silu-2
 
 The weights of each run are copied to keras_sat/models/fashion_mnist/MODEL-ACTIVATION.weights.h5. An entry in
 weights.json has their SHA-256, the settings of the training, and the results of `keras-sat evaluate --model=...

@@ -201,7 +201,7 @@ def says_network(weights: str | None) -> bool:
     if weights is None:
         return False
     if weights_lib.is_tag(weights):
-        known = [entry for entry in weights_lib.entries() if weights in (entry["tag"], entry["id"])]
+        known = _entries_of(weights)
         return len({json.dumps([entry["model"], entry["activation"]], sort_keys=True) for entry in known}) == 1
     path = os.path.abspath(files.expanded(weights))
     if not os.path.exists(path):
@@ -266,8 +266,13 @@ def letters(name: str) -> str:
     return re.sub(r"[\W_]", "", name.casefold()) or name
 
 
+def _entries_of(tag):
+    """Returns the entries of the registry with a tag, or with this identifier."""
+    return [entry for entry in weights_lib.entries() if tag in (entry["tag"], entry["id"])]
+
+
 def _of_tag(tag, given):
-    known = [entry for entry in weights_lib.entries() if tag in (entry["tag"], entry["id"])]
+    known = _entries_of(tag)
     model = given["model"] or _only({entry["model"] for entry in known}, MODEL)
     own = {json.dumps(entry["activation"], sort_keys=True) for entry in known if entry["model"] == model}
     activation = given["activation"] or json.loads(_only(own, json.dumps(ACTIVATION)))

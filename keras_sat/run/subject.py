@@ -99,12 +99,16 @@ def _warn_of_trained_on(run, split):
     validated = run.validation_split if run.chooses else None
     for which, kind in ((run.train_split, "trained"), (validated, "validated")):
         number = data.overlap(run.source, split, which) if which else 0
-        if number:
-            warnings.warn(
-                f"{number} images of {split} are also in {which}, on which the network was {kind}: the measured "
-                "accuracies are too high.",
-                stacklevel=3,
-            )
+        _warn_of_shared(number, split, which, f"the network was {kind}", stacklevel=4)
+
+
+def _warn_of_shared(number, split, which, what, stacklevel):
+    """Warns if a number of images of the split that is evaluated are also in a split of the training."""
+    if number:
+        warnings.warn(
+            f"{number} images of {split} are also in {which}, on which {what}: the measured accuracies are too high.",
+            stacklevel=stacklevel,
+        )
 
 
 def open_export(
@@ -226,12 +230,7 @@ def open_weights(
 def _warn_of_released(entry, dataset, source, split):
     for training in trained_on.of_entry(entry):
         number = trained_on.shared(source, split, training) if training["dataset"] == dataset else 0
-        if number:
-            warnings.warn(
-                f"{number} images of {split} are also in {training['train_split']}, on which the weights were trained: "
-                "the measured accuracies are too high.",
-                stacklevel=3,
-            )
+        _warn_of_shared(number, split, training["train_split"], "the weights were trained", stacklevel=4)
 
 
 def of_entry(entry: dict[str, Any]) -> Preprocessing:

@@ -1,4 +1,4 @@
-"""The images that a network was trained on before: their accuracies say too much."""
+"""The images that a network was trained on before: accuracies that are measured on them are too high."""
 
 import json
 import os

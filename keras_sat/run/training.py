@@ -142,8 +142,11 @@ def cost(run: Run) -> str:
     share = len(images) // strategy.num_replicas_in_sync  # each replica gets what `train_on_batch` is given
     measured = cost_lib.of_trainer(trainer, images[:share], labels[:share], steps)
     hours = (measured.seconds_per_epoch or 0.0) * run.epochs / 3600
-    epochs = "1 epoch" if run.epochs == 1 else f"{run.epochs} epochs"
-    return f"{measured}; {hours:.1f} hours for {epochs} of {steps} steps, without validation"
+    return f"{measured}; {hours:.1f} hours for {_epochs(run.epochs)} of {steps} steps, without validation"
+
+
+def _epochs(number):
+    return "1 epoch" if number == 1 else f"{number} epochs"
 
 
 def _about_splits(run):
@@ -183,8 +186,7 @@ def _about_training(run, steps):
     else:
         on = f"on adversarial images of {run.attack()}, {size}"
     loss = f", objective {run.objective}" if run.objective in ("trades", "mart") else ""
-    epochs = "1 epoch" if run.epochs == 1 else f"{run.epochs} epochs"
-    lines = [f"Training: {epochs} of {steps} steps, {run.batch_size} images in a step, {on}{loss}."]
+    lines = [f"Training: {_epochs(run.epochs)} of {steps} steps, {run.batch_size} images in a step, {on}{loss}."]
     if run.guard_action() != "none":
         probes = f"{run.probe} attacks a sample of the validation images, {PROBES_PER_EPOCH} times an epoch"
         lines.append(f"Guard against catastrophic overfitting: {probes}; the first time it is compiled.")
@@ -384,8 +386,7 @@ class _Training:
         if self.guard and self.guard.action == "stop" and self.guard.collapses:
             return f"catastrophic overfitting at step {self.guard.collapses[-1]}"
         if self.best and self.best.stopped_epoch:
-            epochs = "1 epoch" if self.run.patience == 1 else f"{self.run.patience} epochs"
-            return f"no larger robust validation accuracy for {epochs}"
+            return f"no larger robust validation accuracy for {_epochs(self.run.patience)}"
         return None
 
     def _fit_phase(self, phase):
