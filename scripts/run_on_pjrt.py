@@ -4,17 +4,20 @@
     python scripts/run_on_pjrt.py lower lowered --model=ResNet8 --dataset=fashion_mnist_mini --epochs=8 --with_images
     # 2. Where the device is: this file and the folder are all that it needs.
     python run_on_pjrt.py run lowered --output=trained.npz
-    python run_on_pjrt.py run lowered --function=attack --train_steps=50
-    # 3. Where TensorFlow and keras_sat are: write a file of weights, and evaluate it.
-    python scripts/run_on_pjrt.py weights lowered trained.npz trained.weights.h5
-    keras-sat evaluate --model=ResNet8 --activation=silu --weights=trained.weights.h5 --dataset=... --epsilon=25.5
+    python run_on_pjrt.py run lowered --function=pgd-10 --values=trained.npz --output=attacked.npz
+    # 3. Where TensorFlow and keras_sat are: count what the attack left, write a run, and evaluate it.
+    python scripts/run_on_pjrt.py judge lowered attacked.npz --values=trained.npz
+    python scripts/run_on_pjrt.py weights lowered trained.npz runs/trained
+    keras-sat evaluate runs/trained
 
-`lower` writes three functions: `step`, the adversarial training step (`AdversarialModel.train_step`); `plain`, the same
-network's step without an attack; and `attack`, PGD-k on a network with fixed weights. Variables are arguments and
-results. Before it writes, `lower` runs each lowered function once and compares all results with those of TensorFlow.
+`lower` writes `step`, the adversarial training step (`AdversarialModel.train_step`); `plain`, the same network's step
+without an attack; and a function for each name of `--attack`, an attack on a network with fixed weights, such as
+`pgd-10` or `autoattack`. Variables are arguments and results. Before it writes, `lower` runs each lowered function once
+and compares all results with those of TensorFlow.
 
 `run` compiles a function for the first device that jax finds, runs it, and prints the time of a step, images per second
-and memory. `compile` compiles it for a TPU on a machine without a TPU, and prints the memory. It needs libtpu:
+and memory. `judge` counts, with TensorFlow, which adversarial images the network misclassifies. `compile` compiles a
+function for a TPU on a machine without a TPU, and prints the memory. It needs libtpu:
 
     python -m venv jax-environment                                    # separate from TensorFlow's environment
     jax-environment/bin/pip install jax==0.10.2 libtpu==0.0.52
@@ -25,6 +28,7 @@ Batch size and memory are those of one device.
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -35,10 +39,13 @@ import time
 
 import numpy as np
 
-FUNCTIONS = ("step", "plain", "attack")
-MANIFEST, VALUES, IMAGES = "manifest.json", "values.npz", "images.npz"
+STEPS = {"step": "training step with {objective}", "plain": "plain training step"}
+MANIFEST, VALUES = "manifest.json", "values.npz"
+IMAGES, ATTACKED = "images.npz", "test_images.npz"
 CHECKED = 4  # images of the batch with which `lower` checks the lowered functions
-TOLERANCE = 1e-3  # of the largest change or value; a wrong argument differs by more than 1e-2, rounding by 1e-6
+# Of the largest change or value. In float32 a wrong argument differs by more than 1e-2, rounding by 1e-6. In bfloat16
+# rounding changes the images of PGD-10, and results by up to 0.2. Variables that changed places differ by 1 or more.
+TOLERANCE, LOW_PRECISION_TOLERANCE = 1e-3, 0.5
 GROUP = 10  # steps that are timed together, because a device works on several steps ahead
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -120,13 +127,13 @@ def prepare(trainer, images, labels):
     return kinds | {"other": [variable for variable in trainer.variables if id(variable) not in known]}
 
 
-def functions(run, trainer, attack_steps=10, one_hot=None):
-    """Returns {name: a function of images, labels and, for the attack, a seed, that returns {name: tensor}}.
+def functions(run, trainer, attacks, one_hot=None):
+    """Returns {name: a function of images, labels and, for an attack, a seed, that returns {name: tensor}}.
 
     Args:
         run: the configuration.
         trainer: a prepared trainer.
-        attack_steps: gradient steps of the attack.
+        attacks: {name: Attack}.
         one_hot: number of classes if the loss takes one-hot labels; None if it takes integers.
     """
     import keras
@@ -134,8 +141,7 @@ def functions(run, trainer, attack_steps=10, one_hot=None):
 
     from keras_sat.models import folding
 
-    attack = dataclasses.replace(run.validation_attack(), steps=attack_steps)
-    folded = folding.Folding(trainer.classifier, run.attack_precision)
+    folded = folding.Folding(trainer.classifier)
 
     def targets(labels):
         return labels if one_hot is None else tf.one_hot(labels, one_hot)
@@ -147,10 +153,31 @@ def functions(run, trainer, attack_steps=10, one_hot=None):
         logs = keras.Model.train_step(trainer, (images, targets(labels)))
         return {name: logs[name] for name in ("loss", "accuracy")}
 
-    def attacked(images, labels, seed):
-        return {"adversarial": attack(folded.bind(), images, labels, seed, static_shapes=True)}
+    def attacked(attack, images, labels, seed):
+        network = folded.bind()
+        adversarial = attack(network, images, labels, seed, static_shapes=True)
+        return {"adversarial": adversarial, "logits": tf.cast(network(adversarial), tf.float32)}
 
-    return {"step": step, "plain": plain, "attack": attacked}
+    return {"step": step, "plain": plain} | {name: functools.partial(attacked, attacks[name]) for name in attacks}
+
+
+def attacks_of(run, names, all_steps=False):
+    """Returns {name: Attack} of names as in `keras-sat evaluate --attack`.
+
+    Args:
+        run: the configuration.
+        names: names, separated by commas. "pgd-50@8" is PGD-50 with epsilon 8 in place of that of the run.
+        all_steps: whether PGD goes on to its last step when all images are misclassified, so that its time is known.
+    """
+    from keras_sat.attacks import PGD, from_name
+
+    named = {}
+    for name in names.split(","):
+        attack, at, epsilon = name.partition("@")
+        named[name] = from_name(attack, run.ball(float(epsilon) if at else None))
+    if not all_steps:
+        return named
+    return {name: dataclasses.replace(one, keep="last") if isinstance(one, PGD) else one for name, one in named.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,7 +268,7 @@ def _assigned(text, arguments, outputs):
     return [replaced[place] for place in sorted(replaced)]
 
 
-def check(lowered, inputs, variables):
+def check(lowered, inputs, variables, tolerance=TOLERANCE):
     """Runs a lowered function, and TensorFlow's own, on changed variables, and compares all results.
 
     Each variable is changed at random, so that no two are equal. XLA compiles both for the CPU. At the end the
@@ -251,6 +278,7 @@ def check(lowered, inputs, variables):
         lowered: a `Lowered`.
         inputs: {name: tensor}.
         variables: the Keras variables.
+        tolerance: largest difference, as a share of a variable's change or of an output.
 
     Raises:
         ValueError: if a result differs, or if TensorFlow changes a variable that is no result.
@@ -265,10 +293,10 @@ def check(lowered, inputs, variables):
         after = [variable.numpy() for variable in variables]
         for result, value in zip(lowered.results, found, strict=True):
             if "output" in result:
-                _compare(result["output"], value, outputs[result["output"]].numpy())
+                _compare(result["output"], value, outputs[result["output"]].numpy(), tolerance)
             else:
                 place = result["variable"]
-                _compare(variables[place].path, value, after[place], changed[place])
+                _compare(variables[place].path, value, after[place], tolerance, changed[place])
         written = {result.get("variable") for result in lowered.results}
         for place, variable in enumerate(variables):
             if place not in written and not np.array_equal(after[place], changed[place]):
@@ -304,17 +332,18 @@ def _call(lowered, values):
     return [result.numpy() for result in run(*map(tf.constant, values))]
 
 
-def _compare(name, found, expected, before=0.0):
+def _compare(name, found, expected, tolerance, before=0.0):
     """Raises ValueError if an array differs from what was expected by more than rounding.
 
     Args:
         name: for the message.
         found, expected: the arrays.
+        tolerance: see `check`.
         before: the value that the function changed, whose change is the measure.
     """
     change = np.max(np.abs(np.subtract(expected, before, dtype=np.float64)), initial=0.0)
     difference = np.max(np.abs(np.subtract(found, expected, dtype=np.float64)), initial=0.0)
-    if not difference <= TOLERANCE * change:  # also if either is not finite
+    if not difference <= tolerance * change:  # also if either is not finite
         raise ValueError(
             f"{name} of the lowered function differs from TensorFlow's by {difference:.1e}, where it changes by "
             f"{change:.1e}: the order of arguments or results is not the expected one."
@@ -332,7 +361,7 @@ def _lower(args):
 
     def inputs(name, batch_size, make):
         made = {"images": make((batch_size, *shape), tf.uint8), "labels": make((batch_size,), tf.int32)}
-        return made | ({"seed": make((2,), tf.int32)} if name == "attack" else {})
+        return made if name in STEPS else made | {"seed": make((2,), tf.int32)}
 
     random = _random(classes)
     batch = inputs("step", CHECKED, random)
@@ -340,13 +369,19 @@ def _lower(args):
     kinds = prepare(trainer, batch["images"], labels)
     variables = [variable for group in kinds.values() for variable in group]
     os.makedirs(args.folder, exist_ok=True)
+    is_exact = run.precision == "float32" and not run.attack_precision
+    tolerance = TOLERANCE if is_exact else LOW_PRECISION_TOLERANCE
     described = {}
-    for name, function in functions(run, trainer, args.attack_steps, one_hot).items():
+    attacks = attacks_of(run, args.attack, args.all_steps)
+    for name, function in functions(run, trainer, attacks, one_hot).items():
         begin = time.perf_counter()
+        batch_size = run.batch_size if name in STEPS else args.attack_batch_size or run.batch_size
+        # An NVIDIA GPU rounds float32 to 10 bits (TF32) where it may. An attack must see what the network computes.
+        tf.config.experimental.enable_tensor_float_32_execution(name in STEPS)
         small = lower(function, inputs(name, CHECKED, tf.TensorSpec), variables)
-        check(small, inputs(name, CHECKED, random), variables)
-        is_small = run.batch_size == CHECKED
-        whole = small if is_small else lower(function, inputs(name, run.batch_size, tf.TensorSpec), variables)
+        check(small, inputs(name, CHECKED, random), variables, tolerance)
+        is_small = batch_size == CHECKED
+        whole = small if is_small else lower(function, inputs(name, batch_size, tf.TensorSpec), variables)
         if _places(whole) != _places(small):
             raise ValueError(f"{name}: the order of arguments or results depends on the batch size.")
         with open(os.path.join(args.folder, f"{name}.stablehlo"), "wb") as file:
@@ -355,7 +390,7 @@ def _lower(args):
         print(
             f"{name}: {len(whole.module) / 2**20:.1f} MiB, lowered and checked in {time.perf_counter() - begin:.0f} s"
         )
-    _write(args, run, kinds, {"functions": described, "classes": classes, "attack_steps": args.attack_steps})
+    _write(args, run, kinds, {"functions": described, "classes": classes, "all_steps": args.all_steps})
 
 
 def _random(classes):
@@ -372,13 +407,12 @@ def _places(lowered):
 
 
 def _write(args, run, kinds, manifest):
-    """Writes the manifest, the initial values and the images of the training split."""
+    """Writes the manifest, the initial values, and the images of the training split and of those to attack."""
     variables = [(kind, variable) for kind, group in kinds.items() for variable in group]
     values = [variable.numpy() for _, variable in variables]
     manifest |= {
         "precision": run.precision + (f" (attack: {run.attack_precision})" if run.attack_precision else ""),
         "settings": run.settings(),
-        "batch_size": run.batch_size,
         "training_steps": run.steps_per_epoch() * run.epochs,
         "seed": run.seed,
         "variables": [
@@ -393,29 +427,96 @@ def _write(args, run, kinds, manifest):
         np.savez_compressed(
             os.path.join(args.folder, VALUES), **{str(place): value for place, value in enumerate(values)}
         )
-    if args.with_images:
-        parts = [(images.numpy(), labels.numpy()) for images, labels in run.load_data(run.train_split)]
-        images, labels = (np.concatenate(part) for part in zip(*parts))
-        np.savez_compressed(os.path.join(args.folder, IMAGES), image=images, label=labels)
+    for name, split in {IMAGES: run.train_split if args.with_images else "", ATTACKED: args.test_split}.items():
+        if split:
+            parts = [(images.numpy(), labels.numpy()) for images, labels in run.load_data(split)]
+            images, labels = (np.concatenate(part) for part in zip(*parts))
+            np.savez_compressed(os.path.join(args.folder, name), image=images, label=labels)
     print(f"Written to {args.folder}.")
 
 
-def _weights(args):
-    """Writes trained values as a file of weights of the network."""
-    from keras_sat import models
+def _manifest(folder):
+    with open(os.path.join(folder, MANIFEST), encoding="utf-8") as file:
+        return json.load(file)
+
+
+def trained_network(folder, values):
+    """Returns the `Run` of a folder and its network with trained values.
+
+    Args:
+        folder: the folder that `lower` wrote.
+        values: the .npz file that `run --output` wrote.
+    """
     from keras_sat.run import Run
 
-    with open(os.path.join(args.folder, MANIFEST), encoding="utf-8") as file:
-        manifest = json.load(file)
-    model = network(Run(**manifest["settings"]), manifest["classes"])
+    manifest = _manifest(folder)
+    run = Run(**manifest["settings"])
+    model = network(run, manifest["classes"])
     described = [one for one in manifest["variables"] if one["kind"] == "weight"]
-    with np.load(args.trained) as trained:
+    with np.load(values) as trained:
         for place, (variable, record) in enumerate(zip(model.variables, described, strict=True)):
             if [record["name"].rpartition("/")[2], record["shape"]] != [variable.name, list(variable.shape)]:
-                raise ValueError(f"{variable.path} of the network is {record['name']} in {args.folder}.")
+                raise ValueError(f"{variable.path} of the network is {record['name']} in {folder}.")
             variable.assign(trained[str(place)])
-    models.weights.save_file(model, args.output)
+    return run, model
+
+
+def _weights(args):
+    """Writes trained values as a file of weights, or as the folder of a run, which all commands of keras-sat take."""
+    from keras_sat import files, models, provenance
+    from keras_sat.run import folder
+
+    run, model = trained_network(args.folder, args.trained)
+    if args.output.endswith(".weights.h5"):
+        models.weights.save_file(model, args.output)
+    else:
+        if os.path.exists(args.output):
+            raise ValueError(f"{args.output} exists. Expected: the name of a new folder, or of a file *.weights.h5.")
+        if model.output_shape[-1] != len(run.description.classes):
+            raise ValueError(f"A run of {run.dataset} has its classes, not those of --classes. Expected: *.weights.h5.")
+        os.makedirs(args.output)
+        models.weights.save_file(model, folder.weights(args.output))
+        record = folder.record(run) | {"finished": True, "history": {}, "versions": provenance.versions()}
+        files.write_json(folder.run_json(args.output), record)
     print(f"Written to {args.output}.")
+
+
+def _judge(args):
+    """Counts which adversarial images the network misclassifies, with TensorFlow, in the precision of the run.
+
+    An image is robust if the network classifies it correctly, and its adversarial image too.
+    """
+    run, model = trained_network(args.folder, args.values)
+    with np.load(args.images or os.path.join(args.folder, ATTACKED)) as file:
+        images, labels = file["image"].astype(np.float32), file["label"]
+    with np.load(args.adversarial) as file:
+        adversarial = file["adversarial"]
+    if adversarial.shape != images[: len(adversarial)].shape:
+        raise ValueError(f"Adversarial images {adversarial.shape} do not belong to images {images.shape}.")
+    images, labels = images[: len(adversarial)], labels[: len(adversarial)]
+    epsilon = run.epsilon if args.epsilon is None else args.epsilon
+    distance = float(np.max(run.ball().distance(adversarial, images)))
+    if not (distance <= epsilon + 1e-3 and adversarial.min() >= 0 and adversarial.max() <= 255):
+        raise ValueError(
+            f"Adversarial images must be within {epsilon:g} of the images, with pixels in 0..255. Their largest "
+            f"distance is {distance:g}, their pixels are {adversarial.min():g}..{adversarial.max():g}."
+        )
+    clean = _is_correct(model, images, labels)
+    robust = clean & _is_correct(model, adversarial, labels)
+    accuracy = {name: f"{100 * which.mean():.1f} %" for name, which in {"clean": clean, "robust": robust}.items()}
+    _show({"images": str(len(images)), **accuracy})
+    if args.report:
+        with open(args.report, "w", encoding="utf-8") as file:
+            json.dump({"clean": clean.tolist(), "robust": robust.tolist()}, file)
+
+
+def _is_correct(model, images, labels, batch_size=100):
+    """Returns which images a model classifies correctly, bool [n]."""
+    from keras_sat.attacks import judging
+
+    parts = range(0, len(images), batch_size)
+    judged = [judging.judge(model, images[at : at + batch_size], labels[at : at + batch_size]) for at in parts]
+    return np.concatenate([one.is_correct for one in judged])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -427,7 +528,7 @@ def program(folder, name, platform):
 
     Args:
         folder: the folder that `lower` wrote.
-        name: "step", "plain" or "attack".
+        name: "step", "plain" or the name of an attack.
         platform: jax' name of the platform: "cpu", "cuda", "rocm" or "tpu".
 
     Returns:
@@ -439,8 +540,7 @@ def program(folder, name, platform):
     import jax.numpy as jnp
 
     jax.config.update("jax_enable_x64", True)  # iterations are int64
-    with open(os.path.join(folder, MANIFEST), encoding="utf-8") as file:
-        manifest = json.load(file)
+    manifest = _manifest(folder)
     if name not in manifest["functions"]:
         raise ValueError(f"{folder} holds no function {name!r}, only {', '.join(manifest['functions'])}.")
     arguments, results = (manifest["functions"][name][key] for key in ("arguments", "results"))
@@ -488,10 +588,16 @@ def _split(manifest, name, values):
     return {i: values[i] for i in sorted(changed)}, {i: values[i] for i in sorted(read - changed)}
 
 
-def initial_values(folder, manifest):
-    """Returns the initial values of all variables. What is not in the file is drawn, with the same mean and std."""
-    path = os.path.join(folder, VALUES)
-    if os.path.exists(path):
+def initial_values(folder, manifest, path=None):
+    """Returns the values of all variables.
+
+    Args:
+        folder, manifest: what `lower` wrote.
+        path: a file of `run --output`. Default: the initial values of the folder. If it has none, they are drawn, with
+            the same means and standard deviations.
+    """
+    is_given, path = path is not None, path or os.path.join(folder, VALUES)
+    if is_given or os.path.exists(path):
         with np.load(path) as file:
             return [file[str(place)] for place in range(len(manifest["variables"]))]
     rng = np.random.default_rng(0)
@@ -571,11 +677,18 @@ def _compile(args):
 
 def _images(args):
     """Returns (images, labels) to run on; None for random ones."""
-    path = args.images or os.path.join(args.folder, IMAGES)
+    path = args.images or os.path.join(args.folder, IMAGES if args.function in STEPS else ATTACKED)
     if not args.images and not os.path.exists(path):
         return None
     with np.load(path) as file:
         return file["image"], file["label"]
+
+
+def batches_in_order(images, labels, batch_size):
+    """Yields (images, labels, False) of all images, in their order. The first images fill up the last batch."""
+    for at in range(0, len(images), batch_size):
+        chosen = np.arange(at, at + batch_size) % len(images)
+        yield images[chosen], labels[chosen].astype(np.int32), False
 
 
 def _batches(args, manifest, shape):
@@ -585,16 +698,24 @@ def _batches(args, manifest, shape):
         shape: the shape of a batch of images.
     """
     found = _images(args)
+    if found is None and args.function not in STEPS and not manifest["all_steps"]:
+        raise ValueError(
+            f"{args.function} ends when all images are misclassified, so its time on random images says nothing. "
+            "Expected: --images, or a folder that was lowered with --all_steps."
+        )
     if found is None:
         return itertools.repeat(_random_batch(args.order, shape, manifest["classes"]), args.train_steps or 50)
     images, labels = found
-    if images.shape[1:] != tuple(shape[1:]) or images.dtype != np.uint8 or len(images) < shape[0]:
+    is_step = args.function in STEPS
+    if images.shape[1:] != tuple(shape[1:]) or images.dtype != np.uint8 or (is_step and len(images) < shape[0]):
         raise ValueError(
             f"The function takes batches of uint8 images {shape}. Received: {images.dtype} {images.shape}."
         )
+    if not is_step:
+        return itertools.islice(batches_in_order(images, labels, shape[0]), args.train_steps)
     epochs = manifest["settings"]["epochs"] if args.epochs is None else args.epochs
     steps = min(len(images) // shape[0] * epochs, args.train_steps or sys.maxsize)
-    if args.function != "attack" and steps > manifest["training_steps"]:
+    if steps > manifest["training_steps"]:
         raise ValueError(
             f"The schedule of the learning rate ends after {manifest['training_steps']} steps: lower it for more "
             f"--epochs. Received: {steps} steps."
@@ -663,13 +784,9 @@ def _means(outputs):
 def _title(function, manifest):
     """Returns what was lowered, as text."""
     settings = manifest["settings"]
-    names = {
-        "step": f"PGD-{settings['steps']} step",
-        "plain": "plain step",
-        "attack": f"PGD-{manifest['attack_steps']}",
-    }
+    title = STEPS.get(function, function).format(objective=f"PGD-{settings['steps']}")
     shape = " x ".join(map(str, manifest["functions"][function]["arguments"][0]["shape"]))
-    return f"{names[function]}, {settings['model']} ({settings['activation']}), {manifest['precision']}, {shape}"
+    return f"{title}, {settings['model']} ({settings['activation']}), {manifest['precision']}, {shape}"
 
 
 def _run(args):
@@ -680,14 +797,15 @@ def _run(args):
     _show({"device": f"{device.device_kind} ({device.platform}), jax {jax.__version__}"})
     manifest, records, compiled, seconds = _compiled(args, jax.export.default_export_platform())
     _show({"function": _title(args.function, manifest), "compiled in": f"{seconds:.1f} s"})
-    values = initial_values(args.folder, manifest)
+    values = initial_values(args.folder, manifest, args.values)
     state, fixed = jax.device_put(_split(manifest, args.function, dict(enumerate(values))), device)
-    is_attack = args.function == "attack"
+    is_attack = args.function not in STEPS
     steps = _inputs(args, manifest, records)
     state, outputs, times = _loop(compiled, state, fixed, steps, is_attack and bool(args.output))
     if args.output:  # first: a device may fail to report its memory
-        _write_output(args.output, outputs if is_attack else dict(enumerate(values)) | state)
-    step, images = statistics.median(times), manifest["batch_size"] / statistics.median(times)
+        number = len(_images(args)[0]) if is_attack and _images(args) else None
+        _write_output(args.output, outputs if is_attack else dict(enumerate(values)) | state, number)
+    step, images = statistics.median(times), records["images"]["shape"][0] / statistics.median(times)
     _show({"step": f"{1000 * step:.2f} ms ({1000 * min(times):.2f}..{1000 * max(times):.2f})"})
     _show({"images/s": f"{images:.1f}"})
     _show_memory(compiled)
@@ -708,13 +826,15 @@ def _run(args):
             json.dump(report, file, indent=1)
 
 
-def _write_output(path, found):
-    """Writes the adversarial images of all steps, or the values of all variables."""
+def _write_output(path, found, number):
+    """Writes the adversarial images and the logits of at most `number` images, or the values of all variables."""
     if isinstance(found, dict):
         arrays = {str(place): np.asarray(value) for place, value in found.items()}
     else:
-        arrays = {"adversarial": np.concatenate([one["adversarial"] for one in found])}
-    np.savez(path, **arrays)
+        arrays = {name: np.concatenate([one[name] for one in found])[:number] for name in found[0]}
+    with open(f"{path}.part", "wb") as file:
+        np.savez_compressed(file, **arrays)
+    os.replace(f"{path}.part", path)
     print(f"Written to {path}.")
 
 
@@ -749,29 +869,41 @@ def parser():
     whole = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = whole.add_subparsers(required=True)
     made = {}
-    for name, function in {"lower": _lower, "run": _run, "compile": _compile, "weights": _weights}.items():
+    called = {"lower": _lower, "run": _run, "compile": _compile, "judge": _judge, "weights": _weights}
+    for name, function in called.items():
         made[name] = commands.add_parser(name, description=function.__doc__)
         made[name].set_defaults(function_of_command=function)
         made[name].add_argument("folder", help="the folder that `lower` writes")
     for name, kind in FLAGS.items():
         made["lower"].add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS, help="see `keras-sat train -h`")
     lowering = made["lower"].add_argument
-    lowering("--attack_steps", type=int, default=10, help="steps of the function `attack` (default: 10)")
+    attack = "attacks, as of `keras-sat evaluate`; pgd-50@8 is one with epsilon 8 (default: pgd-10)"
+    lowering("--attack", default="pgd-10", help=attack)
+    lowering("--attack_batch_size", type=int, help="images of a batch of an attack; default: the batch size")
+    lowering("--all_steps", action="store_true", help="PGD does not end when all images are misclassified: for timings")
+    lowering("--test_split", default="", help=f"also write the images of this split, which are attacked, {ATTACKED}")
     lowering("--classes", type=int, help="number of classes of the network; default: the dataset's")
     lowering("--with_images", action="store_true", help=f"also write the images of the training split, {IMAGES}")
     lowering("--without_weights", action="store_true", help="write no initial values: `run` draws some, for timings")
     for name in ("run", "compile"):
-        made[name].add_argument("--function", choices=FUNCTIONS, default="step", help="default: step")
+        made[name].add_argument("--function", default="step", help="step (default), plain, or the name of an attack")
     made["compile"].add_argument("--topology", default="v5e:2x2", help="default: v5e:2x2")
     running = made["run"].add_argument
-    running("--images", help=f"an .npz file of image (uint8) and label; default: {IMAGES} of the folder, or random")
-    running("--train_steps", type=int, help="steps to run; default: all of --epochs, or 50 with random images")
+    running("--images", help="an .npz file of image (uint8) and label; default: that of the folder, or random images")
+    running("--values", help="the .npz file of a training's `run --output`; default: the initial values")
+    running("--train_steps", type=int, help="batches to run; default: all of --epochs, or 50 with random images")
     running("--epochs", type=int, help="epochs over the images; default: those that it was lowered for")
     running("--order", type=int, default=0, help="seed of the order of the images (default: 0)")
-    running("--output", help="an .npz file to write: the trained variables; of `attack`, the adversarial images")
+    running("--output", help="an .npz file to write: the trained variables; of an attack, the adversarial images")
     running("--report", help="a JSON file to write: times, memory, and loss and metrics of each step")
+    judging = made["judge"].add_argument
+    judging("adversarial", help="the .npz file that an attack's `run --output` wrote")
+    judging("--epsilon", type=float, help="default: the epsilon of the training")
+    judging("--values", required=True, help="the .npz file that a training's `run --output` wrote")
+    judging("--images", help=f"the .npz file of image and label that was attacked; default: {ATTACKED} of the folder")
+    judging("--report", help="a JSON file to write: which images are classified correctly, and which are robust")
     made["weights"].add_argument("trained", help="the .npz file that `run --output` wrote")
-    made["weights"].add_argument("output", help="the .weights.h5 file to write")
+    made["weights"].add_argument("output", help="the .weights.h5 file to write, or the folder of a run")
     return whole
 
 

@@ -99,7 +99,7 @@ STUDIES = {
     # Not planned: the control's first runs lacked the step size, so they took the default, epsilon / 10.
     "pgd_10_short_steps": Study(PGD_10 | {"step_size": 2.55}, dict.fromkeys(CONTROL, 1), EVALUATIONS),
     "resnet20": Study(
-        PGD_10 | {"model": "ResNet20", "epochs": 3},
+        PGD_10 | {"model": "ResNet20"},
         dict.fromkeys(("relu", "silu", "parametric_softplus"), 2),
         EVALUATIONS
         | {
@@ -126,11 +126,22 @@ def measure(study, name, folder):
         _keras_sat(folder, "train", *flags, f"--activation={activation(kind)}", f"--seed={seed}", f"--output={folder}")
     if not _read(os.path.join(folder, "run.json"))["finished"]:
         raise ValueError(f"The training in {folder} was ended early: remove the folder.")
-    for evaluation_name, flags in study.evaluations.items():
-        output = os.path.join(folder, evaluation_name)
-        if not os.path.exists(os.path.join(output, "report.json")):
-            _keras_sat(folder, "evaluate", folder, *flags, f"--output={output}")
+    evaluate(folder, (folder,), study.evaluations)
     return record(study, folder)
+
+
+def evaluate(folder, network, evaluations):
+    """Makes the evaluations of a run that are not done, each in a folder of its name.
+
+    Args:
+        folder: folder of the run.
+        network: the words of `keras-sat evaluate` that say what is attacked.
+        evaluations: {name: further flags}.
+    """
+    for name, flags in evaluations.items():
+        output = os.path.join(folder, name)
+        if not os.path.exists(os.path.join(output, "report.json")):
+            _keras_sat(folder, "evaluate", *network, *flags, f"--output={output}")
 
 
 def _keras_sat(folder, *arguments):
@@ -156,27 +167,32 @@ def _keras_sat(folder, *arguments):
 
 
 def record(study, folder):
-    """Returns the record of a run: the training's curves, and for each attack which images are robust (see `_bits`)."""
+    """Returns the record of a run: the training's curves, and which images are robust to each attack, as `digits`."""
     run = _read(os.path.join(folder, "run.json"))
-    kept = {"history": run["history"], "versions": run["versions"], "attacks": {}}
-    for name in study.evaluations:
+    return {"history": run["history"], "versions": run["versions"]} | evaluated(folder, study.evaluations)
+
+
+def evaluated(folder, names):
+    """Returns the part of a run's record that comes from its evaluations with these names."""
+    kept = {"attacks": {}}
+    for name in names:
         report = evaluation.from_json(os.path.join(folder, name, "report.json"))
         kept["weights_sha256"] = report.context["weights_sha256"]
-        clean = {"clean": _bits(report.examples["clean"])} if name == "pgd-50" else {}
+        clean = {"clean": digits(report.examples["clean"])} if name == "pgd-50" else {}
         rows = report.examples["attacks"].items()
-        kept["attacks"][name] = clean | {row: _bits([not by for by in of["broken_by"]]) for row, of in rows}
+        kept["attacks"][name] = clean | {row: digits([not by for by in of["broken_by"]]) for row, of in rows}
     return kept
 
 
-def _bits(values):
+def digits(values):
     """Converts booleans to hexadecimal digits, four booleans a digit. The first boolean is the highest bit."""
     padded = [*values, *[False] * (-len(values) % 4)]
     return f"{int(''.join('01'[bool(value)] for value in padded), 2):0{len(padded) // 4}x}"
 
 
-def bits(digits):
+def bits(text):
     """Converts hexadecimal digits of a record back to booleans."""
-    return [digit == "1" for four in digits for digit in f"{int(four, 16):04b}"]
+    return [bit == "1" for digit in text for bit in f"{int(digit, 16):04b}"]
 
 
 def _read(path):
@@ -201,13 +217,17 @@ def _results_file(study, folder):
 
 def _measure_and_keep(study, name, folder, kept_in):
     """Measures a run and adds its record to the study's file in the folder `kept_in`."""
-    settings = STUDIES[study]
-    one = measure(settings, name, folder)
+    one = measure(STUDIES[study], name, folder)
     with LOCK:
-        runs = results(study, kept_in) | {name: one}
-        contents = {"training": settings.training, "evaluations": settings.evaluations, "runs": runs}
-        files.write_json(_results_file(study, kept_in), contents)
-        print(f"{name} is done: {len(runs)} of {len(settings.names())}", flush=True)
+        keep(study, {name: one}, kept_in)
+
+
+def keep(study, runs, folder):
+    """Adds the records of runs, {name: record}, to the study's file in a folder."""
+    settings, all_of_them = STUDIES[study], results(study, folder) | runs
+    contents = {"training": settings.training, "evaluations": settings.evaluations, "runs": all_of_them}
+    files.write_json(_results_file(study, folder), contents)
+    print(f"{', '.join(runs)} is done: {len(all_of_them)} of {len(settings.names())}", flush=True)
 
 
 def main():

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_sat.attacks import PGD, LinfBall
+from keras_sat.attacks import PGD, LinfBall, from_name
 from keras_sat.run import Run
 from keras_sat.training import AdversarialModel
 
@@ -28,7 +28,7 @@ sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 SGD = "--model=ResNet8 --epochs=1 --optimizer=sgd --learning_rate=0.02"
-SMALL = f"{SGD} --image_size=8 --train_split=train[:96] --batch_size=4 --steps=2 --attack_steps=3"
+SMALL = f"{SGD} --image_size=8 --train_split=train[:96] --batch_size=4 --steps=2 --attack=pgd-3 --test_split=test[:10]"
 
 
 @pytest.fixture(scope="module")
@@ -105,20 +105,73 @@ def test_twenty_steps_are_tensorflows(script, lowered, tmp_path):
     compare(script, lowered, tmp_path)
 
 
+@pytest.fixture(scope="module")
+def attacked(script, lowered, tmp_path_factory):
+    """The files of a training of one step, and of an attack of its network on 10 images, in batches of 4."""
+    trained, output = (tmp_path_factory.mktemp("attacked") / name for name in ("trained.npz", "adversarial.npz"))
+    on_the_device("run", lowered, "--train_steps=1", f"--output={trained}")
+    on_the_device("run", lowered, "--function=pgd-3", f"--values={trained}", f"--output={output}")
+    return trained, output
+
+
 @pytest.mark.slow
 @pytest.mark.xdist_group("pjrt")
-def test_an_attack_is_tensorflows(script, lowered, tmp_path):
-    output = tmp_path / "adversarial.npz"
-    on_the_device("run", lowered, "--function=attack", "--train_steps=3", f"--output={output}")
-    run = Run(**_settings(script, lowered))
-    model = script.network(run)
-    with np.load(lowered / script.IMAGES) as file:
-        batches = list(zip(script.batches(file["image"], file["label"], run.batch_size, 1), range(3)))
-    attack = dataclasses.replace(run.validation_attack(), steps=3)
-    expected = [attack(model, images, labels, tf.constant([0, step])) for (images, labels, _), step in batches]
-    with np.load(output) as file:
-        difference = np.abs(file["adversarial"] - np.concatenate(expected))
+def test_an_attack_is_tensorflows(script, lowered, attacked):
+    run, model = script.trained_network(lowered, attacked[0])
+    with np.load(lowered / script.ATTACKED) as file:
+        images, labels = file["image"], file["label"]
+    attack = from_name("pgd-3", LinfBall(run.epsilon))
+    batches = script.batches_in_order(images, labels, run.batch_size)
+    expected = [attack(model, *batch[:2], tf.constant([0, number])) for number, batch in enumerate(batches)]
+    with np.load(attacked[1]) as file:
+        assert len(file["adversarial"]) == len(images) == 10
+        difference = np.abs(file["adversarial"] - np.concatenate(expected)[:10])
     assert np.mean(difference < 1e-3) > 0.999
+    assert difference.max() <= 2 * run.epsilon
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("pjrt")
+def test_judge_counts_what_the_attack_left(script, lowered, attacked, tmp_path, capsys):
+    trained, adversarial = attacked
+    report = tmp_path / "judged.json"
+    call(script, "judge", lowered, adversarial, f"--values={trained}", f"--report={report}")
+    assert re.search(r"images +10\n", capsys.readouterr().out)
+    run, model = script.trained_network(lowered, trained)
+    with np.load(lowered / script.ATTACKED) as file:
+        images, labels = file["image"], file["label"]
+    with np.load(adversarial) as file:
+        found, logits = file["adversarial"], file["logits"]
+    is_clean = model.predict(images.astype(np.float32), verbose=0).argmax(-1) == labels
+    judged = json.loads(report.read_text())
+    assert judged == {"clean": is_clean.tolist(), "robust": (is_clean & (logits.argmax(-1) == labels)).tolist()}
+    np.savez(tmp_path / "far.npz", adversarial=np.where(found < 128, found + run.epsilon + 1, found))
+    with pytest.raises(ValueError, match=rf"within {run.epsilon:g} of the images, with pixels in 0..255"):
+        call(script, "judge", lowered, tmp_path / "far.npz", f"--values={trained}")
+    np.savez(tmp_path / "others.npz", adversarial=np.concatenate([found, found]))
+    with pytest.raises(ValueError, match="do not belong to images"):
+        call(script, "judge", lowered, tmp_path / "others.npz", f"--values={trained}")
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("pjrt")
+def test_an_attack_on_random_images_is_refused(script, lowered, tmp_path):
+    """It would end at once, since a network misclassifies them, and its time would be wrong."""
+    pytest.importorskip("jax")
+    for path in lowered.iterdir():
+        if path.name != script.ATTACKED:
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    done = subprocess.run([sys.executable, SCRIPT, "run", tmp_path, "--function=pgd-3"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "lowered with --all_steps" in done.stderr.splitlines()[-1]
+
+
+def test_with_all_steps_pgd_does_not_end_early(script):
+    run = Run(model="ResNet8", dataset="fashion_mnist_mini")
+    assert [one.keep for one in script.attacks_of(run, "pgd-3,pgd-10").values()] == ["first", "first"]
+    timed = script.attacks_of(run, "pgd-3,square", all_steps=True)
+    assert timed["pgd-3"].keep == "last"
+    assert str(timed["square"]) == "Square"
 
 
 @pytest.mark.slow
@@ -191,7 +244,7 @@ def test_too_few_images_are_refused(lowered, tmp_path):
 def test_the_documented_commands_parse(script):
     text = SCRIPT.read_text() + (ROOT / "docs" / "accelerators.md").read_text()
     text = re.sub(r" *\\\n *", " ", text)  # a backslash ends a line of a long command
-    commands = re.findall(r"run_on_pjrt\.py ((?:lower|run|compile|weights) .*?)(?: #.*)?$", text, re.MULTILINE)
+    commands = re.findall(r"run_on_pjrt\.py ((?:lower|run|judge|compile|weights) .*?)(?: #.*)?$", text, re.MULTILINE)
     assert len(commands) >= 8
     for command in commands:
         assert callable(script.parser().parse_args(shlex.split(command)).function_of_command)

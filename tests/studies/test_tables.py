@@ -72,11 +72,11 @@ def test_runs_are_made_anew_for_another_folder_of_results(study, tmp_path, monke
 
 def test_bits(study):
     values = np.random.default_rng(0).integers(0, 2, 10_000).astype(bool)
-    np.testing.assert_array_equal(study[1].bits(study[0]._bits(values)), values)
+    np.testing.assert_array_equal(study[1].bits(study[0].digits(values)), values)
 
 
 def run(study, clean):
-    digits = study[0]._bits(clean)
+    digits = study[0].digits(clean)
     return {"attacks": {"pgd-50": {"clean": digits}}}
 
 
