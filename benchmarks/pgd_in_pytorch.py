@@ -2,9 +2,9 @@
 
     python benchmarks/pgd_in_pytorch.py [--batch_size 128] [--image_size 224] [--steps 10] [--device cuda]
 
-It is the peer of `scripts/run_on_pjrt.py run FOLDER --function=attack`, on the same machine: the same network with the
-batch norms' moving statistics, the same attack, random weights. It needs PyTorch and torchvision, and no TensorFlow. If
-torchattacks is installed, its PGD attacks the same compiled network.
+It is the peer of `scripts/run_on_pjrt.py run FOLDER --function=pgd-10`, on the same machine, where FOLDER was lowered
+with --all_steps: the same network with the batch norms' moving statistics, the same attack, random weights. It needs
+PyTorch and torchvision, and no TensorFlow. If torchattacks is installed, its PGD attacks the same compiled network.
 """
 
 import argparse

@@ -76,6 +76,7 @@ speed() {
 }
 
 train() {
+    rm -f "$folder/trained.npz" "$folder/attacked.npz"
     run trained step --output="$folder/trained.npz"
     run trained pgd-50 --values="$folder/trained.npz" --output="$folder/attacked.npz"
 }
@@ -88,6 +89,7 @@ measure() {
 
 finish() {
     "$PYTHON" "$here/run_on_pjrt.py" judge "$folder/trained" "$folder/attacked.npz" --values="$folder/trained.npz"
+    rm -rf "$folder/run"
     "$PYTHON" "$here/run_on_pjrt.py" weights "$folder/trained" "$folder/trained.npz" "$folder/run"
     "$PYTHON" -m keras_sat evaluate "$folder/run" --split='test[:1000]'
 }

@@ -1,7 +1,8 @@
 """Trains and attacks on a GPU, a TPU or a CPU of a machine that has jax and NumPy, but no TensorFlow.
 
     # 1. Where TensorFlow and keras_sat are: lower the training step and the attack to StableHLO.
-    python scripts/run_on_pjrt.py lower lowered --model=ResNet8 --dataset=fashion_mnist_mini --epochs=8 --with_images
+    python scripts/run_on_pjrt.py lower lowered --model=ResNet8 --dataset=fashion_mnist_mini --epochs=8 --with_images \
+        --test_split=test[:500]
     # 2. Where the device is: this file and the folder are all that it needs.
     python run_on_pjrt.py run lowered --output=trained.npz
     python run_on_pjrt.py run lowered --function=pgd-10 --values=trained.npz --output=attacked.npz
@@ -36,6 +37,7 @@ import re
 import statistics
 import sys
 import time
+import zipfile
 
 import numpy as np
 
@@ -46,18 +48,22 @@ CHECKED = 4  # images of the batch with which `lower` checks the lowered functio
 # Of the largest change or value. In float32 a wrong argument differs by more than 1e-2, rounding by 1e-6. In bfloat16
 # rounding changes the images of PGD-10, and results by up to 0.2. Variables that changed places differ by 1 or more.
 TOLERANCE, LOW_PRECISION_TOLERANCE = 1e-3, 0.5
+MOST_OTHERS = 0.02  # share of images; rounding changes the class of few
 GROUP = 10  # steps that are timed together, because a device works on several steps ahead
 
 # ---------------------------------------------------------------------------------------------------------------------
-# With TensorFlow: lower, weights
+# With TensorFlow: lower, judge, weights
 
 
 def _settings(args):
     """Returns the `Run` of the flags."""
+    from keras_sat.cli import flags
     from keras_sat.run import Run
 
     given = {name: value for name, value in vars(args).items() if name in FLAGS}
-    return Run(**given, validation=0.0, guard="none", strategy="none")
+    if "activation" in given:
+        given["activation"] = flags.activation(given["activation"])
+    return Run(**given, validation=0.0, guard="none", strategy="none", keep="last")
 
 
 def network(run, classes=None):
@@ -167,17 +173,26 @@ def attacks_of(run, names, all_steps=False):
     Args:
         run: the configuration.
         names: names, separated by commas. "pgd-50@8" is PGD-50 with epsilon 8 in place of that of the run.
-        all_steps: whether PGD goes on to its last step when all images are misclassified, so that its time is known.
+        all_steps: True for timings. PGD then goes on to its last step when all images are misclassified.
+
+    Raises:
+        ValueError: for an unknown name or epsilon; with `all_steps`, for an attack that is not PGD.
     """
     from keras_sat.attacks import PGD, from_name
 
     named = {}
-    for name in names.split(","):
+    for name in map(str.strip, names.split(",")):
         attack, at, epsilon = name.partition("@")
-        named[name] = from_name(attack, run.ball(float(epsilon) if at else None))
+        try:
+            radius = float(epsilon) if at else None
+        except ValueError:
+            raise ValueError(f"Expected: an epsilon in pixels after @, such as pgd-50@8. Received: {name!r}") from None
+        named[name] = from_name(attack, run.ball(radius))
     if not all_steps:
         return named
-    return {name: dataclasses.replace(one, keep="last") if isinstance(one, PGD) else one for name, one in named.items()}
+    if others := [name for name, one in named.items() if not isinstance(one, PGD)]:
+        raise ValueError(f"--all_steps is for PGD. {', '.join(others)} ends when all images are misclassified.")
+    return {name: dataclasses.replace(one, keep="last") for name, one in named.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -351,10 +366,15 @@ def _compare(name, found, expected, tolerance, before=0.0):
 
 
 def _lower(args):
-    """Lowers all functions, checks them, and writes the folder."""
+    """Lowers all functions, checks them, and writes a new folder."""
     import tensorflow as tf
 
+    from keras_sat import files
+
+    if os.path.isdir(args.folder) and os.listdir(args.folder):
+        raise ValueError(f"{args.folder} is not empty. Expected: the name of a new folder.")
     run = _settings(args)
+    attacks = attacks_of(run, args.attack, args.all_steps)
     trainer = trainer_of(run, network(run, args.classes))
     shape, classes = run.description.preprocessing.shape, trainer.classifier.output_shape[-1]
     one_hot = classes if run.has_soft_labels else None
@@ -368,29 +388,30 @@ def _lower(args):
     labels = tf.one_hot(batch["labels"], classes) if one_hot else batch["labels"]
     kinds = prepare(trainer, batch["images"], labels)
     variables = [variable for group in kinds.values() for variable in group]
-    os.makedirs(args.folder, exist_ok=True)
-    is_exact = run.precision == "float32" and not run.attack_precision
-    tolerance = TOLERANCE if is_exact else LOW_PRECISION_TOLERANCE
-    described = {}
-    attacks = attacks_of(run, args.attack, args.all_steps)
+    modules, described = {}, {}
     for name, function in functions(run, trainer, attacks, one_hot).items():
         begin = time.perf_counter()
         batch_size = run.batch_size if name in STEPS else args.attack_batch_size or run.batch_size
         # An NVIDIA GPU rounds float32 to 10 bits (TF32) where it may. An attack must see what the network computes.
         tf.config.experimental.enable_tensor_float_32_execution(name in STEPS)
         small = lower(function, inputs(name, CHECKED, tf.TensorSpec), variables)
-        check(small, inputs(name, CHECKED, random), variables, tolerance)
+        is_exact = run.precision == "float32" and not (name == "step" and run.attack_precision)
+        check(small, inputs(name, CHECKED, random), variables, TOLERANCE if is_exact else LOW_PRECISION_TOLERANCE)
         is_small = batch_size == CHECKED
         whole = small if is_small else lower(function, inputs(name, batch_size, tf.TensorSpec), variables)
         if _places(whole) != _places(small):
             raise ValueError(f"{name}: the order of arguments or results depends on the batch size.")
-        with open(os.path.join(args.folder, f"{name}.stablehlo"), "wb") as file:
-            file.write(whole.module)
+        modules[name] = whole.module
         described[name] = {"arguments": whole.arguments, "results": whole.results}
+        described[name] |= {"epsilon": float(attacks[name].ball.epsilon)} if name in attacks else {}
         print(
             f"{name}: {len(whole.module) / 2**20:.1f} MiB, lowered and checked in {time.perf_counter() - begin:.0f} s"
         )
-    _write(args, run, kinds, {"functions": described, "classes": classes, "all_steps": args.all_steps})
+    tf.config.experimental.enable_tensor_float_32_execution(True)
+    with files.atomic_write(args.folder) as temporary:
+        os.makedirs(temporary)
+        _write(args, temporary, run, kinds, modules, {"functions": described, "classes": classes})
+    print(f"Written to {args.folder}.")
 
 
 def _random(classes):
@@ -406,12 +427,23 @@ def _places(lowered):
     return [(one.get("input"), one.get("output"), one.get("variable")) for one in lowered.arguments + lowered.results]
 
 
-def _write(args, run, kinds, manifest):
-    """Writes the manifest, the initial values, and the images of the training split and of those to attack."""
+def _write(args, folder, run, kinds, modules, manifest):
+    """Writes the functions, the initial values, the images of the training split and those to attack, the manifest."""
+    for name, module in modules.items():
+        with open(os.path.join(folder, f"{name}.stablehlo"), "wb") as file:
+            file.write(module)
     variables = [(kind, variable) for kind, group in kinds.items() for variable in group]
     values = [variable.numpy() for _, variable in variables]
+    if not args.without_weights:
+        np.savez_compressed(os.path.join(folder, VALUES), **{str(place): value for place, value in enumerate(values)})
+    for name, split in {IMAGES: run.train_split if args.with_images else "", ATTACKED: args.test_split}.items():
+        if split:
+            parts = [(images.numpy(), labels.numpy()) for images, labels in run.load_data(split)]
+            images, labels = (np.concatenate(part) for part in zip(*parts))
+            np.savez_compressed(os.path.join(folder, name), image=images, label=labels)
     manifest |= {
-        "precision": run.precision + (f" (attack: {run.attack_precision})" if run.attack_precision else ""),
+        "files": [name for name in os.listdir(folder) if name.endswith(".npz")],
+        "all_steps": args.all_steps,
         "settings": run.settings(),
         "training_steps": run.steps_per_epoch() * run.epochs,
         "seed": run.seed,
@@ -421,23 +453,34 @@ def _write(args, run, kinds, manifest):
             for (kind, variable), value in zip(variables, values)
         ],
     }
-    with open(os.path.join(args.folder, MANIFEST), "w", encoding="utf-8") as file:
+    with open(os.path.join(folder, MANIFEST), "w", encoding="utf-8") as file:
         json.dump(manifest, file, indent=1)
-    if not args.without_weights:
-        np.savez_compressed(
-            os.path.join(args.folder, VALUES), **{str(place): value for place, value in enumerate(values)}
-        )
-    for name, split in {IMAGES: run.train_split if args.with_images else "", ATTACKED: args.test_split}.items():
-        if split:
-            parts = [(images.numpy(), labels.numpy()) for images, labels in run.load_data(split)]
-            images, labels = (np.concatenate(part) for part in zip(*parts))
-            np.savez_compressed(os.path.join(args.folder, name), image=images, label=labels)
-    print(f"Written to {args.folder}.")
 
 
 def _manifest(folder):
     with open(os.path.join(folder, MANIFEST), encoding="utf-8") as file:
         return json.load(file)
+
+
+def _arrays(path, what, *names):
+    """Returns the arrays of an .npz file, {name: array}.
+
+    Args:
+        path: the file.
+        what: what it should be, for the message.
+        names: those that it must have.
+
+    Raises:
+        ValueError: if it is no such file.
+    """
+    try:
+        with np.load(path) as file:
+            found = {name: file[name] for name in file.files}
+    except (zipfile.BadZipFile, EOFError, AttributeError, TypeError, ValueError):
+        raise ValueError(f"{path} is damaged, or no .npz file. Expected: {what}.") from None
+    if missing := [name for name in names if name not in found]:
+        raise ValueError(f"{path} has no array {missing[0]!r}. Expected: {what}.")
+    return found
 
 
 def trained_network(folder, values):
@@ -453,11 +496,11 @@ def trained_network(folder, values):
     run = Run(**manifest["settings"])
     model = network(run, manifest["classes"])
     described = [one for one in manifest["variables"] if one["kind"] == "weight"]
-    with np.load(values) as trained:
-        for place, (variable, record) in enumerate(zip(model.variables, described, strict=True)):
-            if [record["name"].rpartition("/")[2], record["shape"]] != [variable.name, list(variable.shape)]:
-                raise ValueError(f"{variable.path} of the network is {record['name']} in {folder}.")
-            variable.assign(trained[str(place)])
+    trained = _values(values, manifest, len(described))
+    for place, (variable, record) in enumerate(zip(model.variables, described, strict=True)):
+        if [record["name"].rpartition("/")[2], record["shape"]] != [variable.name, list(variable.shape)]:
+            raise ValueError(f"{variable.path} of the network is {record['name']} in {folder}.")
+        variable.assign(trained[place])
     return run, model
 
 
@@ -466,18 +509,27 @@ def _weights(args):
     from keras_sat import files, models, provenance
     from keras_sat.run import folder
 
+    is_file = args.output.endswith(".weights.h5")
+    if not is_file and (os.path.exists(args.output) or args.output.endswith(".h5")):
+        raise ValueError(f"Expected: the name of a new folder, or of a file *.weights.h5. Received: {args.output}")
     run, model = trained_network(args.folder, args.trained)
-    if args.output.endswith(".weights.h5"):
+    if is_file:
         models.weights.save_file(model, args.output)
     else:
-        if os.path.exists(args.output):
-            raise ValueError(f"{args.output} exists. Expected: the name of a new folder, or of a file *.weights.h5.")
-        if model.output_shape[-1] != len(run.description.classes):
-            raise ValueError(f"A run of {run.dataset} has its classes, not those of --classes. Expected: *.weights.h5.")
-        os.makedirs(args.output)
-        models.weights.save_file(model, folder.weights(args.output))
-        record = folder.record(run) | {"finished": True, "history": {}, "versions": provenance.versions()}
-        files.write_json(folder.run_json(args.output), record)
+        manifest, classes, found = _manifest(args.folder), len(run.description.classes), model.output_shape[-1]
+        iterations = next(str(i) for i, one in enumerate(manifest["variables"]) if one["name"].endswith("/iteration"))
+        done = int(_arrays(args.trained, "values of all variables", iterations)[iterations])
+        if found != classes:
+            raise ValueError(
+                f"The network has {found} classes, {run.dataset} has {classes}: it cannot be the folder of a run. "
+                "Expected: a file *.weights.h5."
+            )
+        with files.atomic_write(args.output) as temporary:
+            os.makedirs(temporary)
+            models.weights.save_file(model, folder.weights(temporary))
+            record = {"finished": done >= manifest["training_steps"], "iterations": done, "kept": "last"}
+            record |= {"history": {}, "versions": provenance.versions()}
+            files.write_json(folder.run_json(temporary), folder.record(run) | record)
     print(f"Written to {args.output}.")
 
 
@@ -487,36 +539,44 @@ def _judge(args):
     An image is robust if the network classifies it correctly, and its adversarial image too.
     """
     run, model = trained_network(args.folder, args.values)
-    with np.load(args.images or os.path.join(args.folder, ATTACKED)) as file:
-        images, labels = file["image"].astype(np.float32), file["label"]
-    with np.load(args.adversarial) as file:
-        adversarial = file["adversarial"]
-    if adversarial.shape != images[: len(adversarial)].shape:
-        raise ValueError(f"Adversarial images {adversarial.shape} do not belong to images {images.shape}.")
-    images, labels = images[: len(adversarial)], labels[: len(adversarial)]
-    epsilon = run.epsilon if args.epsilon is None else args.epsilon
+    if _manifest(args.folder)["all_steps"]:
+        raise ValueError(
+            f"{args.folder} was lowered with --all_steps, for timings: its PGD is weaker. Lower it without."
+        )
+    attacked = _arrays(args.adversarial, "what `run` wrote of an attack", "adversarial", "logits", "attack", "epsilon")
+    adversarial, epsilon = attacked["adversarial"], float(attacked["epsilon"])
+    given = _arrays(args.images or os.path.join(args.folder, ATTACKED), "images and labels", "image", "label")
+    if adversarial.shape != given["image"][: len(adversarial)].shape:
+        raise ValueError(f"Adversarial images {adversarial.shape} do not belong to images {given['image'].shape}.")
+    images, labels = given["image"][: len(adversarial)].astype(np.float32), given["label"][: len(adversarial)]
     distance = float(np.max(run.ball().distance(adversarial, images)))
     if not (distance <= epsilon + 1e-3 and adversarial.min() >= 0 and adversarial.max() <= 255):
         raise ValueError(
             f"Adversarial images must be within {epsilon:g} of the images, with pixels in 0..255. Their largest "
             f"distance is {distance:g}, their pixels are {adversarial.min():g}..{adversarial.max():g}."
         )
-    clean = _is_correct(model, images, labels)
-    robust = clean & _is_correct(model, adversarial, labels)
-    accuracy = {name: f"{100 * which.mean():.1f} %" for name, which in {"clean": clean, "robust": robust}.items()}
-    _show({"images": str(len(images)), **accuracy})
+    clean, found = _judged(model, images, labels), _judged(model, adversarial, labels)
+    others = np.mean(found["predicted"] != attacked["logits"].argmax(-1))
+    if others > MOST_OTHERS:
+        raise ValueError(
+            f"{args.values} and TensorFlow give {100 * others:.1f} % of the adversarial images another class than the "
+            f"device did. Expected: the --values that were attacked, and at most {100 * MOST_OTHERS:g} %."
+        )
+    is_clean, is_robust = clean["is_correct"], clean["is_correct"] & found["is_correct"]
+    _show({"attack": f"{attacked['attack']}, epsilon {epsilon:g}, {len(images)} images"})
+    _show({name: f"{100 * which.mean():.1f} %" for name, which in {"clean": is_clean, "robust": is_robust}.items()})
     if args.report:
         with open(args.report, "w", encoding="utf-8") as file:
-            json.dump({"clean": clean.tolist(), "robust": robust.tolist()}, file)
+            json.dump({"clean": is_clean.tolist(), "robust": is_robust.tolist()}, file)
 
 
-def _is_correct(model, images, labels, batch_size=100):
-    """Returns which images a model classifies correctly, bool [n]."""
+def _judged(model, images, labels, batch_size=100):
+    """Returns how a model classifies images: {name of a field of `judging.Judgement`: array}."""
     from keras_sat.attacks import judging
 
     parts = range(0, len(images), batch_size)
     judged = [judging.judge(model, images[at : at + batch_size], labels[at : at + batch_size]) for at in parts]
-    return np.concatenate([one.is_correct for one in judged])
+    return {name: np.concatenate(values) for name, values in zip(judging.Judgement._fields, zip(*judged))}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -541,8 +601,7 @@ def program(folder, name, platform):
 
     jax.config.update("jax_enable_x64", True)  # iterations are int64
     manifest = _manifest(folder)
-    if name not in manifest["functions"]:
-        raise ValueError(f"{folder} holds no function {name!r}, only {', '.join(manifest['functions'])}.")
+    _check_name(folder, manifest, name)
     arguments, results = (manifest["functions"][name][key] for key in ("arguments", "results"))
 
     def same_signature(*_):
@@ -568,6 +627,11 @@ def program(folder, name, platform):
     return manifest, function
 
 
+def _check_name(folder, manifest, name):
+    if name not in manifest["functions"]:
+        raise ValueError(f"{folder} holds no function {name!r}, only {', '.join(manifest['functions'])}.")
+
+
 def _specs(records, **options):
     """Returns the types of arguments, as jax' functions take them."""
     import jax
@@ -588,20 +652,23 @@ def _split(manifest, name, values):
     return {i: values[i] for i in sorted(changed)}, {i: values[i] for i in sorted(read - changed)}
 
 
-def initial_values(folder, manifest, path=None):
-    """Returns the values of all variables.
-
-    Args:
-        folder, manifest: what `lower` wrote.
-        path: a file of `run --output`. Default: the initial values of the folder. If it has none, they are drawn, with
-            the same means and standard deviations.
-    """
-    is_given, path = path is not None, path or os.path.join(folder, VALUES)
-    if is_given or os.path.exists(path):
-        with np.load(path) as file:
-            return [file[str(place)] for place in range(len(manifest["variables"]))]
+def initial_values(folder, manifest):
+    """Returns the initial values of all variables; without a file, random ones of the same mean and deviation."""
+    if VALUES in manifest["files"]:
+        return _values(os.path.join(folder, VALUES), manifest, len(manifest["variables"]))
+    _show({"weights": "random"})
     rng = np.random.default_rng(0)
     return [_drawn(rng, variable) for variable in manifest["variables"]]
+
+
+def _values(path, manifest, number):
+    """Returns the first `number` variables of a file of values."""
+    names = [str(place) for place in range(number)]
+    found = _arrays(path, "values of the network, as `run` of a training writes them", *names)
+    for name, variable in zip(names, manifest["variables"]):
+        if list(found[name].shape) != variable["shape"]:
+            raise ValueError(f"{path} is of another network: {variable['name']} has the shape {found[name].shape}.")
+    return [found[name] for name in names]
 
 
 def _drawn(rng, variable):
@@ -675,13 +742,13 @@ def _compile(args):
     _show_memory(compiled)
 
 
-def _images(args):
+def _images(args, manifest):
     """Returns (images, labels) to run on; None for random ones."""
-    path = args.images or os.path.join(args.folder, IMAGES if args.function in STEPS else ATTACKED)
-    if not args.images and not os.path.exists(path):
+    name = IMAGES if args.function in STEPS else ATTACKED
+    if not args.images and name not in manifest["files"]:
         return None
-    with np.load(path) as file:
-        return file["image"], file["label"]
+    given = _arrays(args.images or os.path.join(args.folder, name), "images (uint8) and labels", "image", "label")
+    return given["image"], given["label"]
 
 
 def batches_in_order(images, labels, batch_size):
@@ -691,18 +758,13 @@ def batches_in_order(images, labels, batch_size):
         yield images[chosen], labels[chosen].astype(np.int32), False
 
 
-def _batches(args, manifest, shape):
+def _batches(args, manifest, found, shape):
     """Returns an iterator of (images, labels, whether an epoch ends here), see `batches`.
 
     Args:
+        found: see `_images`.
         shape: the shape of a batch of images.
     """
-    found = _images(args)
-    if found is None and args.function not in STEPS and not manifest["all_steps"]:
-        raise ValueError(
-            f"{args.function} ends when all images are misclassified, so its time on random images says nothing. "
-            "Expected: --images, or a folder that was lowered with --all_steps."
-        )
     if found is None:
         return itertools.repeat(_random_batch(args.order, shape, manifest["classes"]), args.train_steps or 50)
     images, labels = found
@@ -732,13 +794,14 @@ def _random_batch(seed, shape, classes):
     return *jax.device_put((rng.integers(0, 256, shape, np.uint8), labels)), False
 
 
-def _inputs(args, manifest, records):
+def _inputs(args, manifest, found, records):
     """Yields the inputs of each step, and whether an epoch ends with it.
 
     Args:
+        found: see `_images`.
         records: {name of an input: what the manifest says of it}.
     """
-    for number, (images, labels, is_last) in enumerate(_batches(args, manifest, records["images"]["shape"])):
+    for number, (images, labels, is_last) in enumerate(_batches(args, manifest, found, records["images"]["shape"])):
         given = {"images": images, "labels": labels, "seed": np.array([manifest["seed"], number], np.int32)}
         yield {name: given[name] for name in records}, is_last
 
@@ -786,25 +849,61 @@ def _title(function, manifest):
     settings = manifest["settings"]
     title = STEPS.get(function, function).format(objective=f"PGD-{settings['steps']}")
     shape = " x ".join(map(str, manifest["functions"][function]["arguments"][0]["shape"]))
-    return f"{title}, {settings['model']} ({settings['activation']}), {manifest['precision']}, {shape}"
+    attack = settings["attack_precision"] if function == "step" else None
+    precision = settings["precision"] + (f" (attack: {attack})" if attack else "")
+    return f"{title}, {settings['model']} ({settings['activation']}), {precision}, {shape}"
+
+
+def _check_run(args, manifest, images):
+    """Raises ValueError before anything is compiled, if a run would measure or write something else than one expects.
+
+    Args:
+        images: see `_images`.
+    """
+    _check_name(args.folder, manifest, args.function)
+    if args.function not in STEPS:
+        if images is None and not manifest["all_steps"]:
+            raise ValueError(
+                f"There are no images to attack. On random ones {args.function} ends at once: they are misclassified. "
+                "Expected: --images, or a folder that was lowered with --test_split (for timings of PGD: --all_steps)."
+            )
+        if images and not args.values:
+            raise ValueError("An attack needs a trained network. Expected: --values, what `run --output` wrote.")
+    elif args.values:
+        raise ValueError("--values is for attacks. A training begins with the initial values.")
+    elif images is None and args.output:
+        raise ValueError("A training on random images is for timings. Expected: --images, or no --output.")
+    for path in filter(None, (args.output, args.report)):
+        if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+            raise ValueError(f"The folder of {path} does not exist: make it first.")
 
 
 def _run(args):
     """Runs a lowered function on the first device, prints time and memory, and writes what --output names."""
     import jax
 
+    manifest = _manifest(args.folder)
+    found = _images(args, manifest)
+    _check_run(args, manifest, found)
+    if args.values:
+        values = _values(args.values, manifest, len(manifest["variables"]))
+    else:
+        values = initial_values(args.folder, manifest)
     device = jax.devices()[0]
     _show({"device": f"{device.device_kind} ({device.platform}), jax {jax.__version__}"})
     manifest, records, compiled, seconds = _compiled(args, jax.export.default_export_platform())
     _show({"function": _title(args.function, manifest), "compiled in": f"{seconds:.1f} s"})
-    values = initial_values(args.folder, manifest, args.values)
     state, fixed = jax.device_put(_split(manifest, args.function, dict(enumerate(values))), device)
     is_attack = args.function not in STEPS
-    steps = _inputs(args, manifest, records)
+    steps = _inputs(args, manifest, found, records)
     state, outputs, times = _loop(compiled, state, fixed, steps, is_attack and bool(args.output))
     if args.output:  # first: a device may fail to report its memory
-        number = len(_images(args)[0]) if is_attack and _images(args) else None
-        _write_output(args.output, outputs if is_attack else dict(enumerate(values)) | state, number)
+        if is_attack:
+            arrays = {name: np.concatenate([one[name] for one in outputs])[: len(found[0])] for name in outputs[0]}
+            arrays |= {"attack": args.function, "epsilon": manifest["functions"][args.function]["epsilon"]}
+        else:
+            arrays = {str(place): np.asarray(value) for place, value in (dict(enumerate(values)) | state).items()}
+        _write_arrays(args.output, arrays)
     step, images = statistics.median(times), records["images"]["shape"][0] / statistics.median(times)
     _show({"step": f"{1000 * step:.2f} ms ({1000 * min(times):.2f}..{1000 * max(times):.2f})"})
     _show({"images/s": f"{images:.1f}"})
@@ -826,16 +925,19 @@ def _run(args):
             json.dump(report, file, indent=1)
 
 
-def _write_output(path, found, number):
-    """Writes the adversarial images and the logits of at most `number` images, or the values of all variables."""
-    if isinstance(found, dict):
-        arrays = {str(place): np.asarray(value) for place, value in found.items()}
-    else:
-        arrays = {name: np.concatenate([one[name] for one in found])[:number] for name in found[0]}
+def _write_arrays(path, arrays):
+    """Writes an .npz file."""
     with open(f"{path}.part", "wb") as file:
         np.savez_compressed(file, **arrays)
     os.replace(f"{path}.part", path)
     print(f"Written to {path}.")
+
+
+def _positive(text):
+    """Returns an integer >= 1. Raises ArgumentTypeError for another text."""
+    if not (text.isdecimal() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"an integer >= 1 was expected. Received: {text!r}")
+    return int(text)
 
 
 FLAGS = {
@@ -879,7 +981,7 @@ def parser():
     lowering = made["lower"].add_argument
     attack = "attacks, as of `keras-sat evaluate`; pgd-50@8 is one with epsilon 8 (default: pgd-10)"
     lowering("--attack", default="pgd-10", help=attack)
-    lowering("--attack_batch_size", type=int, help="images of a batch of an attack; default: the batch size")
+    lowering("--attack_batch_size", type=_positive, help="images of a batch of an attack; default: the batch size")
     lowering("--all_steps", action="store_true", help="PGD does not end when all images are misclassified: for timings")
     lowering("--test_split", default="", help=f"also write the images of this split, which are attacked, {ATTACKED}")
     lowering("--classes", type=int, help="number of classes of the network; default: the dataset's")
@@ -890,15 +992,14 @@ def parser():
     made["compile"].add_argument("--topology", default="v5e:2x2", help="default: v5e:2x2")
     running = made["run"].add_argument
     running("--images", help="an .npz file of image (uint8) and label; default: that of the folder, or random images")
-    running("--values", help="the .npz file of a training's `run --output`; default: the initial values")
-    running("--train_steps", type=int, help="batches to run; default: all of --epochs, or 50 with random images")
-    running("--epochs", type=int, help="epochs over the images; default: those that it was lowered for")
+    running("--values", help="of an attack: the .npz file of a training's `run --output`, the network to attack")
+    running("--train_steps", type=_positive, help="batches to run; default: all, or 50 with random images")
+    running("--epochs", type=_positive, help="epochs over the images; default: those that it was lowered for")
     running("--order", type=int, default=0, help="seed of the order of the images (default: 0)")
     running("--output", help="an .npz file to write: the trained variables; of an attack, the adversarial images")
     running("--report", help="a JSON file to write: times, memory, and loss and metrics of each step")
     judging = made["judge"].add_argument
     judging("adversarial", help="the .npz file that an attack's `run --output` wrote")
-    judging("--epsilon", type=float, help="default: the epsilon of the training")
     judging("--values", required=True, help="the .npz file that a training's `run --output` wrote")
     judging("--images", help=f"the .npz file of image and label that was attacked; default: {ATTACKED} of the folder")
     judging("--report", help="a JSON file to write: which images are classified correctly, and which are robust")
@@ -911,7 +1012,7 @@ def main():
     args = parser().parse_args()
     try:
         args.function_of_command(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"{os.path.basename(__file__)}: {error}")
 
 

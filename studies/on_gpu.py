@@ -45,7 +45,8 @@ def prepare(folder):
     for name in STUDIES[STUDY].names():
         kind, seed = name.rsplit("-", 1)
         run = os.path.join(folder, name)
-        if os.path.exists(os.path.join(run, "manifest.json")):
+        if os.path.exists(run):
+            _check_settings(run, STUDIES[STUDY])
             continue
         is_first = not os.path.exists(os.path.join(folder, images[-1]))
         more = ("--with_images", "--test_split=test[:2000]") if is_first else ()
@@ -54,18 +55,26 @@ def prepare(folder):
             os.replace(os.path.join(run, file), os.path.join(folder, file))
 
 
-def measure(folder, jobs=1):
-    """Trains and attacks all runs. (On an H100, six at once were no faster than one after the other.)"""
+def _check_settings(run, study):
+    """Raises ValueError if a run was lowered with other settings than those of the study."""
+    expected = {name: value for name, value in study.training.items() if name not in NOT_LOWERED}
+    found = _read(os.path.join(run, "manifest.json"))["settings"]
+    if others := [name for name, value in expected.items() if found[name] != value]:
+        raise ValueError(f"{run} was lowered with another {others[0]} than the study has: remove the folder.")
+
+
+def measure(folder):
+    """Trains and attacks all runs, one after the other. (On an H100, six at once were not faster.)"""
     names = [name for name in os.listdir(folder) if os.path.exists(os.path.join(folder, name, "manifest.json"))]
     names.sort(key=lambda name: name.rsplit("-", 1)[::-1])  # the first seeds come first
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(lambda name: _measure(folder, name), names))
+    for name in names:
+        _measure(folder, name)
 
 
 def _measure(folder, name):
     run = os.path.join(folder, name)
     trained = os.path.join(run, TRAINED)
-    if not os.path.exists(trained):
+    if not (os.path.exists(trained) and os.path.exists(_file(run, "step", "json"))):
         images = (f"--images={os.path.join(folder, 'images.npz')}", f"--order={name.rsplit('-', 1)[1]}")
         _pjrt(folder, "run", run, *images, f"--output={trained}", f"--report={_file(run, 'step', 'json')}", log=run)
     images = f"--images={os.path.join(folder, 'test_images.npz')}"
@@ -76,12 +85,12 @@ def _measure(folder, name):
             _pjrt(folder, "run", run, *which, *written, log=run)
 
 
-def finish(folder, jobs=2):
-    """Judges and evaluates all runs, and writes studies/resnet20.json."""
+def finish(folder):
+    """Judges and evaluates all runs, two at a time, and writes studies/resnet20.json."""
     import smooth_activations as studies
 
     names = [name for name in studies.STUDIES[STUDY].names() if os.path.exists(os.path.join(folder, name, TRAINED))]
-    with ThreadPoolExecutor(jobs) as pool:
+    with ThreadPoolExecutor(2) as pool:
         records = pool.map(lambda name: _record(studies, folder, name), names)
         studies.keep(STUDY, dict(zip(names, records)), studies.FOLDER)
 
@@ -89,6 +98,7 @@ def finish(folder, jobs=2):
 def _record(studies, folder, name):
     """Judges and evaluates a run, and returns its record. See `smooth_activations.record`."""
     run, evaluations = os.path.join(folder, name), studies.STUDIES[STUDY].evaluations
+    _check_settings(run, studies.STUDIES[STUDY])
     network = os.path.join(run, "trained")
     if not os.path.exists(network):
         _pjrt(folder, "weights", run, os.path.join(run, TRAINED), network)
@@ -107,16 +117,16 @@ def _record(studies, folder, name):
             found["worst case"] = [all(image) for image in zip(*found.values())]
         record["attacks"][evaluation] = {row: studies.digits(values) for row, values in found.items()}
     step = _read(_file(run, "step", "json"))
-    return {"device": step["device"], "versions": {"jax": step["jax"]}} | record
+    return {"device": step["device"], "versions": {"jax": step["jax"]}, "guard": "none"} | record
 
 
 def _judged(folder, run, attack):
     """Returns which images are classified correctly without ("clean") and with an attack ("robust")."""
-    judged, (_, at, epsilon) = _file(run, f"{attack}-judged", "json"), attack.partition("@")
+    judged = _file(run, f"{attack}-judged", "json")
     if not os.path.exists(judged):
         images = f"--images={os.path.join(folder, 'test_images.npz')}"
         given = (_file(run, attack), f"--values={os.path.join(run, TRAINED)}", images, f"--report={judged}")
-        _pjrt(folder, "judge", run, *given, *([f"--epsilon={epsilon}"] if at else []))
+        _pjrt(folder, "judge", run, *given)
     return _read(judged)
 
 
@@ -126,7 +136,9 @@ def _pjrt(folder, command, *arguments, log=None):
     print(" ".join(whole[1:]), flush=True)
     environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # several processes share the memory of a GPU
     with open(f"{log}.txt", "a", encoding="utf-8") if log else contextlib.nullcontext() as output:
-        subprocess.run(whole, env=environment, stdout=output, stderr=output, check=True)
+        code = subprocess.run(whole, env=environment, stdout=output, stderr=output, check=False).returncode
+    if code:
+        sys.exit(f"{command} of {arguments[0]} ended with {code}" + (f": see {log}.txt" if log else "."))
 
 
 def _file(run, name, kind="npz"):
@@ -141,6 +153,6 @@ def _read(path):
 COMMANDS = {"prepare": prepare, "measure": measure, "finish": finish}
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3 or sys.argv[1] not in COMMANDS:
+    if len(sys.argv) != 3 or sys.argv[1] not in COMMANDS:
         sys.exit(__doc__)
-    COMMANDS[sys.argv[1]](sys.argv[2], *map(int, sys.argv[3:]))
+    COMMANDS[sys.argv[1]](sys.argv[2])

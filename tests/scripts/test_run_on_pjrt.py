@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import keras_sat
 from keras_sat.attacks import PGD, LinfBall, from_name
 from keras_sat.run import Run
 from keras_sat.training import AdversarialModel
@@ -136,51 +137,125 @@ def test_judge_counts_what_the_attack_left(script, lowered, attacked, tmp_path, 
     trained, adversarial = attacked
     report = tmp_path / "judged.json"
     call(script, "judge", lowered, adversarial, f"--values={trained}", f"--report={report}")
-    assert re.search(r"images +10\n", capsys.readouterr().out)
+    assert re.search(r"attack +pgd-3, epsilon 25.5, 10 images\n", capsys.readouterr().out)
     run, model = script.trained_network(lowered, trained)
     with np.load(lowered / script.ATTACKED) as file:
         images, labels = file["image"], file["label"]
     with np.load(adversarial) as file:
-        found, logits = file["adversarial"], file["logits"]
+        arrays = dict(file)
     is_clean = model.predict(images.astype(np.float32), verbose=0).argmax(-1) == labels
     judged = json.loads(report.read_text())
-    assert judged == {"clean": is_clean.tolist(), "robust": (is_clean & (logits.argmax(-1) == labels)).tolist()}
-    np.savez(tmp_path / "far.npz", adversarial=np.where(found < 128, found + run.epsilon + 1, found))
-    with pytest.raises(ValueError, match=rf"within {run.epsilon:g} of the images, with pixels in 0..255"):
-        call(script, "judge", lowered, tmp_path / "far.npz", f"--values={trained}")
-    np.savez(tmp_path / "others.npz", adversarial=np.concatenate([found, found]))
-    with pytest.raises(ValueError, match="do not belong to images"):
-        call(script, "judge", lowered, tmp_path / "others.npz", f"--values={trained}")
+    assert judged == {
+        "clean": is_clean.tolist(),
+        "robust": (is_clean & (arrays["logits"].argmax(-1) == labels)).tolist(),
+    }
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("pjrt")
-def test_an_attack_on_random_images_is_refused(script, lowered, tmp_path):
-    """It would end at once, since a network misclassifies them, and its time would be wrong."""
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda arrays: {"adversarial": arrays["adversarial"][::-1]}, "must be within 25.5 of the images"),
+        (lambda arrays: {"epsilon": 1.0}, "must be within 1 of the images"),
+        (lambda arrays: {"adversarial": np.repeat(arrays["adversarial"], 2, 0)}, "do not belong to images"),
+        (lambda arrays: {"logits": -arrays["logits"]}, "Expected: the --values that were attacked"),
+        (lambda arrays: {"logits": None}, "has no array 'logits'. Expected: what `run` wrote of an attack"),
+    ],
+)
+def test_judge_refuses_images_of_another_attack(change, message, script, lowered, attacked, tmp_path):
+    trained, adversarial = attacked
+    with np.load(adversarial) as file:
+        arrays = dict(file)
+    arrays |= change(arrays)
+    np.savez(tmp_path / "other.npz", **{name: value for name, value in arrays.items() if value is not None})
+    with pytest.raises(ValueError, match=re.escape(message)):
+        call(script, "judge", lowered, tmp_path / "other.npz", f"--values={trained}")
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("pjrt")
+def test_a_run_is_written_and_says_how_far_it_was_trained(script, lowered, attacked, tmp_path):
+    call(script, "weights", lowered, attacked[0], tmp_path / "run")
+    with pytest.warns(UserWarning, match="was interrupted at step 1"):
+        run, model = keras_sat.run.load(tmp_path / "run")
+    assert run.model == "ResNet8"
+    images = np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 1)).astype(np.float32)
+    np.testing.assert_array_equal(model(images), script.trained_network(lowered, attacked[0])[1](images))
+    with pytest.raises(ValueError, match="Expected: the name of a new folder"):
+        call(script, "weights", lowered, attacked[0], tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("pjrt")
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("--function=pgd-3", "An attack needs a trained network. Expected: --values"),
+        ("--function=pgd-3 --values=images.npz", "has no array '0'. Expected: values of the network"),
+        ("--function=pgd-3 --values=no.npz", "No such file"),
+        ("--values=no.npz", "--values is for attacks"),
+        ("--function=pgd-4", "holds no function 'pgd-4', only step, plain, pgd-3"),
+        ("--output=nowhere/trained.npz", "The folder of nowhere/trained.npz does not exist"),
+        ("--train_steps=0", "an integer >= 1 was expected"),
+    ],
+)
+def test_a_run_that_would_mislead_is_refused(words, message, lowered):
     pytest.importorskip("jax")
-    for path in lowered.iterdir():
-        if path.name != script.ATTACKED:
-            (tmp_path / path.name).write_bytes(path.read_bytes())
-    done = subprocess.run([sys.executable, SCRIPT, "run", tmp_path, "--function=pgd-3"], capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "lowered with --all_steps" in done.stderr.splitlines()[-1]
+    command = [sys.executable, SCRIPT, "run", ".", *words.split()]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=lowered)
+    assert done.returncode in (1, 2)
+    assert message in done.stderr.splitlines()[-1]
 
 
-def test_with_all_steps_pgd_does_not_end_early(script):
-    run = Run(model="ResNet8", dataset="fashion_mnist_mini")
-    assert [one.keep for one in script.attacks_of(run, "pgd-3,pgd-10").values()] == ["first", "first"]
-    timed = script.attacks_of(run, "pgd-3,square", all_steps=True)
-    assert timed["pgd-3"].keep == "last"
-    assert str(timed["square"]) == "Square"
+@pytest.mark.slow
+@pytest.mark.xdist_group("pjrt")
+def test_random_images_are_for_timings(script, lowered, tmp_path):
+    """Attacks end at once on them, since a network misclassifies them."""
+    pytest.importorskip("jax")
+    manifest = json.loads((lowered / script.MANIFEST).read_text())
+    for path in lowered.glob("*.stablehlo"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / script.MANIFEST).write_text(json.dumps(manifest | {"files": []}))
+    for words, message in {
+        ("--function=pgd-3",): "There are no images to attack",
+        (f"--output={tmp_path / 'trained.npz'}",): "A training on random images is for timings",
+    }.items():
+        done = subprocess.run([sys.executable, SCRIPT, "run", tmp_path, *words], capture_output=True, text=True)
+        assert done.returncode == 1
+        assert message in done.stderr.splitlines()[-1]
+
+
+def test_attacks_have_the_names_of_evaluate(script):
+    run = Run(model="ResNet8", dataset="fashion_mnist_mini", epsilon=8)
+    named = script.attacks_of(run, "pgd-3, pgd-10@4,square")
+    assert {name: (str(one), one.ball.epsilon) for name, one in named.items()} == {
+        "pgd-3": ("PGD-3", 8),
+        "pgd-10@4": ("PGD-10", 4),
+        "square": ("Square", 8),
+    }
+    assert named["pgd-3"].keep == "first"
+    assert script.attacks_of(run, "pgd-3", all_steps=True)["pgd-3"].keep == "last"
+    with pytest.raises(ValueError, match="--all_steps is for PGD. square ends when"):
+        script.attacks_of(run, "pgd-3,square", all_steps=True)
+    with pytest.raises(ValueError, match="such as pgd-50@8. Received: 'pgd-3@8/255'"):
+        script.attacks_of(run, "pgd-3@8/255")
+
+
+def test_a_folder_is_not_lowered_into_twice(script, tmp_path):
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(ValueError, match="is not empty. Expected: the name of a new folder"):
+        call(script, "lower", tmp_path, *shlex.split(SMALL))
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("pjrt")
 def test_plain_steps_run_on_random_images(script, lowered, tmp_path):
     """Without images and weights, as for the timing of a large network."""
-    for path in lowered.iterdir():
-        if path.suffix != ".npz":
-            (tmp_path / path.name).write_bytes(path.read_bytes())
+    for path in lowered.glob("*.stablehlo"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    manifest = json.loads((lowered / script.MANIFEST).read_text())
+    (tmp_path / script.MANIFEST).write_text(json.dumps(manifest | {"files": []}))
     report = tmp_path / "report.json"
     on_the_device("run", tmp_path, "--function=plain", "--train_steps=12", f"--report={report}")
     losses = [one["loss"] for one in json.loads(report.read_text())["steps"]]

@@ -91,6 +91,21 @@ def test_mean_deviation_and_paired_difference(study):
     assert high == pytest.approx(25 + 1.96 * 100 * np.sqrt(0.25 * 0.75 / 400), abs=0.7)
 
 
+def test_runs_of_a_gpu_have_tables_without_probes(study):
+    """They have no history, because there was no guard."""
+    digits, made = study[0].digits([True, False] * 4), {}
+    for evaluation, rows in {"pgd-50": ["clean", "PGD-50"], "autoattack-short": ["AutoAttack-short"]}.items():
+        made[evaluation] = dict.fromkeys(rows, digits)
+    made |= {
+        "curve": {"epsilon 8": digits},
+        "beyond": dict.fromkeys(("PGD-50", "APGD-T", "Square", "worst case"), digits),
+    }
+    runs = {f"{kind}-0": {"attacks": made} for kind in ("relu", "silu")}
+    tables = study[1].tables(dict.fromkeys(study[0].STUDIES, {}) | {"resnet20": runs})
+    assert set(tables) == {"resnet20", "resnet20_curve", "resnet20_beyond"}
+    assert "| `silu` | 1 | 50.0 |" in tables["resnet20"]
+
+
 def test_a_page_without_a_place_for_a_table_is_an_error(study):
     with pytest.raises(ValueError, match="no place for curve"):
         study[1].filled("nothing", {"curve": ""})
