@@ -27,6 +27,7 @@ first=${BATCHES%% *}
 
 prepare() {
     mkdir -p "$folder"
+    rm -rf "$folder/trained" "$folder"/resnet50-*
     cp "$0" "$here/run_on_pjrt.py" "$here/../benchmarks/pgd_in_pytorch.py" "$folder"
     "$PYTHON" "$here/run_on_pjrt.py" lower "$folder/trained" --model="$NETWORK" --dataset="$DATASET" \
         --epsilon=25.5 --steps=10 --step_size=6.375 --attack_precision=mixed_bfloat16 --optimizer=sgd --learning_rate=0.1 \
@@ -44,6 +45,7 @@ run() {
     local name=$1 function=$2
     shift 2
     echo "--- $name, $function"
+    rm -f "$folder/$name-$function.json"
     "$PYTHON" "$here/run_on_pjrt.py" run "$folder/$name" --function="$function" \
         --report="$folder/$name-$function.json" "$@" || fail "This one failed; the others go on."
 }

@@ -56,11 +56,11 @@ def prepare(folder):
 
 
 def _check_settings(run, study):
-    """Raises ValueError if a run was lowered with other settings than those of the study."""
-    expected = {name: value for name, value in study.training.items() if name not in NOT_LOWERED}
+    """Ends the command if a run was lowered with other settings than those of the study."""
     found = _read(os.path.join(run, "manifest.json"))["settings"]
-    if others := [name for name, value in expected.items() if found[name] != value]:
-        raise ValueError(f"{run} was lowered with another {others[0]} than the study has: remove the folder.")
+    for name, value in study.training.items():
+        if name not in NOT_LOWERED and found[name] != value:
+            sys.exit(f"{run} was lowered with --{name}={found[name]}, the study has {value}: begin in a new folder.")
 
 
 def measure(folder):
@@ -89,7 +89,8 @@ def finish(folder):
     """Judges and evaluates all runs, two at a time, and writes studies/resnet20.json."""
     import smooth_activations as studies
 
-    names = [name for name in studies.STUDIES[STUDY].names() if os.path.exists(os.path.join(folder, name, TRAINED))]
+    names = studies.STUDIES[STUDY].names()
+    names = [name for name in names if os.path.exists(_file(os.path.join(folder, name), "step", "json"))]
     with ThreadPoolExecutor(2) as pool:
         records = pool.map(lambda name: _record(studies, folder, name), names)
         studies.keep(STUDY, dict(zip(names, records)), studies.FOLDER)

@@ -117,7 +117,7 @@ def probes_table(runs, kinds):
     lines = ["| | seeds | " + " | ".join(f"{factor} epsilon, after each epoch" for factor in factors) + " |"]
     lines.append("|---" * (2 + len(factors)) + "|")
     for kind in kinds:
-        if not (known := [seed for seed in seeds(runs, kind) if "history" in runs[f"{kind}-{seed}"]]):
+        if not (known := seeds(runs, kind)):
             continue
         cells = [f"`{kind}`", str(len(known))]
         for factor in factors:

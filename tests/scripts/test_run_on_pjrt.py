@@ -60,7 +60,7 @@ def on_the_device(*words):
 @pytest.fixture(scope="module")
 def lowered(script, tmp_path_factory):
     """The folder of a small ResNet-8."""
-    folder = tmp_path_factory.mktemp("lowered")
+    folder = tmp_path_factory.mktemp("lowered") / "new"
     call(script, "lower", folder, "--with_images", *shlex.split(SMALL))
     return folder
 
@@ -157,7 +157,8 @@ def test_judge_counts_what_the_attack_left(script, lowered, attacked, tmp_path, 
     "change, message",
     [
         (lambda arrays: {"adversarial": arrays["adversarial"][::-1]}, "must be within 25.5 of the images"),
-        (lambda arrays: {"epsilon": 1.0}, "must be within 1 of the images"),
+        (lambda arrays: {"epsilon": 1.0}, "has epsilon 1. Expected: 25.5, of pgd-3"),
+        (lambda arrays: {"attack": "pgd-4"}, "holds no function 'pgd-4'"),
         (lambda arrays: {"adversarial": np.repeat(arrays["adversarial"], 2, 0)}, "do not belong to images"),
         (lambda arrays: {"logits": -arrays["logits"]}, "Expected: the --values that were attacked"),
         (lambda arrays: {"logits": None}, "has no array 'logits'. Expected: what `run` wrote of an attack"),
@@ -226,6 +227,32 @@ def test_random_images_are_for_timings(script, lowered, tmp_path):
         assert message in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("pjrt")
+def test_with_all_steps_random_images_are_attacked_for_timings_alone(script, lowered, tmp_path):
+    manifest = json.loads((lowered / script.MANIFEST).read_text())
+    for path in lowered.glob("*.stablehlo"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / script.MANIFEST).write_text(json.dumps(manifest | {"files": [], "all_steps": True}))
+    report = tmp_path / "report.json"
+    printed = on_the_device("run", tmp_path, "--function=pgd-3", "--train_steps=12", f"--report={report}")
+    assert re.search("weights +random", printed)
+    assert json.loads(report.read_text())["images_per_s"] > 0
+    command = [sys.executable, SCRIPT, "run", tmp_path, "--function=pgd-3", f"--output={tmp_path / 'attacked.npz'}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "its PGD is weaker than its name says" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("pjrt")
+def test_weights_of_a_network_with_the_same_shapes_are_refused(script, lowered, attacked, tmp_path):
+    with np.load(attacked[0]) as file:
+        other = str(file["network"]).replace('"activation": "silu"', '"activation": "relu"')
+        np.savez(tmp_path / "relu.npz", **(dict(file) | {"network": other}))
+    with pytest.raises(ValueError, match="is of another network: .*relu"):
+        call(script, "weights", lowered, tmp_path / "relu.npz", tmp_path / "run")
+
+
 def test_attacks_have_the_names_of_evaluate(script):
     run = Run(model="ResNet8", dataset="fashion_mnist_mini", epsilon=8)
     named = script.attacks_of(run, "pgd-3, pgd-10@4,square")
@@ -243,8 +270,7 @@ def test_attacks_have_the_names_of_evaluate(script):
 
 
 def test_a_folder_is_not_lowered_into_twice(script, tmp_path):
-    (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(ValueError, match="is not empty. Expected: the name of a new folder"):
+    with pytest.raises(ValueError, match="exists. Expected: the name of a new folder"):
         call(script, "lower", tmp_path, *shlex.split(SMALL))
 
 
