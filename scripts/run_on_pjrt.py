@@ -910,11 +910,11 @@ def _check_run(args, manifest, images):
 
 def _run(args):
     """Runs a lowered function on the first device, prints time and memory, and writes what --output names."""
-    import jax
-
     manifest = _manifest(args.folder)
     found = _images(args, manifest)
     _check_run(args, manifest, found)
+    import jax
+
     taken = _batches(args, manifest, found, manifest["functions"][args.function]["arguments"][0]["shape"])
     if args.values:
         values = _values(args.values, manifest, len(manifest["variables"]))

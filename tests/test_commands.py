@@ -34,8 +34,7 @@ ELSEWHERE = {
     "keras-sat quickstart": "make quickstart",
     "keras-sat train --recipe=wang2023 --extra_data=1m.npz --output=runs/wang2023": "the authors' file",
     "keras-sat evaluate --model=ResNet50 --activation=silu --weights=sat-imagenet --attack=pgd-50": "Google Drive",
-    "keras-sat evaluate --model=ResNet8 --activation=silu --weights=trained.weights.h5 --dataset=fashion_mnist_mini "
-    "--epsilon=25.5": "what a device trained, see tests/scripts/test_run_on_pjrt.py",
+    "keras-sat evaluate runs/trained": "what a device trained, see tests/scripts/test_run_on_pjrt.py",
     "keras-sat evaluate runs/mine --attack=autoattack --split='test[:1000]' --audit --html": "the reader's run",
 }
 pytestmark = pytest.mark.slow
