@@ -11,8 +11,8 @@
 #     torchattacks too where it is installed);
 #   - a WideResNet-16-4 trained with PGD-10 on the whole of Fashion-MNIST. `prepare` needs that dataset: run
 #     scripts/import_fashion_mnist.py before.
-# It goes on after a failure, and ends with status 1 then. PYTHON=... names another Python than python3. `speed` and `train`
-# in place of `measure` do a part: the times of ResNet-50, and the training.
+# It goes on after a failure, and ends with status 1 then. PYTHON=... names another Python than python3. `speed` and
+# `train` in place of `measure` do a part: the times of ResNet-50, and the training.
 #
 # Variables of the environment make everything smaller, to try it on a CPU:
 #   ALLOW_CPU=1 SIZE=32 BATCHES="4 8" NETWORK=ResNet8 DATASET=fashion_mnist_mini EPOCHS=1 STEPS=20 \
@@ -27,7 +27,7 @@ first=${BATCHES%% *}
 
 prepare() {
     mkdir -p "$folder"
-    rm -rf "$folder/trained" "$folder"/resnet50-*
+    rm -rf "$folder/trained" "$folder/trained.npz" "$folder/attacked.npz" "$folder"/resnet50-*
     cp "$0" "$here/run_on_pjrt.py" "$here/../benchmarks/pgd_in_pytorch.py" "$folder"
     "$PYTHON" "$here/run_on_pjrt.py" lower "$folder/trained" --model="$NETWORK" --dataset="$DATASET" \
         --epsilon=25.5 --steps=10 --step_size=6.375 --attack_precision=mixed_bfloat16 --optimizer=sgd --learning_rate=0.1 \

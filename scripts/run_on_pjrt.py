@@ -522,8 +522,7 @@ def trained_network(folder, values):
 
 def _weights(args):
     """Writes trained values as a file of weights, or as the folder of a run, which `keras-sat evaluate` takes."""
-    from keras_sat import files, models, provenance
-    from keras_sat.run import folder
+    from keras_sat import models
 
     is_file = args.output.endswith(".weights.h5")
     if not is_file and (os.path.exists(args.output) or args.output.endswith(".h5")):
@@ -532,20 +531,28 @@ def _weights(args):
     if is_file:
         models.weights.save_file(model, args.output)
     else:
-        manifest, classes, found = _manifest(args.folder), len(run.description.classes), model.output_shape[-1]
         done = int(_arrays(args.trained, "what `run` of a training wrote", "steps")["steps"])
-        if found != classes:
-            raise ValueError(
-                f"The network has {found} classes, {run.dataset} has {classes}: it cannot be the folder of a run. "
-                "Expected: a file *.weights.h5."
-            )
-        with files.atomic_write(args.output) as temporary:
-            os.makedirs(temporary)
-            models.weights.save_file(model, folder.weights(temporary))
-            record = {"finished": done >= manifest["training_steps"], "iterations": done, "kept": "last"}
-            record |= {"history": {}, "versions": provenance.versions()}
-            files.write_json(folder.run_json(temporary), folder.record(run) | record)
+        _write_run(args.output, run, model, done, _manifest(args.folder)["training_steps"])
     print(f"Written to {args.output}.")
+
+
+def _write_run(output, run, model, done, planned):
+    """Writes the folder of a run whose training did a number of steps of those that were planned."""
+    from keras_sat import files, models, provenance
+    from keras_sat.run import folder
+
+    classes, found = len(run.description.classes), model.output_shape[-1]
+    if found != classes:
+        raise ValueError(
+            f"The network has {found} classes, {run.dataset} has {classes}: it cannot be the folder of a run. "
+            "Expected: a file *.weights.h5."
+        )
+    record = {"finished": done >= planned, "iterations": done, "kept": "last", "history": {}}
+    with files.atomic_write(output) as temporary:
+        os.makedirs(temporary)
+        models.weights.save_file(model, folder.weights(temporary))
+        record |= {"versions": provenance.versions()}
+        files.write_json(folder.run_json(temporary), folder.record(run) | record)
 
 
 def _judge(args):
@@ -554,27 +561,11 @@ def _judge(args):
     An image is robust if the network classifies it correctly, and its adversarial image too.
     """
     run, model = trained_network(args.folder, args.values)
-    manifest = _manifest(args.folder)
-    if manifest["all_steps"]:
-        raise ValueError(f"{args.folder} {WEAKER}")
-    attacked = _arrays(args.adversarial, "what `run` wrote of an attack", "adversarial", "logits", "attack", "epsilon")
-    adversarial, epsilon, attack = attacked["adversarial"], float(attacked["epsilon"]), str(attacked["attack"])
-    _check_name(args.folder, manifest, attack)
-    if epsilon != manifest["functions"][attack]["epsilon"]:
-        expected = manifest["functions"][attack]["epsilon"]
-        raise ValueError(
-            f"{args.adversarial} has epsilon {epsilon:g}. Expected: {expected:g}, of {attack} in {args.folder}."
-        )
+    attacked = _attacked(args)
+    adversarial, epsilon = attacked["adversarial"], float(attacked["epsilon"])
     given = _arrays(args.images or os.path.join(args.folder, ATTACKED), "images and labels", "image", "label")
-    if adversarial.shape != given["image"][: len(adversarial)].shape:
-        raise ValueError(f"Adversarial images {adversarial.shape} do not belong to images {given['image'].shape}.")
     images, labels = given["image"][: len(adversarial)].astype(np.float32), given["label"][: len(adversarial)]
-    distance = float(np.max(run.ball().distance(adversarial, images)))
-    if not (distance <= epsilon + 1e-3 and adversarial.min() >= 0 and adversarial.max() <= 255):
-        raise ValueError(
-            f"Adversarial images must be within {epsilon:g} of the images, with pixels in 0..255. Their largest "
-            f"distance is {distance:g}, their pixels are {adversarial.min():g}..{adversarial.max():g}."
-        )
+    _check_ball(run.ball(), epsilon, adversarial, images)
     clean, found = _judged(model, images, labels), _judged(model, adversarial, labels)
     others = np.count_nonzero(found["predicted"] != attacked["logits"].argmax(-1))
     if others > max(1, MOST_OTHERS * len(images)):
@@ -583,11 +574,39 @@ def _judge(args):
             f"Expected: the --values that were attacked, and at most {100 * MOST_OTHERS:g} %."
         )
     is_clean, is_robust = clean["is_correct"], clean["is_correct"] & found["is_correct"]
-    _show({"attack": f"{attack}, epsilon {epsilon:g}, {len(images)} images"})
+    _show({"attack": f"{attacked['attack']}, epsilon {epsilon:g}, {len(images)} images"})
     _show({"other class than there": f"{others} images"})
     _show({name: f"{100 * which.mean():.1f} %" for name, which in {"clean": is_clean, "robust": is_robust}.items()})
     if args.report:
         _write_json(args.report, {"clean": is_clean.tolist(), "robust": is_robust.tolist()})
+
+
+def _attacked(args):
+    """Returns the arrays that `run` wrote of an attack of the folder. Raises ValueError for those of another attack."""
+    manifest = _manifest(args.folder)
+    if manifest["all_steps"]:
+        raise ValueError(f"{args.folder} {WEAKER}")
+    found = _arrays(args.adversarial, "what `run` wrote of an attack", "adversarial", "logits", "attack", "epsilon")
+    attack, epsilon = str(found["attack"]), float(found["epsilon"])
+    _check_name(args.folder, manifest, attack)
+    expected = manifest["functions"][attack]["epsilon"]
+    if epsilon != expected:
+        raise ValueError(
+            f"{args.adversarial} has epsilon {epsilon:g}. Expected: {expected:g}, of {attack} in {args.folder}."
+        )
+    return found
+
+
+def _check_ball(ball, epsilon, adversarial, images):
+    """Raises ValueError if adversarial images are not within epsilon of their images."""
+    if adversarial.shape != images.shape:
+        raise ValueError(f"Adversarial images {adversarial.shape} do not belong to images {images.shape}.")
+    distance = float(np.max(ball.distance(adversarial, images)))
+    if not (distance <= epsilon + 1e-3 and adversarial.min() >= 0 and adversarial.max() <= 255):
+        raise ValueError(
+            f"Adversarial images must be within {epsilon:g} of the images, with pixels in 0..255. Their largest "
+            f"distance is {distance:g}, their pixels are {adversarial.min():g}..{adversarial.max():g}."
+        )
 
 
 def _judged(model, images, labels, batch_size=100):

@@ -81,7 +81,7 @@ def _measure(folder, name):
     for attack, number in ATTACKS.items():
         if not os.path.exists(_file(run, attack)):
             which = (f"--function={attack}", f"--values={trained}", images, f"--train_steps={number // BATCH}")
-            written = (f"--output={_file(run, attack, 'npz')}", f"--report={_file(run, attack, 'json')}")
+            written = (f"--output={_file(run, attack)}", f"--report={_file(run, attack, 'json')}")
             _pjrt(folder, "run", run, *which, *written, log=run)
 
 
@@ -91,6 +91,8 @@ def finish(folder):
 
     names = studies.STUDIES[STUDY].names()
     names = [name for name in names if os.path.exists(_file(os.path.join(folder, name), "step", "json"))]
+    if not names:
+        sys.exit(f"{folder} has no trained run of {STUDY}: run `prepare` and `measure` first.")
     with ThreadPoolExecutor(2) as pool:
         records = pool.map(lambda name: _record(studies, folder, name), names)
         studies.keep(STUDY, dict(zip(names, records)), studies.FOLDER)
@@ -104,10 +106,10 @@ def _record(studies, folder, name):
     if not os.path.exists(network):
         _pjrt(folder, "weights", run, os.path.join(run, TRAINED), network)
     done = {
-        name: of for name, of in EVALUATIONS.items() if all(os.path.exists(_file(run, one)) for one in of[0].values())
+        key: of for key, of in EVALUATIONS.items() if all(os.path.exists(_file(run, one)) for one in of[0].values())
     }
-    here = {name: flags for name, flags in evaluations.items() if name not in done}
-    studies.evaluate(run, (network,), here)
+    here = {key: flags for key, flags in evaluations.items() if key not in done}
+    studies.evaluate(run, network, here)
     record = studies.evaluated(run, here)
     for evaluation, (rows, number) in done.items():
         judged = {row: _judged(folder, run, attack) for row, attack in rows.items()}
@@ -135,9 +137,8 @@ def _pjrt(folder, command, *arguments, log=None):
     """Runs a command of run_on_pjrt.py, with its output in LOG.txt."""
     whole = [sys.executable, os.path.join(folder, SCRIPT), command, *arguments]
     print(" ".join(whole[1:]), flush=True)
-    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # several processes share the memory of a GPU
     with open(f"{log}.txt", "a", encoding="utf-8") if log else contextlib.nullcontext() as output:
-        code = subprocess.run(whole, env=environment, stdout=output, stderr=output, check=False).returncode
+        code = subprocess.run(whole, stdout=output, stderr=output, check=False).returncode
     if code:
         sys.exit(f"{command} of {arguments[0]} ended with {code}" + (f": see {log}.txt" if log else "."))
 

@@ -126,7 +126,7 @@ def measure(study, name, folder):
         _keras_sat(folder, "train", *flags, f"--activation={activation(kind)}", f"--seed={seed}", f"--output={folder}")
     if not _read(os.path.join(folder, "run.json"))["finished"]:
         raise ValueError(f"The training in {folder} was ended early: remove the folder.")
-    evaluate(folder, (folder,), study.evaluations)
+    evaluate(folder, folder, study.evaluations)
     return record(study, folder)
 
 
@@ -134,14 +134,14 @@ def evaluate(folder, network, evaluations):
     """Makes the evaluations of a run that are not done, each in a folder of its name.
 
     Args:
-        folder: folder of the run.
-        network: the words of `keras-sat evaluate` that say what is attacked.
+        folder: folder of the evaluations, and of the log.
+        network: the run to attack, a folder that `keras-sat evaluate` takes.
         evaluations: {name: further flags}.
     """
     for name, flags in evaluations.items():
         output = os.path.join(folder, name)
         if not os.path.exists(os.path.join(output, "report.json")):
-            _keras_sat(folder, "evaluate", *network, *flags, f"--output={output}")
+            _keras_sat(folder, "evaluate", network, *flags, f"--output={output}")
 
 
 def _keras_sat(folder, *arguments):
@@ -227,7 +227,7 @@ def keep(study, runs, folder):
     settings, all_of_them = STUDIES[study], results(study, folder) | runs
     contents = {"training": settings.training, "evaluations": settings.evaluations, "runs": all_of_them}
     files.write_json(_results_file(study, folder), contents)
-    print(f"{', '.join(runs)} is done: {len(all_of_them)} of {len(settings.names())}", flush=True)
+    print(f"{', '.join(runs)} done: {len(all_of_them)} of {len(settings.names())}", flush=True)
 
 
 def main():
